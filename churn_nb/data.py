@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointer_md5', 'pull', 'Column', 'check_csv',
-           'data_hash', 'load_events']
+           'some_customers', 'data_hash', 'load_events']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
 import csv, hashlib, importlib.metadata, re, subprocess, sys
@@ -115,6 +115,11 @@ def check_csv(path:Path,                   # CSV with a header
     return con.execute(f"""SELECT {', '.join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in contract)} FROM raw ORDER BY row""").df()
 
 # %% ../nbs/11_data.ipynb #10f29b19
+def some_customers(df:pd.DataFrame, about:int) -> pd.DataFrame:
+    "The rows of about so many customers (0: all), chosen by their number: the same ones each time."
+    every = max(df.customer_id.nunique() // about, 1) if about else 1
+    return df[df.customer_id % every == 0].reset_index(drop=True)
+
 def data_hash(settings:Settings) -> str:
     "The hash by which a run names its data, `md5:...`; the file is fetched and verified."
     return pull(settings.paths.data/f"{settings.data.dataset}.csv")
@@ -126,7 +131,7 @@ def load_events(settings:Settings,
     path = settings.paths.data/f"{settings.data.dataset}.csv"
     pull(path)
     df = check_csv(path, EVENTS)
-    if customers and (every := df.customer_id.nunique() // customers) > 1: df = df[df.customer_id % every == 0].reset_index(drop=True)
+    df = some_customers(df, customers)
     df["event_timestamp"] = df.event_timestamp.dt.tz_localize("UTC")
     df["created_timestamp"] = df.event_timestamp
     return df
