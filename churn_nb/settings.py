@@ -12,7 +12,7 @@ import atexit, configparser, errno, json, os, re, shutil, tempfile
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 # %% ../nbs/10_settings.ipynb #11f22098
 class SettingsError(ValueError):
@@ -55,6 +55,7 @@ class Paths(Section):
     "Folders."
     workspace: Path
     data: Path
+    notebooks: Path
 
 class Data(Section):
     "Which data set."
@@ -93,6 +94,11 @@ class Drift(Section):
     alpha: float = Field(gt=0, lt=1)
     psi_warn: float = Field(gt=0)
     psi_retrain: float = Field(gt=0)
+    @field_validator("psi_retrain")
+    @classmethod
+    def above_warn(cls, v, info):
+        if v < info.data.get("psi_warn", 0): raise ValueError(f"should be at or over psi_warn = {info.data['psi_warn']:g}")
+        return v
 
 # %% ../nbs/10_settings.ipynb #8cb16722
 class Serve(Section):
@@ -119,6 +125,7 @@ class Settings(Section):
     drift: Drift
     serve: Serve
     stores: Stores
+    file: Path|None = None # The file these were read from; None: only the package's own
     def gate_for(self, dataset:str) -> Gate:
         "The data set's own gate where it has one, else the default."
         return self.gates.get(dataset, self.gate)
@@ -193,7 +200,7 @@ def load_settings(overrides:dict|None=None, # {"section.key": value}; the strong
     gates = {s.removeprefix("gate."): {**raw.get("gate", {}), **raw.pop(s)} for s in [s for s in raw if s.startswith("gate.")]}
     try: s = Settings.model_validate({**raw, "gates": gates})
     except ValidationError as e: raise SettingsError(_one_line(e, path.name if path else "settings", env, over)) from None
-    return s.model_copy(update={"paths": Paths(workspace=base/s.paths.workspace, data=base/s.paths.data)})
+    return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}), "file": path.resolve() if path else None})
 
 # %% ../nbs/10_settings.ipynb #ebb1afb4
 def atomic_write(path:Path,       # File to replace or create; its folder exists

@@ -249,14 +249,17 @@ def make_manifest(c:Candidate, exported:bytes, data:dict, settings:Settings, met
                     self_test=SelfTest(rows=[as_json(r) for r in sample], probability=onnx_predict(exported, sample).tolist()))
 
 # %% ../nbs/01_train.ipynb #982d80f2
-def register(c:Candidate, exported:bytes, manifest:Manifest, data:dict, settings:Settings) -> str: # The new version
+def register(c:Candidate, exported:bytes, manifest:Manifest,
+             X:np.ndarray,      # A few training rows, for signature and input example; float32 (n, k)
+             settings:Settings,
+            ) -> str:           # The new version
     "Log the ONNX model and the manifest into the candidate's run, register it, and make it the challenger."
     import mlflow # slow import, see `tracking`
-    X = pd.DataFrame(data["train"][0][:5], columns=feature_names(settings))
+    example = pd.DataFrame(X, columns=manifest.names)
     with hushed(), mlflow.start_run(run_id=c.run_id):
-        signature = mlflow.models.infer_signature(X, onnx_predict(exported, X.to_numpy()))
+        signature = mlflow.models.infer_signature(example, onnx_predict(exported, X))
         mlflow.log_text(manifest_json(manifest).decode(), "manifest.json")
-        info = mlflow.onnx.log_model(onnx.load_from_string(exported), name="model", signature=signature, input_example=X, registered_model_name=settings.train.model_name,
+        info = mlflow.onnx.log_model(onnx.load_from_string(exported), name="model", signature=signature, input_example=example, registered_model_name=settings.train.model_name,
                                      pip_requirements=[f"onnxruntime=={ort.__version__}"])
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
         client.set_model_version_tag(settings.train.model_name, version, "sha256", hashlib.sha256(exported).hexdigest())
@@ -277,6 +280,6 @@ def train(settings:Settings, rows:pd.DataFrame) -> dict: # Winner, version, metr
     exported = to_onnx(winner.model, len(names))
     dp = max(parity(winner.model, exported, Z) for Z in (data["test"][0], probes(winner.model, data["test"][0])))
     manifest = make_manifest(winner, exported, data, settings, {**test, **{f"baseline_{m}": v for m, v in base.items()}})
-    version = register(winner, exported, manifest, data, settings)
+    version = register(winner, exported, manifest, data["train"][0][:5], settings)
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "max_dp_onnx": dp, "onnx_bytes": len(exported), "rows": {k: len(y) for k, (_, y) in data.items()}}

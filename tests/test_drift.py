@@ -1,0 +1,271 @@
+"Drift: the statistics against SciPy on anything hypothesis thinks of, the report on tables that are wrong."
+import itertools, json, math, os, subprocess, sys, warnings
+import numpy as np, pandas as pd, pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+from churn_nb import drift as d
+from churn_nb.settings import Drift
+
+RULES = Drift(bins=10, alpha=.05, psi_warn=.1, psi_retrain=.25)
+quick = settings(max_examples=150, deadline=None, derandomize=True)
+sizes = st.integers(1, 60)
+
+def samples(dtype, elements): return sizes.flatmap(lambda n: hnp.arrays(dtype, n, elements=elements))
+
+few = samples(np.int64, st.integers(0, 4))                          # ties everywhere, constants now and then
+whole = samples(np.int64, st.integers(-2**62, 2**62))               # more digits than a float64 holds
+wide = samples(np.float64, st.floats(-1e300, 1e300))
+single = samples(np.float32, st.floats(-100, 100, width=32))
+infinite = samples(np.float64, st.sampled_from([-np.inf, -1., 0., 1., np.inf]))
+flags = samples(np.bool_, st.booleans())
+anything = st.one_of(few, whole, wide, single, infinite)
+with_missing = samples(np.float64, st.sampled_from([np.nan, 0., 1., 2., 3.5]))
+
+def scipy_ks(x, y):
+    "SciPy's default answer; None where it warns that its exact sum failed and takes another formula."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        r = stats.ks_2samp(x, y)
+    return None if said else (float(r.statistic), float(r.pvalue))
+
+# K-S
+
+@quick
+@given(anything, anything)
+def test_ks_equals_scipy(x, y):
+    theirs = scipy_ks(x, y)
+    if theirs is None: assert d.ks(x, y)[1] == pytest.approx(1, abs=1e-12) # its sum went a hair above 1
+    else: assert d.ks(x, y) == pytest.approx(theirs, rel=0, abs=1e-12)
+
+@pytest.mark.parametrize("n, m, shift", [(10_000, 10_000, 0), (10_000, 9_999, .03), (10_000, 1, 2), (10_001, 10_001, .02), (10_001, 1, 2), (30_000, 400, .1), (50_000, 70_000, 0)])
+@pytest.mark.parametrize("dtype", [float, int, np.float32])
+def test_ks_equals_scipy_on_both_sides_of_10_000(n, m, shift, dtype):
+    rng = np.random.default_rng(n + m)
+    x, y = (rng.normal(5*mean, 5, size).astype(dtype) for mean, size in ((0, n), (shift, m)))
+    assert d.ks(x, y) == pytest.approx(scipy_ks(x, y), rel=0, abs=1e-12)
+
+def test_tiny_pvalues_are_right_relatively():
+    x, y = np.arange(400.), np.arange(350.) + 200
+    assert d.ks(x, y)[1] == pytest.approx(scipy_ks(x, y)[1], rel=1e-9) and 0 < d.ks(x, y)[1] < 1e-20
+
+@pytest.mark.parametrize("n, m", [(1, 1), (1, 6), (2, 5), (4, 4), (3, 7), (5, 6)])
+def test_exact_pvalue_is_the_share_of_all_orders(n, m):
+    gaps = [d._widest_gap(np.array(x), np.setdiff1d(range(n + m), x)) for x in itertools.combinations(range(n + m), n)]
+    for H in range(1, n*m + 1): assert d._exact_pvalue(H, n, m) == pytest.approx(np.mean(np.array(gaps) >= H), abs=1e-14)
+
+@quick
+@given(anything, anything)
+def test_ks_is_symmetric_and_ignores_order(x, y):
+    assert d.ks(x, y) == pytest.approx(d.ks(y[::-1], x[::-1]), rel=0, abs=1e-12)
+
+@quick
+@given(with_missing, with_missing)
+def test_ks_leaves_missing_values_out(x, y):
+    a, b = x[~np.isnan(x)], y[~np.isnan(y)]
+    if len(a) and len(b): assert d.ks(x, y) == d.ks(a, b)
+    else: pytest.raises(d.DriftInputError, d.ks, x, y)
+
+def test_ks_of_integers_beyond_float64():
+    big = 2**62
+    assert d.ks([big, big + 1], [big + 2, big + 3])[0] == 1
+
+# PSI
+
+def psi_again(x, y, bins):
+    "Another way to the same number: value by value into named bins, SciPy's relative entropy both ways."
+    s = sorted(v for v in x.tolist() if not math.isnan(v))
+    q = [s[max(math.ceil(k*len(s)/bins) - 1, 0)] for k in range(bins + 1)] if s else []
+    tied, edges = {a for a, b in itertools.pairwise(q) if a == b}, sorted(set(q[1:-1]))
+    def place(v):
+        if math.isnan(v): return "missing"
+        return sum(v > e for e in edges), sum(v >= t for t in tied)
+    counts = [[place(v) for v in side.tolist()] for side in (x, y)]
+    both = [[max(c.count(b), .5) for b in sorted({*counts[0], *counts[1]}, key=str)] for c in counts]
+    return stats.entropy(*both) + stats.entropy(*both[::-1])
+
+@quick
+@given(st.one_of(anything, with_missing, flags), st.one_of(anything, with_missing, flags), st.sampled_from([2, 4, 5, 10, 32]))
+def test_psi_equals_relative_entropy_both_ways(x, y, bins):
+    if {x.dtype.kind, y.dtype.kind} == {"i", "f"}: x, y = x.astype(float), y.astype(float) # Python compares int and float exactly, numpy as floats
+    assert d.psi(x, y, bins) == pytest.approx(psi_again(x, y, bins), rel=1e-12, abs=1e-12)
+
+@quick
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=12), st.data())
+def test_psi_of_shares_is_symmetric_and_not_negative(a, data):
+    a = np.array(a)
+    b = np.array(data.draw(st.lists(st.integers(0, 50), min_size=len(a), max_size=len(a))))
+    if not (a.sum() and b.sum()): return
+    p, q = d.shares(a, b)
+    assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1) and (p > 0).all() and (q > 0).all()
+    assert d.psi_of_shares(p, q) == pytest.approx(d.psi_of_shares(q, p), rel=1e-12, abs=1e-15)
+    assert d.psi_of_shares(p, q) >= 0 == d.psi_of_shares(p, p)
+
+@quick
+@given(st.one_of(anything, with_missing))
+def test_psi_of_a_sample_with_itself_is_0(x): assert d.psi(x, x[::-1], 10) == 0
+
+@quick
+@given(st.one_of(anything, with_missing), st.one_of(anything, with_missing), st.integers(2, 20))
+def test_every_row_is_counted_once(x, y, bins):
+    a, b = d.bin_counts(x, y, bins)
+    assert (a.sum(), b.sum(), len(a)) == (len(x), len(y), len(b)) and min(a.min(), b.min()) >= 0
+
+def test_bins_hold_a_tenth_each():
+    assert d.bin_counts(np.random.default_rng(0).permutation(1000), [5], 10)[0].tolist() == [100]*10 + [0]
+
+@pytest.mark.parametrize("value", [6, 8])
+@pytest.mark.parametrize("bins", [2, 10])
+def test_a_constant_that_moves_is_seen(value, bins):
+    assert d.band(d.psi([7]*50, [value]*50, bins)) == "retrain" and d.psi([7]*50, [7]*20, bins) == 0
+
+@pytest.mark.parametrize("bad", [[], ["a"], [[1, 2], [3, 4]], np.array([1+2j]), np.array(["2026-01-01"], dtype="M8[D]")])
+def test_a_bad_sample_is_refused(bad):
+    for f in (lambda: d.ks([1], bad), lambda: d.ks(bad, [1]), lambda: d.psi([1], bad, 10), lambda: d.psi(bad, [1], 10)): pytest.raises(d.DriftInputError, f)
+
+def test_bands():
+    assert [d.band(v) for v in (0, .1 - 1e-12, .1, .25 - 1e-12, .25, 3)] == ["none", "none", "warn", "warn", "retrain", "retrain"]
+    assert [d.band(v, warn=1, retrain=2) for v in (.9, 1, 2)] == ["none", "warn", "retrain"]
+
+# The report
+
+@pytest.fixture
+def tables():
+    rng = np.random.default_rng(0)
+    ref = pd.DataFrame({"age": rng.normal(30, 5, 800), "visits": rng.poisson(2, 800), "member": rng.random(800) < .4})
+    cur = pd.DataFrame({"age": rng.normal(35, 5, 500), "visits": rng.poisson(2, 500), "member": rng.random(500) < .4})
+    return ref, cur
+
+def by_name(report): return {r.name: r for r in report.rows}
+
+def test_report_rows_hold_the_statistics(tables):
+    ref, cur = tables
+    report = d.drift_report(ref, cur, RULES)
+    assert report.level == "retrain" and [r.level for r in report.rows] == ["retrain", "none", "none"]
+    for r in report.rows:
+        x, y = ref[r.name].to_numpy(), cur[r.name].to_numpy()
+        assert (r.statistic, r.pvalue) == d.ks(x, y) and r.psi == d.psi(x, y, 10) and (r.n_reference, r.n_current) == (800, 500)
+
+def test_levels_follow_psi_and_settings_not_the_pvalue(tables):
+    rng = np.random.default_rng(1)
+    x, y = pd.DataFrame({"a": rng.normal(0, 1, 50_000)}), pd.DataFrame({"a": rng.normal(.05, 1, 50_000)})
+    report = d.drift_report(x, y, RULES)
+    assert report.rows[0].pvalue < 1e-6 and report.level == "none" and "*" in report._repr_html_().split("<table>")[1]
+    assert d.drift_report(x, y, RULES.model_copy(update={"psi_warn": 1e-4})).level == "warn"
+    assert d.drift_report(x, y, RULES.model_copy(update={"psi_warn": 1e-4, "psi_retrain": 2e-4})).level == "retrain"
+    assert d.drift_report(*tables, RULES, columns=["visits"]).level == "none"
+
+def test_the_report_has_the_level_of_its_worst_feature(tables):
+    ref, cur = (t.assign(gone=np.nan) for t in tables)
+    def levels(*columns):
+        report = d.drift_report(ref, cur, RULES, list(columns))
+        return [r.level for r in report.rows], report.level
+    assert levels("age", "gone", "visits") == (["retrain", "warn", "none"], "retrain")
+    assert levels("visits", "gone") == (["none", "warn"], "warn")
+
+def test_to_dict_is_json_without_nan(tables):
+    ref, cur = (t.assign(gone=np.nan) for t in tables)
+    out = d.drift_report(ref, cur.assign(age=np.nan), RULES).to_dict()
+    assert json.loads(json.dumps(out, allow_nan=False)) == out
+    age, gone = out["features"][0], out["features"][3]
+    assert (age["statistic"], age["pvalue"], age["missing_current"]) == (None, None, 1) and age["psi"] > .25
+    assert (gone["psi"], gone["level"], gone["note"]) == (None, "warn", "all missing in reference and current")
+
+@pytest.mark.parametrize("empty", [np.nan, None, pd.NA, pd.NaT])
+def test_an_all_missing_column_is_never_no_drift(tables, empty):
+    ref, cur = tables
+    gone, came = by_name(d.drift_report(ref, cur.assign(visits=empty), RULES))["visits"], by_name(d.drift_report(ref.assign(visits=empty), cur, RULES))["visits"]
+    assert (gone.level, gone.note, came.level, came.note) == ("retrain", "all missing in current", "retrain", "all missing in reference")
+    assert by_name(d.drift_report(ref.assign(visits=empty), cur.assign(visits=empty), RULES))["visits"].level == "warn"
+    lax = RULES.model_copy(update={"psi_warn": 1e6, "psi_retrain": 1e6})
+    assert by_name(d.drift_report(ref, cur.assign(visits=empty), lax))["visits"].level == "warn"
+
+def test_values_that_stop_arriving_are_drift(tables):
+    ref, cur = tables
+    r = by_name(d.drift_report(ref, cur.assign(visits=cur.visits.where(np.arange(500) >= 100)), RULES))["visits"]
+    assert r.level == "retrain" and (r.missing_reference, r.missing_current) == (0, .2) and r.pvalue > .05
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]", "double[pyarrow]", "float32"])
+def test_pandas_column_types(tables, dtype):
+    ref, cur = tables
+    whole = d.drift_report(ref, cur, RULES, ["visits"]).rows[0]
+    assert d.drift_report(ref.astype({"visits": dtype}), cur.astype({"visits": dtype}), RULES, ["visits"]).rows[0] == whole
+    holed = ref.visits.astype(dtype).where(np.arange(800) % 4 > 0)
+    assert d.drift_report(ref.assign(visits=holed), cur, RULES, ["visits"]).rows[0].missing_reference == .25
+
+@pytest.mark.parametrize("dtype", ["boolean", "bool[pyarrow]"])
+def test_booleans_with_gaps(tables, dtype):
+    ref, cur = tables
+    holed = ref.member.astype(dtype).where(np.arange(800) % 4 > 0)
+    r = d.drift_report(ref.assign(member=holed), cur, RULES, ["member"]).rows[0]
+    assert r.missing_reference == .25 and (r.statistic, r.pvalue) == d.ks(ref.member[np.arange(800) % 4 > 0], cur.member)
+
+def test_infinite_values_are_compared(tables):
+    ref, cur = tables
+    r = by_name(d.drift_report(ref, cur.assign(visits=np.inf), RULES))["visits"]
+    assert r.statistic == 1 and r.level == "retrain" and math.isfinite(r.psi)
+
+def test_table_shows_worst_first_and_escapes(tables):
+    ref, cur = (t.rename(columns={"visits": "<b>visits"}) for t in tables)
+    shown = d.drift_report(ref[["<b>visits", "age"]], cur, RULES, ["<b>visits", "age"])._repr_html_()
+    assert "&lt;b&gt;visits" in shown and "<b>visits" not in shown and shown.index("<td style='text-align:left'>age") < shown.index("visits")
+    assert "800 reference rows, 500 current rows" in shown and "retrain" in shown
+
+@pytest.mark.parametrize("change, columns, says", [
+    (lambda r, c: (r.drop(columns="age"), c), None, "column age: not in the reference table"),
+    (lambda r, c: (r, c.drop(columns="age")), None, "column age: not in the current table"),
+    (lambda r, c: (r, c), ["height"], "column height: not in the reference table"),
+    (lambda r, c: (r.assign(age="x"), c), None, "column age: not numeric in the reference table"),
+    (lambda r, c: (r, c.assign(age=pd.Timestamp("2026-01-01"))), None, "column age: not numeric in the current table"),
+    (lambda r, c: (r, c.assign(age=pd.Categorical(["a"]*500))), None, "column age: not numeric in the current table"),
+    (lambda r, c: (r[:0], c), None, "the reference table has no rows"),
+    (lambda r, c: (r, c[:0]), None, "the current table has no rows"),
+    (lambda r, c: (r, pd.concat([c, c.age], axis=1)), None, "column age: occurs more than once in the current table"),
+    (lambda r, c: (r, c), [], "no columns"),
+])
+def test_bad_tables_are_refused_by_name(tables, change, columns, says):
+    with pytest.raises(d.DriftInputError) as e: d.drift_report(*change(*tables), RULES, columns)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+# Files
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet", "T.PARQUET"])
+def test_read_table(tables, tmp_path, name):
+    write = tables[0].to_parquet if name.lower().endswith("parquet") else lambda f: tables[0].to_csv(f, index=False)
+    write(tmp_path/name)
+    pd.testing.assert_frame_equal(d.read_table(tmp_path/name), tables[0])
+    pd.testing.assert_frame_equal(d.read_table(str(tmp_path/name)), tables[0])
+
+@pytest.mark.parametrize("name, content, says", [
+    ("no.csv", None, "no such file"), ("t.txt", b"a\n1\n", "neither"), ("empty.csv", b"", "can't be read"), ("head.csv", b"a,b\n", "no rows"),
+    ("ragged.csv", b"a\n1\n1,2,3\n", "can't be read"), ("bytes.csv", b"a\n\xff\xfe\n", "can't be read"), ("bad.parquet", b"PAR1 no", "can't be read"), ("bad.csv.gz", b"a\n1\n", "can't be read"),
+])
+def test_bad_files_are_refused_by_name(tmp_path, name, content, says):
+    if content is not None: (tmp_path/name).write_bytes(content)
+    with pytest.raises(d.DriftInputError) as e: d.read_table(tmp_path/name)
+    assert says in str(e.value) and name in str(e.value) and "\n" not in str(e.value)
+
+def test_a_folder_is_not_a_table(tmp_path):
+    with pytest.raises(d.DriftInputError, match="folder"): d.read_table(tmp_path)
+
+# Evidently
+
+def test_evidently_html_names_the_features_and_agrees(tables, tmp_path, recwarn):
+    ref, cur = (t.assign(gone=np.nan, plan="basic", far=np.inf, flat=1.) for t in tables)
+    out = d.evidently_html(ref, cur, tmp_path/"e.html")
+    page = out.read_text()
+    assert page.lstrip().lower().startswith("<") and all(name in page for name in ("age", "visits", "member", "flat", "K-S p_value", "PSI"))
+    assert os.listdir(tmp_path) == ["e.html"]
+    seen = {m["config"]["column"]: m["value"] for m in d._evidently(ref, cur).dict()["metrics"] if m["config"].get("method") == "ks"}
+    assert set(seen) == {"age", "visits", "member", "flat"}
+    for name, p in seen.items(): assert p == pytest.approx(d.ks(ref[name], cur[name])[1], abs=1e-12)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+def test_evidently_with_nothing_to_show_leaves_the_old_page(tables, tmp_path):
+    (tmp_path/"e.html").write_text("old")
+    with pytest.raises(d.DriftInputError): d.evidently_html(tables[0].assign(age=np.nan)[["age"]], tables[1][["age"]], tmp_path/"e.html")
+    assert (tmp_path/"e.html").read_text() == "old"
+
+def test_importing_the_statistics_needs_numpy_alone():
+    code = "import sys, churn_nb.drift as d; d.ks([1, 2], [3]); d.psi([1, 2], [3], 2); print([m for m in ('pandas', 'scipy', 'evidently', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
