@@ -92,7 +92,7 @@ def parse_manifest(data:bytes,        # Content of a manifest.json
 
 def manifest_json(m:Manifest) -> bytes:
     "The manifest as indented JSON, the inverse of `parse_manifest`."
-    return msgspec.json.format(msgspec.json.encode(m), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(m, enc_hook=lambda x: x.item()), indent=1) + b"\n" # item: a metric may be a NumPy number
 
 # %% ../nbs/13_bundle.ipynb #6ce7758c
 def _read_checked(folder:Path, name:str, want:FileHash) -> bytes:

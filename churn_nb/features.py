@@ -192,7 +192,7 @@ def build(settings:Settings,
     _write_parquet(rows, ws.feast/"training_rows.parquet")
     materialize(store, settings)
     atomic_write(made_from, _made_from(settings, customers))
-    return {"dataset": settings.data.dataset, "data_hash": data_hash(settings), "events": len(events), "customers": int(windows.customer_id.nunique()),
+    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": data_hash(settings), "events": len(events), "customers": int(windows.customer_id.nunique()),
             "rows": rows.split.value_counts(sort=False).to_dict(), "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
             "features": feature_names(settings), "online_as_of": str(settings.features.serve_as_of)}
 

@@ -258,8 +258,8 @@ def promote(dataset:_Dataset="", workspace:_Workspace=""):
     from churn_nb.promote import deploy_champion, run_gate
     settings = _settings(workspace, dataset)
     with one_run(settings) as ws:
-        made = ws.read_result("00_features") or {}
-        rows = training_rows(settings, made.get("customers_asked", 0))
+        if (made := ws.read_result("00_features")) is None: raise UsageError(f"workspace {ws.root}: no features and no challenger there; make them with `churn run`")
+        rows = training_rows(settings, made["customers_asked"])
         decision, result = run_gate(settings, rows[rows.split == "test"])
         ws.write_result("02_promote", result)
         _table(result["checks"], ["criterion", "required", "measured", "verdict"])

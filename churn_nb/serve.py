@@ -114,8 +114,9 @@ class Model:
             session = _session(files["model.onnx"], threads)
             _check_graph(session, manifest)
             return cls(manifest, session).self_test()
-        except BundleError as e: raise BundleError(f"{bundle_dir}: {e}") from None
-        except Exception as e: raise BundleError(f"{bundle_dir}: ONNX Runtime refuses model.onnx: {' '.join(str(e).split())[:200]}") from None
+        except BundleError as e: why = str(e)
+        except Exception as e: why = f"ONNX Runtime refuses model.onnx: {' '.join(str(e).split())[:200]}" # its errors have no common class
+        raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
     def self_test(self) -> "Model":
         "Score the rows that the manifest brought, and its example with each nullable feature left out. Raises BundleError."
@@ -374,4 +375,6 @@ def run_server(settings:Settings,
     app = create_app(settings)
     print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} "
           f"{f'serves model {app.state.current.model.manifest.version}' if app.state.current.model else app.state.current.trouble().detail}", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10)).run(sockets=[sock])
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10))
+    try: server.run(sockets=[sock])
+    except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on

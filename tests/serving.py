@@ -19,7 +19,8 @@ def onnx_model(bias=0., k=3, scale=1.):
     nodes = [h.make_node(op, ins, [out]) for op, ins, out in (("IsNaN", ["features"], "gap"), ("Where", ["gap", "zero", "features"], "x"),
              ("MatMul", ["x", "w"], "wx"), ("Add", ["wx", "bias"], "z"), ("Sigmoid", ["z"], "probability"))]
     value = lambda name, *dims: h.make_tensor_value_info(name, TensorProto.FLOAT, [None, *dims])
-    g = h.make_graph(nodes, "small", [value("features", k)], [value("probability")], [const("zero", 0), const("w", np.resize(W, k) * scale), const("bias", bias)])
+    constants = [const("zero", 0), const("w", np.resize(W, k) * scale), const("bias", bias)]
+    g = h.make_graph(nodes, "small", [value("features", k)], [value("probability")], constants)
     m = h.make_model(g, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(m)
     return m.SerializeToString()
@@ -30,7 +31,8 @@ def manifest(version="1", bias=0., **kw):
         created="2026-01-01T00:00:00Z", dataset="demo", data_hash="md5:0",
         features=[Feature(name="age", min=18, max=80, description="years"), Feature(name="usage_minutes", min=0, max=900),
                   Feature(name="gap", nullable=True)],
-        threshold=.5, metrics={"auc": .8}, example={"age": 42, "usage_minutes": 310.5, "gap": None}, store=Store(entity="customer_id", feature_service="churn_v1"),
+        threshold=.5, metrics={"auc": .8}, example={"age": 42, "usage_minutes": 310.5, "gap": None},
+        store=Store(entity="customer_id", feature_service="churn_v1"),
         self_test=SelfTest(rows=rows, probability=probability(np.array(rows, np.float32), bias).tolist())), **kw})
 
 def put_live(workspace, version="1", bias=0., **kw):

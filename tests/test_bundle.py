@@ -1,5 +1,5 @@
 "Bundles: a writer killed at any line, on a full disk, or beside another writer leaves no half of one."
-import json, os, subprocess, sys, textwrap
+import fcntl, json, os, subprocess, sys, textwrap, threading
 import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb.bundle import (BundleError, Feature, Manifest, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle,
@@ -81,6 +81,18 @@ def test_two_writers_of_one_version_agree(tmp_path):
     procs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), os.path.dirname(__file__)]) for _ in range(3)]
     assert [p.wait(60) for p in procs] == [0, 0, 0]
     assert verify_bundle(tmp_path/"3").version == "3" and not list(tmp_path.glob(".tmp-*"))
+
+def test_a_writer_waits_for_another_and_does_not_sweep_its_work_away(tmp_path):
+    write_bundle(tmp_path, b"one", manifest("1"))
+    with open(tmp_path/".lock", "w") as lock: # what a writer holds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (mine := tmp_path/".tmp-mine").mkdir()
+        second = threading.Thread(target=write_bundle, args=(tmp_path, b"two", manifest("2")))
+        second.start()
+        second.join(.3)
+        assert second.is_alive() and mine.exists() and not (tmp_path/"2").exists()
+    second.join(10)
+    assert verify_bundle(tmp_path/"2").version == "2" and not mine.exists() # its writer is gone by now
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_version_live(tmp_path, monkeypatch):
     write_bundle(tmp_path, b"one", manifest("1")); switch_current(tmp_path, "1")

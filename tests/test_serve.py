@@ -1,5 +1,5 @@
 "The API as a client meets it: a real process on a loopback port."
-import hashlib, html, json, os, shlex, shutil, socket, subprocess, sys, textwrap, threading, time
+import hashlib, html, json, os, shlex, shutil, signal, socket, subprocess, sys, textwrap, threading, time
 import httpx, numpy as np, onnx, pytest
 import tritonclient.http as triton
 from fastapi.testclient import TestClient
@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, example, given, settings as hyp, strategies 
 from tritonclient.utils import InferenceServerException
 from churn_nb.bundle import BundleError, Feature, SelfTest, switch_current, write_bundle
 from churn_nb.serve import FeastOnline, InvalidRows, Model, ServeError, create_app, run_server
-from serving import free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
+from serving import Server, free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
 JSON = {"Content-Type": "application/json"}
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
-row = lambda x: dict(zip(ROW, x))
+row = lambda x: dict(zip(ROW, x, strict=True))
 
 @pytest.fixture(scope="module")
 def api(server):
@@ -20,7 +20,8 @@ def api(server):
 def is_problem(r):
     "Whether an answer is problem JSON that agrees with its own status line."
     p = r.json()
-    return r.headers["content-type"] == "application/problem+json" and p["status"] == r.status_code and {"type", "title", "detail"} <= set(p) and len(p["detail"]) <= 500
+    return (r.headers["content-type"] == "application/problem+json" and p["status"] == r.status_code and {"type", "title", "detail"} <= set(p)
+            and len(p["detail"]) <= 500)
 
 # --- the process ---
 
@@ -52,6 +53,15 @@ def test_start_needs_only_what_answers_requests(tiny_bundle, capsys):
     assert out["loaded"] == []
     assert out["rss"] < 250
     with capsys.disabled(): print(f"\nAPI: process start to first answer {out['at'] - began:.2f} s, RSS {out['rss']:.0f} MB")
+
+def test_ctrl_c_ends_it_in_order(tmp_path):
+    put_live(tmp_path)
+    s = Server(tmp_path)
+    assert httpx.get(s.url + "/livez").status_code == 200
+    s.process.send_signal(signal.SIGINT)
+    assert s.process.wait(15) == 0
+    s.process.stdout.close()
+    assert "Traceback" not in s.logfile.read_text()
 
 def test_a_taken_port_and_an_open_address_are_refused_in_one_line(tiny_bundle):
     s = settings_for(tiny_bundle)
@@ -198,14 +208,15 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
                       lambda s: st.lists(s, max_size=5) | st.dictionaries(keys, s, max_size=5), max_leaves=25)
 bodies = st.binary(max_size=300) | (values | st.fixed_dictionaries(dict.fromkeys(ROW, values))).map(lambda v: json.dumps(v).encode())
 
-@given(path=st.sampled_from(["/predict", "/predict/batch", "/v2/models/churn/infer"]), body=bodies, kind=st.sampled_from([None, "application/json", "text/plain"]),
-       n=st.none() | st.integers(-5, 400) | st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=5))
+@given(path=st.sampled_from(["/predict", "/predict/batch", "/v2/models/churn/infer"]), body=bodies,
+       kind=st.sampled_from([None, "application/json", "text/plain"]),
+       n=st.none() | st.integers(-5, 400) | st.text("0123456789+-.exé", max_size=5).map(lambda t: t.encode()))
 @example(path="/predict", body=b'{"a":' * 50_000, kind="application/json", n=None)
 @example(path="/v2/models/churn/infer", body=b'{"inputs": [], "x": ' + b"[" * 50_000, kind=None, n=None)
 @example(path="/v2/models/churn/infer", body=b'{"inputs": [{"name": "features", "shape": [1, 3], "data": ' + b"[" * 50_000, kind=None, n=None)
 @hyp(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_body_is_a_5xx(api, path, body, kind, n):
-    headers = ({"Content-Type": kind} if kind else {}) | ({"Inference-Header-Content-Length": str(n)} if n is not None else {})
+    headers = ({"Content-Type": kind} if kind else {}) | ({"Inference-Header-Content-Length": n if isinstance(n, bytes) else str(n)} if n is not None else {})
     r = api.post(path, content=body, headers=headers)
     assert r.status_code in (200, 400, 404, 413, 415, 422, 503), r.text # 503: {"customer_id": n} without a store
     if r.status_code == 503: assert b"customer_id" in body
@@ -347,11 +358,25 @@ X1 = np.ones((1, 3), np.float32)
 def test_tritonclient_understands_our_errors(client, request_, says):
     with pytest.raises(InferenceServerException, match=says): client.infer(**{"model_name": "churn"} | request_)
 
+@given(shape=st.lists(st.integers(0, 4) | st.just(3), min_size=1, max_size=3), size=st.none() | st.integers(-4, 60), tail=st.binary(max_size=48),
+       off=st.integers(-3, 0))
+@example(shape=[1, 3], size=12, tail=b"\0" * 8, off=0)
+@example(shape=[1, 3], size=8, tail=b"\0" * 8, off=0)
+@hyp(max_examples=200, deadline=None)
+def test_no_lie_about_binary_data_is_a_5xx(api, shape, size, tail, off):
+    claimed = {} if size is None else {"parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [{"name": "features", "datatype": "FP32", "shape": shape} | claimed]}).encode()
+    r = api.post("/v2/models/churn/infer", content=head + tail, headers={"Inference-Header-Content-Length": str(len(head) + off)})
+    truth = off == 0 and len(shape) == 2 and shape[0] and shape[1] == 3 and size == len(tail) == 12 * shape[0]
+    assert r.status_code in ((200, 400) if truth else (400,)), r.text # 400 also for a true request whose bytes are nan or inf
+    if r.status_code == 400: assert is_problem(r)
+
 # --- loading and swapping ---
 
 @pytest.mark.parametrize("model,change,says", [
     (onnx_model(bias=1.), {}, "self test"), (onnx_model(k=4), {}, r"\[N, 4\]"),
-    (onnx_model(), {"input": "x"}, "x float"), (onnx_model(), {"output": "label"}, "label float"), (b"no graph", {}, "ONNX Runtime refuses"), (b"", {}, "ONNX Runtime refuses")])
+    (onnx_model(), {"input": "x"}, "x float"), (onnx_model(), {"output": "label"}, "label float"),
+    (b"no graph", {}, "ONNX Runtime refuses"), (b"", {}, "ONNX Runtime refuses")])
 def test_a_bundle_with_right_hashes_and_a_wrong_model_is_refused(tmp_path, model, change, says):
     with pytest.raises(BundleError, match=says): Model.load(write_bundle(tmp_path, model, manifest(**change)))
 
@@ -400,19 +425,31 @@ def test_swapping_under_load_gives_no_failed_and_no_mixed_answer(tmp_path):
     assert not wrong and set(seen) >= {"1", "2"} and len(seen) > 50
     assert [(r["level"], r["still_serving"]) for r in refusals] == [("error", "2")] and "model.onnx" in refusals[0]["message"]
 
+def test_an_unchanged_bundle_is_loaded_once_and_a_refused_one_reported_once(tmp_path, caplog):
+    put_live(tmp_path)
+    current = create_app(settings_for(tmp_path)).state.current
+    first = current.model
+    assert current.refresh().model is first
+    (tmp_path/"bundle"/"1"/"model.onnx").write_bytes(b"overwritten in place")
+    for _ in range(3): assert current.refresh().model is first
+    assert len([r for r in caplog.records if "bundle refused" in r.getMessage()]) == 1
+    put_live(tmp_path)
+    assert current.refresh().model is not first and not current.refused
+
 def test_model_rows_follows_the_rules_of_requests(tiny_bundle):
     m = Model.load(tiny_bundle/"bundle"/"current")
     X = m.rows([ROW, row([1, 2, float("nan")])])
     assert X.dtype == np.float32 and X.shape == (2, 3) and np.isnan(X[:, 2]).all()
     for bad, says in (([row([float("nan"), 1, 1])], "row 0: age: may not be missing"), ([ROW, {"age": 1}], "row 1: usage_minutes: missing"),
-                      ([{"customer_id": 1}], "row 0: customer_id"), ([row(["a", 1, 1])], "row 0: age: expected a number"), ([ROW | {"x": 1}], "row 0: x: unknown")):
+                      ([{"customer_id": 1}], "row 0: customer_id"), ([row(["a", 1, 1])], "row 0: age: expected a number"),
+                      ([ROW | {"x": 1}], "row 0: x: unknown")):
         with pytest.raises(InvalidRows, match=says): m.rows(bad)
 
 def test_feature_names_may_be_any_text(tmp_path):
     names = ["Day Mins", "class", "f0", 'a`b - at `$.c<', "é"]
     rows = [[1., 2., 3., 4., 5.]]
     p = 1 / (1 + np.exp(-float(np.array(rows[0]) @ np.resize([.03, -.01, .2], 5))))
-    m = manifest(features=[Feature(name=n) for n in names], example=dict(zip(names, rows[0])), self_test=SelfTest(rows=rows, probability=[p]))
+    m = manifest(features=[Feature(name=n) for n in names], example=dict(zip(names, rows[0], strict=True)), self_test=SelfTest(rows=rows, probability=[p]))
     write_bundle(tmp_path/"bundle", onnx_model(k=5), m); switch_current(tmp_path/"bundle", "1")
     c = TestClient(create_app(settings_for(tmp_path)))
     assert c.post("/predict", json=m.example).status_code == 200

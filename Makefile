@@ -1,0 +1,74 @@
+# make run    set up, train on CDNOW, judge, and serve the champion on http://127.0.0.1:8000
+# make test   set up and prove everything: package in step with notebooks, every notebook, every test
+# All set-up goes into .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+export UV_NATIVE_TLS ?= true
+export PYTHONWARNINGS ?= ignore::DeprecationWarning
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code lab export readme lock clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
+
+setup: .venv/.ready ## make .venv with every pinned package, once
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "== set-up: .venv with the pinned packages (a few minutes the first time)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) can't make virtual environments; install your system's package python3-venv"; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true); [ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: setup ## fetch the data set of settings.ini from the DVC remote in the repository
+	@$(BIN)/python -c 'from churn_nb.data import data_hash; from churn_nb.settings import load_settings; s = load_settings(); print("== data:", s.data.dataset, data_hash(s))'
+
+pipeline: data ## run the pipeline: features, training, drift, gate, bundle
+	@echo "== pipeline: the notebooks, in order, on all customers"
+	@$(BIN)/churn run
+
+run: data ## train, judge and serve; a refused model leaves the champion in place and is said so
+	@echo "== pipeline: the notebooks, in order, on all customers"
+	@$(BIN)/churn run; code=$$?; \
+	  if [ $$code -eq 1 ]; then echo "== the gate refused the new model (exit code 1 in CI); what was in production stays"; elif [ $$code -ne 0 ]; then exit $$code; fi
+	@echo "== API: stop it with Ctrl-C"
+	@exec $(BIN)/churn serve
+
+serve: setup ## serve the champion that is there
+	@exec $(BIN)/churn serve
+
+test: data ## everything below, in this order
+	@$(MAKE) --no-print-directory test-notebooks test-outputs test-code
+
+test-notebooks: ## nbdev-test: every notebook runs, alone, in a temporary workspace
+	@echo "== nbdev-test: every notebook runs from top to bottom"
+	@$(BIN)/nbdev-test --n_workers 2 --timing
+
+test-outputs: ## nbval: every stored output is what the code gives today
+	@echo "== nbval: every stored output is compared"
+	@$(BIN)/python -m pytest -q --nbval --nbval-sanitize-with nbs/.nbval.cfg -p no:cacheprovider -n 2 --dist loadfile nbs
+
+test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
+	@echo "== pytest: pipeline, API, command line, faults"
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -q --cov --cov-report=term --durations=8 tests
+
+lab: setup ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir nbs
+
+export: setup ## notebooks -> churn_nb/, cleaned, README included
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
+
+readme: ## nbs/index.ipynb -> README.md
+	@$(BIN)/jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
+
+lock: setup ## pin every package again from pyproject.toml
+	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml
+
+clean: ## delete what a run and the tests made; .venv stays
+	@rm -rf work .coverage .coverage.* build dist *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,84 @@
+"What holds for the repository as a whole."
+import json, re, shutil, subprocess, sys, zipfile
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+
+def copy_of_tracked(to):
+    for f in TRACKED:
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/f, to/f, follow_symlinks=False)
+    return to
+
+def test_export_clean_and_readme_are_in_step(tmp_path):
+    "Exporting, cleaning and rendering README again changes no file."
+    top = copy_of_tracked(tmp_path)
+    for command in (["nbdev-export"], ["nbdev-clean"], ["jupyter", "nbconvert", "--log-level=ERROR", "--to", "markdown", "--output-dir", ".", "--output", "README", "nbs/index.ipynb"]):
+        subprocess.run([BIN/command[0], *command[1:]], cwd=top, check=True, capture_output=True)
+    differ = [str(f) for f in TRACKED if (f.parts[0] in ("nbs", "churn_nb") or f.name == "README.md") and (top/f).read_bytes() != (ROOT/f).read_bytes()]
+    assert not differ, f"run `make export`: {differ}"
+    assert sum(f.parts[0] == "churn_nb" and f.suffix == ".py" for f in TRACKED) == len(list((top/"churn_nb").glob("*.py")))
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_lessons(nb):
+    cells = json.loads(nb.read_text())["cells"]
+    head = "".join(cells[0]["source"])
+    assert head.startswith("# ") and "\n> " in head, "title and one-sentence summary"
+    assert len(cells) <= 100
+    for c in cells:
+        src = "".join(c["source"])
+        for o in c.get("outputs", []):
+            text = json.dumps(o)
+            assert o["output_type"] != "error" and "Warning" not in text
+            assert not re.search(r"/(home|root|tmp|work|Users)/", text), f"a path of a machine in an output: {text[:200]}"
+            for k, v in o.get("data", {}).items():
+                if k.startswith("image/png"): assert len("".join(v)) * 3 / 4 <= 60_000, "picture over 60 kB"
+        if c["cell_type"] == "code": # nbdev processes imports apart from other code
+            lines = [ln for ln in src.splitlines() if ln.strip() and not ln.startswith(("#", " ", ")"))]
+            imports = [ln for ln in lines if ln.startswith(("import ", "from "))]
+            assert not imports or len(imports) == len(lines), f"imports mixed with code: {lines[:3]}"
+
+def test_steps_have_parameters():
+    for nb in NOTEBOOKS:
+        if nb.stem[0] == "0":
+            tagged = [c for c in json.loads(nb.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+            assert len(tagged) == 1, nb.name
+
+def test_lock_pins_everything_by_hash_and_names_no_address():
+    text = (ROOT/"requirements.lock").read_text()
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    pins = re.findall(r"^([a-z0-9._-]+)==\S+", text, re.M)
+    assert len(pins) > 200 and all("==" in ln for ln in text.splitlines() if re.match(r"[a-z]", ln))
+    assert text.count("--hash=sha256:") >= len(pins)
+
+def test_no_tracked_file_names_a_machine():
+    for f in TRACKED:
+        if (ROOT/f).suffix in (".csv", ".lock") or "remote" in f.parts: continue
+        text = (ROOT/f).read_text(errors="replace")
+        assert not re.search(r"/(root|home/\w+)/\.?\w+", text.replace("/home/user", "")), f
+
+def test_wheel_carries_the_settings_and_every_module(tmp_path):
+    top = copy_of_tracked(tmp_path/"src")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, top], check=True, capture_output=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = set(wheel.namelist())
+    assert {f"churn_nb/{m.name}" for m in (ROOT/"churn_nb").glob("*.py")} <= names
+    assert wheel.read("churn_nb/settings.ini") == (ROOT/"settings.ini").read_bytes()
+    wheel.extractall(tmp_path/"bare")
+    shown = subprocess.run([sys.executable, "-c", "from churn_nb.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],
+                           cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"bare")}, capture_output=True, text=True, check=True).stdout.split()
+    assert shown == [str(tmp_path/"bare/churn_nb/__init__.py"), "8000", str(tmp_path/"work")]
+
+def test_workflows_are_valid():
+    flows = sorted((ROOT/".github/workflows").glob("*.yaml"))
+    assert flows
+    subprocess.run([BIN/"check-jsonschema", "--builtin-schema", "vendor.github-workflows", *flows], check=True)
+    subprocess.run([BIN/"actionlint", *flows], check=True)
+
+def test_nbdev_commands_answer_to_both_names():
+    for name in ("test", "export", "clean", "prepare"):
+        assert all((BIN/f"nbdev{sep}{name}").exists() for sep in "-_"), name
