@@ -9,7 +9,7 @@ export UV_NATIVE_TLS ?= true
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code lab export readme lock clean
+.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e lab export readme lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -56,7 +56,11 @@ test-outputs: ## nbval: every stored output is what the code gives today
 test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
 	@echo "== pytest: pipeline, API, command line, faults"
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -q --cov --cov-report=term --durations=8 tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
+
+e2e: setup ## what takes minutes: a fresh clone, `make run` twice, README's own examples
+	@echo "== e2e: a fresh clone in an empty environment"
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/e2e
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs
@@ -64,8 +68,9 @@ lab: setup ## open the notebooks in JupyterLab
 export: setup ## notebooks -> churn_nb/, cleaned, README included
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
 
-readme: ## nbs/index.ipynb -> README.md
-	@$(BIN)/jupyter nbconvert --log-level=WARN --to markdown --output-dir . --output README nbs/index.ipynb
+readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	@sed -i -E 's#\]\(([0-9]{2}_[a-z]+\.ipynb)\)#](nbs/\1)#g; s#\]\(\.\./#](#g' README.md
 
 lock: setup ## pin every package again from pyproject.toml
 	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml

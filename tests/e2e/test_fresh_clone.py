@@ -1,0 +1,90 @@
+"A newcomer's way: clone, `make run`, ask; then README's examples, a second run and a hard kill. Minutes, so `make e2e` and not `make test`."
+import json, os, re, shlex, signal, subprocess, sys, time
+from pathlib import Path
+import httpx, pytest
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT/"tests"))
+from serving import free_port, rss_mb # noqa: E402
+
+def bare_env(port):
+    "Nothing from the shell but where programs and the home folder are."
+    return {"PATH": os.environ["PATH"].replace(f"{Path(sys.executable).parent}:", ""), "HOME": os.environ["HOME"], "LANG": "C.UTF-8", "CHURN_SERVE_PORT": str(port)}
+
+class MakeRun:
+    "`make run` in a process group of its own."
+    def __init__(self, top, port, log):
+        self.url, self.log, self.began = f"http://127.0.0.1:{port}", log, time.monotonic()
+        self.p = subprocess.Popen(["make", "run"], cwd=top, env=bare_env(port), stdout=open(log, "w"), stderr=subprocess.STDOUT, start_new_session=True)
+    def wait_ready(self, seconds):
+        while time.monotonic() < self.began + seconds:
+            assert self.p.poll() is None, self.log.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz").status_code == 200: return round(time.monotonic() - self.began)
+            except httpx.TransportError: time.sleep(.2)
+        raise TimeoutError(self.log.read_text())
+    def stop(self, sig=signal.SIGTERM):
+        os.killpg(self.p.pid, sig)
+        self.p.wait(30)
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    top = tmp_path_factory.mktemp("newcomer")/"churn_nb"
+    subprocess.run(["git", "clone", "-q", ROOT, top], check=True)
+    return top
+
+@pytest.fixture(scope="module")
+def story(clone, tmp_path_factory):
+    "What happened in `make run`, again `make run`, and a run that was killed; the API is asked in between."
+    logs, told = tmp_path_factory.mktemp("logs"), {}
+    for name in ("first", "second"):
+        run = MakeRun(clone, free_port(), logs/name)
+        try:
+            told[name] = {"seconds": run.wait_ready(900), "model": httpx.get(f"{run.url}/model").json(), "log": (logs/name).read_text()}
+            if name == "first": told["answers"] = [ask(command, run.url) for command, _ in readme_examples()]
+            pids = [int(p) for p in subprocess.run(["pgrep", "-f", "churn serve"], capture_output=True, text=True).stdout.split()]
+            told[name]["rss"] = [rss_mb(p) for p in pids]
+        finally: run.stop()
+        print(f"{name} make run: served after {told[name]['seconds']} s\n{told[name]['log']}")
+    return told
+
+def readme_examples():
+    "(curl command, answer) as README shows them."
+    text = re.search(r"```console\n(.*?)```", (ROOT/"README.md").read_text(), re.S)[1]
+    return [(c.replace("\\\n", " "), a) for c, a in re.findall(r"^\$ (curl (?:.*\\\n)*.*)\n(\{.*\})$", text, re.M)]
+
+def ask(command, url):
+    out = subprocess.run(shlex.split(command.replace("http://127.0.0.1:8000", url).replace("localhost:8000", url.removeprefix("http://"))), capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)
+
+def test_the_answers_are_those_in_readme(story):
+    shown = [json.loads(a) for _, a in readme_examples()]
+    assert len(shown) >= 2
+    for given, said in zip(story["answers"], shown):
+        assert given.keys() == said.keys() and abs(given.pop("probability") - said.pop("probability")) < 1e-4 and given == said
+
+def test_first_run_serves_version_1_and_the_second_is_honest(story):
+    assert "version 1 promoted" in story["first"]["log"] and story["first"]["model"]["version"] == "1"
+    assert "version 2 refused" in story["second"]["log"] and "what was in production stays" in story["second"]["log"]
+    assert story["second"]["model"]["version"] == "1"
+
+def test_both_runs_measured_the_same(clone, story):
+    records = [json.loads(line) for line in (clone/"work/promotions.jsonl").read_text().splitlines()]
+    quality = [{c["criterion"].split()[0]: c["measured"] for c in r["checks"] if not c["criterion"].startswith(("latency", "champion", "drift"))} for r in records]
+    assert len(quality) == 2 and quality[0] == quality[1] | quality[0] and {k: quality[0][k] for k in quality[1]} == quality[1]
+
+def test_the_clone_stays_clean(clone, story):
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
+
+def test_a_run_that_is_killed_leaves_the_champion_and_the_next_works(clone, story):
+    env = bare_env(free_port())
+    churn = str(clone/".venv/bin/churn")
+    for after in (8, 30):
+        p = subprocess.Popen([churn, "run", "-p", "customers=500"], cwd=clone, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(after)
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+    doctor = subprocess.run([churn, "doctor"], cwd=clone, env=env, capture_output=True, text=True)
+    assert doctor.returncode == 0 and "version 1, hashes and self test hold" in doctor.stdout
+    again = subprocess.run([churn, "run", "-p", "customers=500"], cwd=clone, env=env, capture_output=True, text=True)
+    assert again.returncode == 1 and "bundle of version 1 is current" in again.stdout, again.stdout + again.stderr
