@@ -109,6 +109,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.pipeline._report_values': ('pipeline.html#_report_values', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._served': ('pipeline.html#_served', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._settings': ('pipeline.html#_settings', 'churn_nb/pipeline.py'),
+                                   'churn_nb.pipeline._short': ('pipeline.html#_short', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._table': ('pipeline.html#_table', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._versions': ('pipeline.html#_versions', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline.doctor': ('pipeline.html#doctor', 'churn_nb/pipeline.py'),

@@ -148,6 +148,10 @@ class PipelineRun:
     @property
     def exit_code(self) -> int: return max((s.exit_code for s in self.steps), default=0) or int(self.refused)
 
+def _short(path:Path) -> str:
+    "A path as a person would type it here."
+    return min(str(path), os.path.relpath(path), key=len)
+
 def _for_step(given:dict, known:dict) -> dict: return {k: v for k, v in given.items() if k in known}
 
 def run_pipeline(settings:Settings,
@@ -161,7 +165,7 @@ def run_pipeline(settings:Settings,
     fitting(given, anywhere, "churn run")
     with one_run(settings) as ws:
         run = PipelineRun(new_run_dir(ws))
-        say(f"run {run.run_dir.name} in {ws.root}")
+        say(f"run {run.run_dir.name} in {_short(ws.root)}")
         for step in steps:
             if step == "04_serve" and run.refused and not run.steps[-1].result["champion"]:
                 say("  04_serve     skipped: the gate refused, and there is no champion to serve")
@@ -180,9 +184,9 @@ td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:lef
 <h1>{{ title }}</h1><p>{{ summary }}</p>
 <h2>Steps</h2><table><tr><th>notebook as executed<th>seconds<th>what came of it</tr>{% for s in steps %}<tr><td><a href="{{ s.link }}">{{ s.step }}</a><td>{{ '%.1f' % s.seconds }}<td class="{{ 'failed' if s.error }}">{{ s.says }}</tr>{% endfor %}</table>
 {% if facts %}<h2>What was used</h2><table>{% for k, v in facts %}<tr><th>{{ k }}<td><code>{{ v }}</code></tr>{% endfor %}</table>{% endif %}
-{% if metrics %}<h2>Metrics on the test date</h2><table><tr><th>{% for c in metrics.columns %}<th>{{ c }}{% endfor %}</tr>{% for n, r in metrics.rows %}<tr><th>{{ n }}{% for v in r %}<td>{{ '%.5f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% if metrics %}<h2>Metrics on the test date</h2><table><tr><th>metric<th>{{ metrics.winner }}<th>recency baseline</tr>{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>{% endif %}
 {% if gate %}<h2>Gate: version {{ gate.version }} <span class="{{ gate.verdict }}">{{ gate.verdict }}</span></h2><table><tr><th>criterion<th>required<th>measured<th>verdict</tr>{% for c in gate.checks %}<tr><td>{{ c.criterion }}<td>{{ c.required }}<td>{{ c.measured }}<td class="{{ c.verdict }}">{{ c.verdict }}</tr>{% endfor %}</table>{% endif %}
-{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S statistic<th>p-value</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.pvalue) %}<td>{{ '–' if v is none else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S statistic<th>p-value</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.pvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
 </html>"""
 
 # %% ../nbs/12_pipeline.ipynb #e488eb42
@@ -190,10 +194,9 @@ def _report_values(run:PipelineRun, link_base:str) -> dict:
     "What the page shows, from the steps' results."
     by = {s.step: s.result or {} for s in run.steps if not s.error}
     f, t, g, v = (by.get(s, {}) for s in ("00_features", "01_train", "02_promote", "04_serve"))
-    facts = [("data set", f.get("dataset")), ("data hash", f.get("data_hash")), ("rows", f.get("rows")), ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
+    facts = [("data set", f.get("dataset")), ("data hash", f.get("data_hash")), ("commit", t.get("git_sha")), ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())), ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
              ("champion", g and (g["champion"] or "none")), ("served bundle", v and f"version {v['version']}")]
-    names = list(t.get("test", {}))
-    metrics = t and {"columns": names, "rows": [(t["winner"], [t["test"][n] for n in names]), ("recency baseline", [t["baseline"][n] for n in names])]}
+    metrics = t and {"winner": t["winner"], "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
     summary = f"exit code {run.exit_code}: " + (next((f"{s.step} failed" for s in run.steps if s.error), "") or ("the gate refused; what was in production stays" if run.refused else "all steps done"))
     steps = [{"step": s.step, "link": f"{link_base}/{s.notebook.name}", "seconds": s.seconds, "error": s.error, "says": line(s).split(" s  ", 1)[1]} for s in run.steps]
     return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps, "facts": [(k, x) for k, x in facts if x], "metrics": metrics, "gate": g, "drift": by.get("03_drift")}
@@ -227,7 +230,7 @@ def _pairs(params:list[str]) -> dict:
 def run(dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
     "Run the whole pipeline: features, training, drift, gate, bundle."
     r = run_pipeline(_settings(workspace, dataset), _pairs(param), say=typer.echo)
-    typer.echo(f"report: {r.run_dir.parent.parent/'reports'/r.run_dir.name}.html")
+    typer.echo(f"report: {_short(r.run_dir.parent.parent/'reports'/r.run_dir.name)}.html")
     raise typer.Exit(r.exit_code)
 
 @app.command(epilog="Examples: `churn step 03_drift` · `churn step 01_train -p seed=7`")

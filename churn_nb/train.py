@@ -281,5 +281,5 @@ def train(settings:Settings, rows:pd.DataFrame) -> dict: # Winner, version, metr
     dp = max(parity(winner.model, exported, Z) for Z in (data["test"][0], probes(winner.model, data["test"][0])))
     manifest = make_manifest(winner, exported, data, settings, {**test, **{f"baseline_{m}": v for m, v in base.items()}})
     version = register(winner, exported, manifest, data["train"][0][:5], settings)
-    return {"winner": winner.name, "version": version, "run_id": winner.run_id, "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
+    return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha, "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "max_dp_onnx": dp, "onnx_bytes": len(exported), "rows": {k: len(y) for k, (_, y) in data.items()}}

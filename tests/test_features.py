@@ -17,7 +17,6 @@ N = 300 # customers of the small store
 def configured(ws, **over): return load_settings({"paths.workspace": str(ws), "paths.data": str(ROOT/"data"), **{k.replace("__", "."): v for k, v in over.items()}}, environ={})
 
 # Brute force. An event: customer, event_timestamp, created_timestamp, cents
-
 edges = st.builds(lambda a, h, s: a - dt.timedelta(hours=h, seconds=s), st.sampled_from(AS_OF), st.sampled_from([0, 0, *WINDOWS]), st.sampled_from([-1, 0, 0, 1]))
 anywhere = st.integers(-500*86400, 100*86400).map(lambda s: AS_OF[-1] + dt.timedelta(seconds=s))
 same_days = st.integers(-40, 40).map(lambda d: AS_OF[0] + dt.timedelta(days=d))
@@ -83,7 +82,7 @@ def test_a_moment_asked_twice_is_answered_once():
     same(as_dict(f.point_in_time(table(log), [AS_OF[0]]*2, WINDOWS)), brute(log, AS_OF[:1]))
 
 def test_a_date_means_its_midnight_in_utc_in_any_time_zone():
-    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r}); import test_features as t, datetime as dt\nlog = [(1, t.AS_OF[0] - dt.timedelta(seconds=s), t.AS_OF[0], 100) for s in (1, 86400, 86401)]\nt.same(t.as_dict(t.f.point_in_time(t.table(log), [dt.date(1997, 4, 1)], [24])), t.brute(log, t.AS_OF[:1], [24]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r})\nimport datetime as dt, test_features as t\nlog = [(1, t.AS_OF[0] - dt.timedelta(seconds=s), t.AS_OF[0], 100) for s in (1, 86400, 86401)]\nt.same(t.as_dict(t.f.point_in_time(t.table(log), [dt.date(1997, 4, 1)], [24])), t.brute(log, t.AS_OF[:1], [24]))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"TZ": "America/Los_Angeles", "PATH": ""})
 
 @quick(60)
@@ -138,11 +137,9 @@ def test_history_equals_the_direct_values(small):
     want["event_timestamp"] = want.event_timestamp.astype(got.event_timestamp.dtype)
     pd.testing.assert_frame_equal(got, want[got.columns]) # exact: float32 is compared bit by bit below
     assert (got[names].to_numpy().view("uint32") == want[names].to_numpy().view("uint32"))[~want[names].isna().to_numpy()].all() and len(got) > 2000
-    brute_log = [*zip(log.customer_id, map(pd.Timestamp.to_pydatetime, log.event_timestamp), map(pd.Timestamp.to_pydatetime, log.created_timestamp), (log.amount*100).round().astype(int).tolist())]
-    test = dt.datetime(1998, 4, 1, tzinfo=UTC)
-    few = [e for e in brute_log if e[0] in set(log.customer_id.unique()[:40])]
-    got_few = got[(got.split == "test") & got.customer_id.isin({e[0] for e in few})]
-    same(as_dict(got_few[["customer_id", "event_timestamp", *names]]), brute(few, [test]))
+    few = log[log.customer_id.isin(log.customer_id.unique()[:40])] # and equals the loop, on real purchases
+    real = [*zip(few.customer_id, *(map(pd.Timestamp.to_pydatetime, few[c]) for c in ("event_timestamp", "created_timestamp")), (few.amount*100).round().astype(int).tolist())]
+    same(as_dict(got[(got.split == "test") & got.customer_id.isin(few.customer_id)][["customer_id", "event_timestamp", *names]]), brute(real, [dt.datetime(1998, 4, 1, tzinfo=UTC)]))
 
 def test_online_equals_history_at_serve_as_of(small):
     s, _, log = small
@@ -197,6 +194,16 @@ def test_rows_are_built_again_only_where_something_changed(small, tmp_path):
     before = files(s)
     f.training_rows(configured(s.paths.workspace, features__label_days=60, paths__data=str(data)), 60)
     assert all(files(s)[n] != t for n, t in before.items())
+
+def test_the_online_store_answers_while_it_is_filled_again(small, tmp_path, monkeypatch):
+    import feast, feast.infra.online_stores.sqlite as sqlite
+    s, real, seen = copy_of(small, tmp_path), sqlite.SqliteOnlineStore.online_write_batch, []
+    def look(*a, **k): # an API that starts, or refreshes its registry, in the middle of a build
+        seen.append(f.online(feast.FeatureStore(repo_path=str(tmp_path/"ws/feast")), [int(small[1].customer_id[0])]).transactions_total)
+        return real(*a, **k)
+    monkeypatch.setattr(sqlite.SqliteOnlineStore, "online_write_batch", look)
+    f.build(s, N)
+    assert seen and not any(row.isna().any() for row in seen)
 
 KILLED = '''
 import contextlib, json, os, signal, sys

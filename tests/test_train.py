@@ -1,0 +1,241 @@
+"Training: float32 thresholds to the last bit, metrics against scikit-learn, and what a run leaves behind in MLflow and the registry."
+import json, subprocess, sys
+from pathlib import Path
+import numpy as np, onnx, pandas as pd, pytest
+from hypothesis import assume, example, given, settings as hyp, strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sk
+from churn_nb import train as t
+from churn_nb.data import pointer_md5
+from churn_nb.features import feature_names, training_rows
+from churn_nb.settings import Workspace, load_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
+F32 = np.finfo(np.float32)
+
+def configured(ws, **over): return load_settings({"paths.workspace": str(ws), "paths.data": str(ROOT/"data"), **{k.replace("__", "."): v for k, v in over.items()}}, environ={})
+
+# Thresholds
+
+def around(v):
+    "float32 neighbours of a float64, infinities and zeros of both signs among them."
+    with np.errstate(all="ignore"): f = np.float32(v)
+    up, down, out = f, f, [f, np.float32(0), np.float32(-0.), F32.max, F32.min, F32.tiny, F32.smallest_subnormal, -F32.smallest_subnormal, np.float32(np.inf), np.float32(-np.inf)]
+    for _ in range(3):
+        with np.errstate(all="ignore"): up, down = np.nextafter(up, np.float32(np.inf)), np.nextafter(down, np.float32(-np.inf))
+        out += [up, down]
+    return np.array(out, np.float32)
+
+halfway = st.floats(width=32, allow_nan=False, allow_infinity=False).map(lambda a: (float(a) + float(np.nextafter(np.float32(a), np.float32(0))))/2) # the hardest thresholds lie between two floats
+thresholds = st.one_of(st.floats(allow_nan=False), st.floats(-1e-37, 1e-37), halfway, st.sampled_from([float(F32.max), 3.5e38, -3.5e38, 1e-46, -1e-46, 0., -0., .1, 1/3]))
+
+@quick(400)
+@given(thresholds, st.lists(st.floats(width=32, allow_nan=False), max_size=5))
+@example(np.inf, [])
+@example(-np.inf, [])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_floor32_keeps_every_comparison(threshold, more):
+    floor = t.floor32(threshold)
+    x = np.concatenate([around(threshold), np.array(more, np.float32)])
+    assert float(floor) == float(np.float32(floor)) and floor.dtype == np.float64 and floor <= threshold
+    np.testing.assert_array_equal(x <= np.float32(floor), x.astype(np.float64) <= threshold)
+
+def test_floor32_of_an_array_is_that_of_its_elements():
+    v = np.random.default_rng(0).normal(0, 1e3, (40, 5))
+    assert np.array_equal(t.floor32(v), [[t.floor32(x) for x in row] for row in v])
+
+# Parity, on the real rows of a small store
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    s = configured(tmp_path_factory.mktemp("rows"))
+    return training_rows(s, 400)
+
+@pytest.fixture(scope="module")
+def names(): return feature_names(configured("unused"))
+
+@pytest.fixture(scope="module")
+def fitted(rows, names):
+    "Matrices, and each candidate fitted on them with its export."
+    s, data = configured("unused"), t.matrices(rows, names)
+    models = {n: t.fit(m, *data["train"]) for n, m in t.candidates(s).items()}
+    return data, {n: (m, t.to_onnx(m, len(names))) for n, m in models.items()}
+
+def splits(model):
+    "(feature, threshold) of every split of a tree model."
+    final = model[-1] if hasattr(model, "steps") else model
+    boosted = [(int(j), float(v)) for trees in getattr(final, "_predictors", []) for tree in trees for j, v in zip(*(tree.nodes[tree.nodes["is_leaf"] == 0][c] for c in ("feature_idx", "num_threshold")))]
+    forest = [(int(j), float(v)) for e in getattr(final, "estimators_", []) for j, v in zip(e.tree_.feature, e.tree_.threshold) if j >= 0]
+    return sorted({*boosted, *forest})
+
+def on_the_splits(model, X, gaps=True):
+    "For every split, real rows with the feature at the threshold, one float32 below and above, and missing."
+    at, out = splits(model), []
+    at = at*(3000//len(at) + 1)
+    base = X[np.linspace(0, len(X) - 1, len(at)).astype(int)]
+    for kind in ("at", "below", "above", *["missing"]*gaps):
+        Z = base.copy()
+        for i, (j, v) in enumerate(at):
+            with np.errstate(over="ignore"): f = np.float32(v)
+            Z[i, j] = {"at": f, "below": np.nextafter(f, np.float32(-np.inf)), "above": np.nextafter(f, np.float32(np.inf)), "missing": np.nan}[kind]
+        out.append(Z)
+    return np.concatenate(out)
+
+@pytest.mark.parametrize("name", ["hist_gradient_boosting", "random_forest"])
+def test_parity_on_every_split_threshold(fitted, name):
+    data, models = fitted
+    model, exported = models[name]
+    X = on_the_splits(model, data["test"][0])
+    X = X[~np.isinf(X).any(axis=1)] # the API refuses infinite values
+    assert len(X) > 10_000 and np.isnan(X).any(axis=1).sum() > 3000
+    d = np.abs(t.predict(t._one_thread(model), X) - t.onnx_predict(exported, X))
+    assert d.max() < 2e-6, f"row {d.argmax()}: {d.max()}"
+    assert t.parity(model, exported, X) == d.max()
+
+@pytest.mark.parametrize("name", ["hist_gradient_boosting", "random_forest"])
+def test_the_graph_has_the_promised_shape(fitted, name):
+    data, models = fitted
+    model, exported = models[name]
+    g = onnx.load_from_string(exported).graph
+    assert [i.name for i in g.input] == ["features"] and [o.name for o in g.output] == ["probability"]
+    X = data["test"][0]
+    p = t.onnx_predict(exported, X)
+    assert p.shape == (len(X),) and p.dtype == np.float32 and (0 <= p).all() and (p <= 1).all()
+    np.testing.assert_allclose(p, t.predict(model, X), rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(p[:1], t.onnx_predict(exported, X[:1])) # a row's score does not depend on its batch
+
+def nudged(exported, by):
+    "The graph with the threshold moved that splits most rows: the root of the first tree."
+    m = onnx.load_from_string(exported)
+    (trees,) = (n for n in m.graph.node if n.op_type.startswith("TreeEnsemble"))
+    (values,) = (a for a in trees.attribute if a.name == "nodes_values")
+    values.floats[0] = by(values.floats[0])
+    return m.SerializeToString()
+
+def test_parity_sees_one_nudged_threshold(fitted):
+    data, models = fitted
+    model, exported = models["hist_gradient_boosting"]
+    X = on_the_splits(model, data["test"][0])
+    assert t.onnx_predict(nudged(exported, lambda v: v), X).tolist() == t.onnx_predict(exported, X).tolist()
+    for by in (lambda v: np.nextafter(np.float32(v), np.float32(np.inf)), lambda v: np.nextafter(np.float32(v), np.float32(-np.inf)), lambda v: v + 1):
+        with pytest.raises(ValueError, match=r"^ONNX differs from HistGradientBoostingClassifier on row \d+: .* don't ship it$"): t.parity(model, nudged(exported, by), X)
+
+def test_parity_refuses_nan(fitted, monkeypatch):
+    data, models = fitted
+    monkeypatch.setattr(t, "onnx_predict", lambda exported, X: np.full(len(X), np.nan))
+    with pytest.raises(ValueError, match="ONNX differs"): t.parity(*models["hist_gradient_boosting"], data["test"][0])
+
+def test_the_probes_lie_on_thresholds(fitted):
+    data, models = fitted
+    model, X = models["hist_gradient_boosting"][0], data["test"][0]
+    Z = t.probes(model, X)
+    at = {(j, float(np.float32(v))) for j, v in splits(model)}
+    assert Z.shape == (2000, X.shape[1]) and Z.dtype == np.float32 and not np.shares_memory(Z, X)
+    assert len({(j, float(v)) for j in range(Z.shape[1]) for v in Z[:, j]} & at) > .7*len(at)
+
+def test_exporting_leaves_the_model_as_it_was(fitted):
+    data, models = fitted
+    for model, exported in models.values():
+        before = splits(model)
+        assert t.to_onnx(model, data["test"][0].shape[1]) == exported and splits(model) == before
+
+# Metrics
+
+labels_and_scores = st.integers(2, 60).flatmap(lambda n: st.tuples(hnp.arrays(np.int64, n, elements=st.integers(0, 1)), hnp.arrays(np.float32, n, elements=st.one_of(st.floats(0, 1, width=32), st.sampled_from([0., .25, .5, 1.])))))
+
+@quick(200)
+@given(labels_and_scores, st.sampled_from([0., .25, .5, .9, 1.]))
+def test_evaluate_equals_scikit_learn(yp, threshold):
+    y, p = yp
+    assume(y.min() < y.max())
+    q = np.clip(p.astype(float), 1e-7, 1 - 1e-7)
+    want = {"accuracy": sk.accuracy_score(y, p >= threshold), "auc": sk.roc_auc_score(y, p), "average_precision": sk.average_precision_score(y, p),
+            "average_precision_stayers": sk.average_precision_score(1 - y, 1 - p.astype(float)), "log_loss": sk.log_loss(y, q), "brier": sk.brier_score_loss(y, p.astype(float))}
+    got = t.evaluate(y, p, threshold)
+    assert got == pytest.approx(want, rel=1e-12, abs=1e-15) and all(type(v) is float for v in got.values())
+
+@pytest.mark.parametrize("y, p", [([], []), ([1, 1], [.5, .5]), ([0, 0], [.5, .5]), ([0, 1], [np.nan, .5]), ([0, 1], [np.inf, .5])])
+def test_evaluate_refuses_what_has_no_metrics(y, p):
+    with pytest.raises(ValueError, match="^evaluate: "): t.evaluate(np.array(y), np.array(p))
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_with_one_class_is_refused(rows, names, split):
+    for bad in (rows[rows.split != split], rows[(rows.split != split) | (rows.churn == 1)]):
+        with pytest.raises(ValueError, match=f"split {split}: "): t.matrices(bad, names)
+
+# Two whole trainings
+
+TRAIN = "import json, sys, pandas as pd\nfrom churn_nb.settings import Workspace, load_settings\nfrom churn_nb.train import train\ns = load_settings(json.loads(sys.argv[1]), environ={})\nWorkspace(s.paths.workspace).open()\nprint(json.dumps(train(s, pd.read_parquet(sys.argv[2]))))"
+
+@pytest.fixture(scope="module")
+def runs(rows, tmp_path_factory):
+    "The same rows trained on in two fresh workspaces, by two processes, on one and on two threads."
+    root = tmp_path_factory.mktemp("runs")
+    rows.to_parquet(root/"rows.parquet")
+    over = [{"paths.workspace": str(root/w), "paths.data": str(ROOT/"data"), "train.n_jobs": n} for w, n in (("a", 1), ("b", 2))]
+    both = [subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(o), str(root/"rows.parquet")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for o in over]
+    said = [p.communicate() for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert [err for _, err in said] == ["", ""] # a step prints one result
+    return [(load_settings(o, environ={}), json.loads(out)) for o, (out, _) in zip(over, said)]
+
+def model_files(s): return sorted(Workspace(s.paths.workspace).artifacts.rglob("model.onnx"))
+
+def test_two_runs_are_the_same_to_the_last_bit(runs):
+    (a, first), (b, second) = runs
+    own = {"run_id"}
+    assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
+    assert [f.read_bytes() for f in model_files(a)] == [f.read_bytes() for f in model_files(b)] and len(model_files(a)) == 1
+    manifests = [json.loads(next(Workspace(s.paths.workspace).artifacts.rglob("manifest.json")).read_text()) for s, _ in runs]
+    assert [replace_volatile(m) for m in manifests] == [replace_volatile(manifests[0])]*2
+
+def replace_volatile(m): return m | {"run_id": "", "created": ""}
+
+@pytest.fixture(scope="module")
+def recorded(runs):
+    "Client, settings and result of the second workspace."
+    s, result = runs[1]
+    return t.tracking(s), s, result
+
+def test_every_run_says_what_it_was(recorded, rows):
+    client, s, result = recorded
+    found = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name(s.train.experiment).experiment_id])}
+    assert set(found) == {"recency_baseline", "random_forest", "hist_gradient_boosting"} == set(result["validation"])
+    md5 = pointer_md5(ROOT/"data/cdnow.csv.dvc")
+    for name, run in found.items():
+        d = run.data
+        assert {m: d.metrics[f"validation_{m}"] for m in result["validation"][name]} == result["validation"][name]
+        assert d.params["seed"] == "42" and (d.tags["data_hash"], d.tags["git_sha"], d.tags["dataset"]) == (f"md5:{md5}", t.git_sha(), "cdnow")
+        assert run.info.status == "FINISHED" and {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration.png"}
+        inputs = run.inputs.dataset_inputs
+        assert {i.dataset.digest for i in inputs} == {md5} and all(i.dataset.name.startswith("cdnow") and md5 in i.dataset.source for i in inputs)
+        assert {tag.value for i in inputs for tag in i.tags if tag.key == "mlflow.data.context"} == {"train", "validation", "test"}
+    assert found["random_forest"].data.params["n_estimators"] == "100" and found["hist_gradient_boosting"].data.params["learning_rate"] == "0.05"
+    for name, kind in (("recency_baseline", "baseline"), (result["winner"], "test")): assert {m: found[name].data.metrics[f"test_{m}"] for m in result[kind]} == result[kind]
+    loser = ({"random_forest", "hist_gradient_boosting"} - {result["winner"]}).pop()
+    assert not [m for m in found[loser].data.metrics if m.startswith("test_")] # who loses on validation never sees the test rows
+    assert result["winner"] == min(("random_forest", "hist_gradient_boosting"), key=lambda n: result["validation"][n]["log_loss"]) and result["run_id"] == found[result["winner"]].info.run_id
+
+def test_no_pickle_is_kept(runs):
+    for s, _ in runs:
+        files = [f for f in Path(s.paths.workspace).rglob("*") if f.is_file()]
+        assert files and not [f for f in files if f.suffix in (".pkl", ".pickle", ".joblib", ".skops")]
+        assert not [f for f in files if f.read_bytes()[:1] == b"\x80" and f.suffix not in (".png", ".db")] # a pickle by content
+        assert not [f for f in files if f.name == "MLmodel" and "cloudpickle" in f.read_text()]
+
+def test_the_registry_holds_the_exported_file(recorded, rows, names, fitted):
+    client, s, result = recorded
+    import hashlib, mlflow
+    with t.hushed():
+        mv = client.get_model_version_by_alias(s.train.model_name, "challenger")
+        stored = Path(mlflow.artifacts.download_artifacts(f"models:/{s.train.model_name}@challenger"))
+    assert (str(mv.version), mv.current_stage, mv.run_id) == (result["version"], "Staging", result["run_id"])
+    exported = fitted[1][result["winner"]][1]
+    assert (stored/"model.onnx").read_bytes() == exported and mv.tags["sha256"] == hashlib.sha256(exported).hexdigest() and len(exported) == result["onnx_bytes"]
+    info = mlflow.models.get_model_info(str(stored))
+    assert info.signature.inputs.input_names() == names and {str(c.type) for c in info.signature.inputs.inputs} == {"DataType.float"}
+    example = pd.DataFrame(**json.loads((stored/"input_example.json").read_text()))
+    assert example.columns.tolist() == names and len(example) == 5
+    with t.hushed(): p = mlflow.pyfunc.load_model(f"models:/{s.train.model_name}/Staging").predict(example.astype("float32"))
+    np.testing.assert_array_equal(np.ravel(p["probability"] if hasattr(p, "keys") else p), t.onnx_predict(exported, example.to_numpy("float32")))
