@@ -1,12 +1,12 @@
 "Promotion: the gate on every kind of number, processes killed at every step of a promotion or racing for it, rollback, tampering."
-import contextlib, fcntl, json, os, shutil, sqlite3, subprocess, sys
+import contextlib, fcntl, json, shutil, sqlite3, subprocess, sys
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from sklearn.linear_model import LogisticRegression
 from churn_nb import promote as p, train as t
 from churn_nb.bundle import Feature, Manifest, SelfTest, current_bundle, verify_bundle
-from churn_nb.settings import Criterion, Workspace, load_settings, parse_criterion
+from churn_nb.settings import Criterion, Workspace, load_settings
 
 quick = hyp(max_examples=300, deadline=None, derandomize=True)
 NAMES = ["age", "usage_minutes"]
@@ -29,8 +29,8 @@ verdicts = lambda checks: [c.verdict for c in checks]
 def test_promoted_only_where_every_criterion_holds(m, asked):
     holds = [known(m.get(c.metric)) and operators[c.op](m[c.metric], c.value) for c in asked]
     assert verdicts(p.floors(m, asked)) == ["pass" if h else "fail" for h in holds]
-    d = p.Decision("2", "1", p.floors(m, asked))
-    assert d.promoted == (len(holds) > 0 and all(holds)) and (d.verdict, d.exit_code) == (("promoted", 0) if d.promoted else ("refused", 1))
+    d, good = p.Decision("2", "1", p.floors(m, asked)), len(holds) > 0 and all(holds)
+    assert (d.promoted, d.verdict, d.exit_code) == (good, "promoted" if good else "refused", 1 - good)
 
 @quick
 @given(metrics, metrics, st.lists(st.sampled_from(["auc", "log_loss", "brier", "latency_ms", "accuracy"]), min_size=1, unique=True))
@@ -40,23 +40,17 @@ def test_only_strictly_better_beats(a, b, which):
     assert p.Decision("2", "1", p.beats(a, b, which, "champion")).promoted == all(better)
     assert "pass" not in verdicts(p.beats(a, a, which, "itself"))
 
-@pytest.mark.parametrize("ours, theirs, passes", [(.3, np.nextafter(.3, 1), True), (.3, .3, False), (np.nextafter(.3, 1), .3, False)])
-def test_one_ulp_decides(ours, theirs, passes):
-    assert verdicts(p.beats({"log_loss": ours}, {"log_loss": theirs}, ["log_loss"], "c")) == ["pass" if passes else "fail"]
-    assert verdicts(p.beats({"auc": theirs}, {"auc": ours}, ["auc"], "c")) == ["pass" if passes else "fail"]
-
-def test_what_was_asked_nothing_has_agreed_to_nothing():
-    note = p.Check("drift", "-", "none", "note")
-    assert [p.Decision("1", None, c).verdict for c in ([], [note], [note, p.check("a", "", "", True)], [note, p.check("a", "", "", True), p.check("b", "", "", False)])] == ["refused", "refused", "promoted", "refused"]
+def test_one_ulp_decides_and_notes_do_not():
+    less, note, good, bad = np.nextafter(.3, 0), p.Check("drift", "-", "none", "note"), *(p.check("a", "", "", ok) for ok in (True, False))
+    for a, b, verdict in ((less, .3, "pass"), (.3, .3, "fail"), (.3, less, "fail")): assert verdicts(p.beats({"log_loss": a, "auc": b}, {"log_loss": b, "auc": a}, ["log_loss", "auc"], "c")) == [verdict]*2
+    assert [p.Decision("1", None, c).verdict for c in ([], [note], [note, good], [note, good, bad])] == ["refused", "refused", "promoted", "refused"]
 
 # A registry, made once; each test has a model name and a workspace of its own in it
 
 class Registry:
     def __init__(self, root):
         self.root, self.db = root, root/"mlflow.db"
-        self.settings = lambda name, **over: load_settings({"paths.workspace": str(root/name), "train.model_name": name, "stores.tracking_uri": f"sqlite:///{self.db}", "gate.cdnow.latency_calls": "20",
-            "gate.cdnow.floors": "auc > 0.6, latency_ms < 10000", "gate.cdnow.beat_baseline": "log_loss", "gate.cdnow.beat_champion": "log_loss", **{k.replace("__", "."): v for k, v in over.items()}}, environ={})
-        s, cwd = self.settings("seed"), os.getcwd()
+        s = self.settings("seed")
         with t.hushed():
             import mlflow
             mlflow.MlflowClient(s.stores.tracking_uri).create_experiment(s.train.experiment, (root/"artifacts").as_uri())
@@ -69,6 +63,13 @@ class Registry:
             m = Manifest(name="seed", version="0", run_id=run.info.run_id, git_sha="abc", created="2026-01-01", dataset="demo", data_hash="md5:0", threshold=.5, features=[Feature(name=c) for c in NAMES],
                          example=dict(zip(NAMES, X[0].tolist())), metrics={f"baseline_{k}": v for k, v in base.items()}, self_test=SelfTest(rows=X[:2].tolist(), probability=t.onnx_predict(exported, X[:2]).tolist()))
             self.seed[which] = self.client.get_model_version("seed", t.register(t.Candidate(which, model, run.info.run_id, {}), exported, m, X[:5], s))
+    def settings(self, name, **over):
+        "Settings of a model of its own; they remember what they were made from."
+        over = {"paths.workspace": str(self.root/name), "train.model_name": name, "stores.tracking_uri": f"sqlite:///{self.db}", "gate.cdnow.latency_calls": 20, "gate.cdnow.floors": "auc > 0.6, latency_ms < 10000",
+                "gate.cdnow.beat_baseline": "log_loss", "gate.cdnow.beat_champion": "log_loss", **{k.replace("__", "."): v for k, v in over.items()}}
+        s = load_settings(over, environ={})
+        object.__setattr__(s, "over", over)
+        return s
     def challenger(self, s, which, source=None):
         "Register a copy of a seed model under the settings' name as challenger; its version."
         name, seed = s.train.model_name, self.seed[which]
@@ -110,11 +111,8 @@ def made(s):
 def current(s): return (c := current_bundle(Workspace(s.paths.workspace).bundles)) and verify_bundle(c).version
 def tree(root): return {str(f.relative_to(root)): (f.read_bytes(), f.stat().st_mtime_ns, f.stat().st_ino) for f in root.rglob("*") if f.is_file()}
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory): return Registry(tmp_path_factory.mktemp("registry"))
-
 CREW = '''
-import contextlib, gc, json, os, signal, sys, warnings
+import gc, json, os, signal, sys, warnings
 import mlflow, pandas as pd, sqlalchemy, churn_nb.promote as p, churn_nb.train as t
 from churn_nb.settings import load_settings
 warnings.simplefilter("ignore")
@@ -126,8 +124,8 @@ def count(die):
         real = getattr(owner, name)
         def step(*a, **k):
             steps.append(name)
-            if die == [len(steps), "before"]: os.kill(os.getpid(), signal.SIGKILL)
-            here, out = len(steps), real(*a, **k)
+            if die == [here := len(steps), "before"]: os.kill(os.getpid(), signal.SIGKILL)
+            out = real(*a, **k)
             if die == [here, "after"]: os.kill(os.getpid(), signal.SIGKILL)
             return out
         setattr(owner, name, step)
@@ -153,34 +151,208 @@ for line in sys.stdin:
     for task in tasks:
         if (pid := os.fork()) == 0:
             steps = count(task.get("die"))
-            try: answer = {"said": do[task["do"]](load_settings(task["over"], environ={}), pd.read_parquet(task["rows"])), "steps": steps}
-            except p.RegistryError as e: answer = {"error": str(e)}
-            say(**answer); os._exit(0)
+            try: say(said=do[task["do"]](load_settings(task["over"], environ={}), pd.read_parquet("rows.parquet")), steps=steps)
+            except p.RegistryError as e: say(error=str(e))
+            os._exit(0)
         pids.append(pid)
     say(ended=[os.waitpid(pid, 0)[1] for pid in pids])
 '''
 
-@pytest.fixture(scope="module")
-def crew(registry):
-    "Real processes, forked from one that has done the slow imports. `crew(*tasks)` runs them together; returns wait statuses and what they said."
-    ROWS.to_parquet(registry.root/"rows.parquet")
-    child = subprocess.Popen([sys.executable, "-c", CREW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=registry.root)
-    def run(*tasks, release=None):
-        child.stdin.write(json.dumps([{"over": over(s), "rows": str(registry.root/"rows.parquet"), **task} for s, task in tasks]) + "\n"); child.stdin.flush()
+class Crew:
+    "Real processes, forked from one that has done the slow imports."
+    def __init__(self, root): self.child = subprocess.Popen([sys.executable, "-c", CREW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+    def __call__(self, *tasks, each_ready=None):
+        "Run tasks (settings, what to do) side by side; wait statuses, and what they said."
+        lines = [{"over": s.over, **task} for s, task in tasks]
+        print(json.dumps(lines), file=self.child.stdin, flush=True)
         said = []
-        for line in child.stdout:
-            if "ended" in (answer := json.loads(line)): return answer["ended"], said
-            if answer.pop("ready", None):
-                if release: release()
-            else: said.append(answer)
+        for answer in map(json.loads, self.child.stdout):
+            if "ended" in answer: return answer["ended"], said
+            said.append(answer) if "ready" not in answer else each_ready()
         raise AssertionError("the crew ended")
-    over = lambda s: {"paths.workspace": str(s.paths.workspace), "train.model_name": s.train.model_name, "stores.tracking_uri": s.stores.tracking_uri, "gate.cdnow.latency_calls": 20,
-                      **{f"gate.cdnow.{k}": ", ".join(map(str, getattr(s.gates["cdnow"], k))) for k in ("floors", "beat_baseline", "beat_champion")}}
-    yield run
-    child.stdin.close()
-    assert child.wait() == 0
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    root = tmp_path_factory.mktemp("registry")
+    ROWS.to_parquet(root/"rows.parquet")
+    crew = Crew(root) # imports while the registry is made
+    registry = Registry(root)
+    registry.crew = crew
+    yield registry
+    crew.child.stdin.close()
+    assert crew.child.wait() == 0
+
+@pytest.fixture
+def crew(registry): return registry.crew
 
 # Killed
 
-PROMOTION = ["set_model_version_tag", "set_registered_model_alias", "set_registered_model_alias", "delete_registered_model_alias", "transition_model_version_stage", "transition_model_version_stage",
-             "atomic_write", "set_model_version_tag", "write_bundle", "switch_current"]
+def recovered(registry, s):
+    "The state after the next process came; it does not change when yet another comes."
+    for _ in range(2):
+        p.reconcile(registry.client, s)
+        p.deploy_champion(s)
+        states = [registry.state(s)]
+    assert states == [registry.state(s)]
+    return states[0]
+
+@pytest.fixture(scope="module")
+def steps(registry):
+    "What a promotion and a rollback do, in order, when nobody stops them."
+    s = registry.world("uncut", 1, "strong")
+    (ended, (up,)), (ended2, (back,)) = registry.crew((s, {"do": "promote"})), registry.crew((s, {"do": "rollback"}))
+    assert ended == ended2 == [0] and (up["said"], back["said"]) == ("promoted", "1") and {"atomic_write", "write_bundle", "switch_current"} < set(up["steps"]) and len(up["steps"]) >= 10 and len(back["steps"]) >= 8
+    return {"promote": up["steps"], "rollback": back["steps"]}
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_promotion_that_was_killed_at_any_step(registry, crew, steps, when):
+    moves, untagged = steps["promote"].index("set_registered_model_alias") + 1, []
+    for k, name in enumerate(steps["promote"], 1):
+        s = registry.world(f"killed-{when}-{k}-{name}", 1, "strong")
+        assert crew((s, {"do": "promote", "die": [k, when]})) == ([9], []) # died by SIGKILL, said nothing
+        champion = registry.aliases(s)["champion"]                          # there is one at any moment
+        assert champion == ("2" if k > moves or (k, when) == (moves, "after") else "1") and current(s) in ("1", champion) and made(s), (k, name)
+        if champion == "1":
+            assert recovered(registry, s) == ({"champion": "1", "challenger": "2"}, {"1": "Production", "2": "Staging"}, [("promoted", "1", None)], "1"), (k, name)
+            assert p.run_gate(s, ROWS)[0].promoted # the next run decides again
+        assert recovered(registry, s) == ({"champion": "2", "previous": "1"}, {"1": "Archived", "2": "Production"}, [("promoted", "1", None), ("promoted", "2", "1")], "2"), (k, name)
+        assert json.loads(registry.tags(s, 2)["made_champion"]) == p.read_history(Workspace(s.paths.workspace))[-1]
+        if registry.tags(s, 2).get("gate") != "promoted": untagged.append((k, name))
+    assert not untagged, f"promoted, and its version does not say so in the tag `gate`: killed {when} {untagged}"
+
+def test_a_rollback_that_was_killed_at_any_step(registry, crew, steps):
+    moves = steps["rollback"].index("set_registered_model_alias") + 1
+    for k, name in enumerate(steps["rollback"], 1):
+        s = registry.world(f"killed-rollback-{k}", 2)
+        assert crew((s, {"do": "rollback", "die": [k, "after"]})) == ([9], [])
+        champion, other = ("2", "1") if k < moves else ("1", "2")
+        assert registry.aliases(s)["champion"] == champion, (k, name)
+        history = [("promoted", "1", None), ("promoted", "2", "1"), ("rolled_back", "1", "2")][:2 if k < moves else 3]
+        assert recovered(registry, s) == ({"champion": champion, "previous": other}, {champion: "Production", other: "Archived"}, history, champion), (k, name)
+
+def test_a_refusal_that_was_killed_is_decided_again(registry, crew):
+    for k in (1, 2): # the line in the history, the tag
+        s = registry.world(f"killed-refusal-{k}", 1, "weak")
+        assert crew((s, {"do": "promote", "die": [k, "before"]})) == ([9], [])
+        assert not p.run_gate(s, ROWS)[0].promoted and registry.tags(s, 2)["gate"] == "refused"
+        assert registry.aliases(s) == {"champion": "1", "challenger": "2"} and {("refused", "2", "1")} == set(made(s)[1:])
+
+# Races
+
+@pytest.mark.parametrize("champions", [0, 1])
+def test_two_processes_decide_at_once(registry, crew, champions):
+    s, here = registry.world(f"race-{champions}", champions, "strong"), []
+    v, old = str(champions + 1), str(champions) if champions else None
+    lock = filelock.FileLock(Workspace(s.paths.workspace).root/".promote.lock")
+    lock.acquire() # both have judged before either may act
+    def one_more(): here.append(1); len(here) == 2 and lock.release()
+    ended, said = crew((s, {"do": "race"}), (s, {"do": "race"}), each_ready=one_more)
+    assert ended == [0, 0] and len(here) == 2 and sorted(map(tuple, said)) == [("error",), ("said", "steps")]
+    (error,), (fine,) = ([a for a in said if key in a] for key in ("error", "said"))
+    assert fine["said"] == "promoted" and error["error"].startswith(f"the champion changed from {old} to {v}") and "\n" not in error["error"]
+    assert registry.aliases(s) == {"champion": v} | ({"previous": old} if old else {}) and made(s)[champions:] == [("promoted", v, old)] and current(s) == v
+
+@pytest.mark.parametrize("comes_next", [lambda s: p.deploy_champion(s), lambda s: p.run_gate(s, ROWS), lambda s: p.rollback(s), lambda s: None], ids=["deploy_champion", "run_gate", "rollback", "reconcile"])
+def test_a_promotion_is_completed_under_the_lock(registry, monkeypatch, request, comes_next):
+    "Else it may be completed by two at once: while one process is between alias and history, another would write the same line again."
+    s = registry.world(f"lock-{request.node.callspec.id}", 1, "strong")
+    def cut(*a): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(p, "_follow_up", cut)
+        with pytest.raises(KeyboardInterrupt): p.run_gate(s, ROWS)
+    registry.challenger(s, "weak")
+    real, held = p._follow_up, []
+    def follow_up(*a):
+        with open(Workspace(s.paths.workspace).root/".promote.lock") as f:
+            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: held.append(True)
+            else: held.append(False); fcntl.flock(f, fcntl.LOCK_UN)
+        return real(*a)
+    monkeypatch.setattr(p, "_follow_up", follow_up)
+    comes_next(s) or p.reconcile(registry.client, s)
+    assert held and all(held) and made(s)[:2] == [("promoted", "1", None), ("promoted", "2", "1")]
+
+# Deciding, deploying, taking back
+
+def test_a_worse_and_an_equal_challenger_are_refused(registry):
+    s = registry.world("refused", 0, "strong")
+    assert p.run_gate(s, ROWS)[0].promoted
+    for v, which in (("2", "weak"), ("3", "strong")):
+        registry.challenger(s, which)
+        decision, result = p.run_gate(s, ROWS)
+        assert (decision.verdict, decision.exit_code, result["champion"], result["replaced"]) == ("refused", 1, "1", None)
+        assert registry.aliases(s) == {"champion": "1", "challenger": v} and registry.tags(s, v)["gate"] == "refused"
+    assert made(s) == [("promoted", "1", None), ("refused", "2", "1"), ("refused", "3", "1")]
+
+def test_the_record_holds_every_number(registry):
+    s = registry.world("record", 1, "strong")
+    decision, result = p.run_gate(s, ROWS)
+    record = p.read_history(Workspace(s.paths.workspace))[-1]
+    assert record["id"] == result["record"] and record["checks"] == result["checks"] and len(record["checks"]) == 5 # two floors, baseline, champion, drift
+    assert [c["verdict"] for c in record["checks"]] == ["pass"]*4 + ["note"] and record["data_hash"] == "md5:0" and record["git_sha"] == "abc"
+
+@pytest.mark.parametrize("drift, report, promoted", [("block", {"level": "retrain"}, False), ("block", None, False), ("block", {"level": "warn"}, True), ("warn", {"level": "retrain"}, True), ("ignore", {"level": "retrain"}, True)])
+def test_drift_refuses_where_it_may(registry, drift, report, promoted):
+    s = registry.settings("seed", gate__cdnow__drift=drift)
+    assert p.decide(*p.load_version(registry.client, s, "2"), None, ROWS, s.gate_for("cdnow"), report).promoted == promoted
+
+def test_a_gate_without_a_baseline_or_against_other_features_refuses(registry):
+    import msgspec
+    s = registry.settings("seed")
+    m, model = p.load_version(registry.client, s, "2")
+    assert p.decide(m, model, None, ROWS, s.gate_for("cdnow")).promoted
+    for nothing in ({}, {"baseline_log_loss": None}, {"baseline_log_loss": float("nan")}): assert not p.decide(msgspec.structs.replace(m, metrics=nothing), model, None, ROWS, s.gate_for("cdnow")).promoted
+    other = msgspec.structs.replace(m, features=m.features[::-1])
+    assert verdicts(p.decide(m, model, (other, model), ROWS, s.gate_for("cdnow")).checks)[3] == "fail"
+
+def test_nobody_to_judge_or_to_deploy(registry):
+    s = registry.world("nobody")
+    for f in (lambda: p.deploy_champion(s), lambda: p.run_gate(s, ROWS), lambda: p.rollback(s), lambda: p.rollback(s, to="1")):
+        with pytest.raises(p.RegistryError) as e: f()
+        assert "\n" not in str(e.value)
+    assert registry.state(s) == ({}, {}, [], None)
+
+def test_rollback_drill(registry):
+    s = registry.world("drill", 3, "strong")
+    champion = lambda: (registry.aliases(s), registry.stages(s), current(s))
+    r = p.rollback(s, why="drill")
+    assert (r["version"], r["replaces"], r["why"]) == ("2", "3", "drill")
+    assert champion() == ({"champion": "2", "previous": "3", "challenger": "4"}, {"1": "Archived", "2": "Production", "3": "Archived", "4": "Staging"}, "2")
+    p.rollback(s, to="1")
+    assert champion() == ({"champion": "1", "previous": "2", "challenger": "4"}, {"1": "Production", "2": "Archived", "3": "Archived", "4": "Staging"}, "1")
+    p.rollback(s) # without `to`: what the present champion took the place of
+    assert current(s) == "2" and made(s)[3:] == [("rolled_back", "2", "3"), ("rolled_back", "1", "2"), ("rolled_back", "2", "1")]
+    assert p.run_gate(s, ROWS)[0].promoted and made(s)[-1] == ("promoted", "4", "2")
+
+@pytest.mark.parametrize("champions, to, says", [(1, None, "nothing to roll back to"), (2, "9", "version 9 is not in the registry; it has 1, 2, 3"), (2, "2", "version 2 is the champion already"), (2, "x", "version x is not in"), (2, "3", "3")])
+def test_a_rollback_that_cannot_be_changes_nothing(registry, request, champions, to, says):
+    s = registry.world(f"norollback-{request.node.callspec.id}", champions, "weak") # version 3 was never champion: no gate has seen it
+    before = registry.state(s)
+    with pytest.raises(p.RegistryError, match=says): p.rollback(s, to=to)
+    assert registry.state(s) == before
+
+def test_deploying_twice_is_deploying_once_and_old_bundles_stay(registry):
+    s = registry.world("deploy", 1, "strong")
+    bundles = Workspace(s.paths.workspace).bundles
+    first = tree(bundles/"1")
+    assert p.deploy_champion(s) == bundles/"1" and tree(bundles/"1") == first
+    assert p.run_gate(s, ROWS)[0].promoted and current(s) == "1" # the gate decides, deploying is another step
+    assert p.deploy_champion(s) == p.deploy_champion(s) == bundles/"2"
+    assert tree(bundles/"1") == first and sorted(f.name for f in bundles.iterdir() if not f.name.startswith(".")) == ["1", "2", "current"]
+
+@pytest.mark.parametrize("harm", [lambda f: f.write_bytes(f.read_bytes()[:-1] + b"\0"), lambda f: f.write_bytes(b""), lambda f: f.unlink()], ids=["tampered", "empty", "missing"])
+def test_another_file_than_the_registered_one_is_not_used(registry, request, harm):
+    s = registry.world(f"harm-{request.node.callspec.id}", 1)
+    import mlflow
+    with t.hushed(): mine = shutil.copytree(mlflow.artifacts.download_artifacts(registry.seed["strong"].source), registry.root/f"store-{request.node.callspec.id}")
+    v = registry.challenger(s, "strong", source=Path(mine).as_uri())
+    p.load_version(registry.client, s, v)
+    harm(Path(mine)/"model.onnx")
+    before = registry.state(s)
+    for f in (lambda: p.load_version(registry.client, s, v), lambda: p.run_gate(s, ROWS), lambda: p.rollback(s, to=v)):
+        with pytest.raises(p.RegistryError) as e: f()
+        assert "\n" not in str(e.value) and (v in str(e.value) or "never" in str(e.value))
+    assert registry.state(s) == before
+    with t.hushed(): registry.client.set_registered_model_alias(s.train.model_name, "champion", v) # by hand
+    with pytest.raises(p.RegistryError): p.deploy_champion(s)
+    assert current(s) == "1"

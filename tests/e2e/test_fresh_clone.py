@@ -1,11 +1,11 @@
 "A newcomer's way: clone, `make run`, ask; then README's examples, a second run and a hard kill. Minutes, so `make e2e` and not `make test`."
-import json, os, re, shlex, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pytest
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT/"tests"))
-from serving import free_port, rss_mb # noqa: E402
+from serving import free_port # noqa: E402
 
 def bare_env(port):
     "Nothing from the shell but where programs and the home folder are."
@@ -42,8 +42,6 @@ def story(clone, tmp_path_factory):
         try:
             told[name] = {"seconds": run.wait_ready(900), "model": httpx.get(f"{run.url}/model").json(), "log": (logs/name).read_text()}
             if name == "first": told["answers"] = [ask(command, run.url) for command, _ in readme_examples()]
-            pids = [int(p) for p in subprocess.run(["pgrep", "-f", "churn serve"], capture_output=True, text=True).stdout.split()]
-            told[name]["rss"] = [rss_mb(p) for p in pids]
         finally: run.stop()
         print(f"{name} make run: served after {told[name]['seconds']} s\n{told[name]['log']}")
     return told
@@ -51,10 +49,10 @@ def story(clone, tmp_path_factory):
 def readme_examples():
     "(curl command, answer) as README shows them."
     text = re.search(r"```console\n(.*?)```", (ROOT/"README.md").read_text(), re.S)[1]
-    return [(c.replace("\\\n", " "), a) for c, a in re.findall(r"^\$ (curl (?:.*\\\n)*.*)\n(\{.*\})$", text, re.M)]
+    return [tuple(block.strip().rsplit("\n", 1)) for block in re.split(r"^\$ ", text, flags=re.M)[1:]]
 
 def ask(command, url):
-    out = subprocess.run(shlex.split(command.replace("http://127.0.0.1:8000", url).replace("localhost:8000", url.removeprefix("http://"))), capture_output=True, text=True, check=True)
+    out = subprocess.run(["bash", "-c", command.replace("http://127.0.0.1:8000", url)], capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 def test_the_answers_are_those_in_readme(story):
@@ -70,8 +68,8 @@ def test_first_run_serves_version_1_and_the_second_is_honest(story):
 
 def test_both_runs_measured_the_same(clone, story):
     records = [json.loads(line) for line in (clone/"work/promotions.jsonl").read_text().splitlines()]
-    quality = [{c["criterion"].split()[0]: c["measured"] for c in r["checks"] if not c["criterion"].startswith(("latency", "champion", "drift"))} for r in records]
-    assert len(quality) == 2 and quality[0] == quality[1] | quality[0] and {k: quality[0][k] for k in quality[1]} == quality[1]
+    quality = [{c["criterion"]: c["measured"] for c in r["checks"] if c["criterion"] in ("auc", "average_precision_stayers", "log_loss")} for r in records]
+    assert len(quality) == 2 and quality[0] == quality[1] and len(quality[0]) >= 3
 
 def test_the_clone_stays_clean(clone, story):
     assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
