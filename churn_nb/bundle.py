@@ -74,8 +74,10 @@ def _nonsense(m:Manifest) -> str|None:
     if bad := {"", "customer_id"} & set(m.names): return f"features: {bad.pop()!r} can't be the name of a feature"
     if bad := [n for n in m.names if re.search(r'["\\\x00-\x1f]', n)]:
         return f"features: {bad[0]!r} holds a quote, a backslash or a control character; rename the column"
-    if set(m.example) != set(m.names): return f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
-    if bad := [n for n, v in m.example.items() if v is None and n not in may_miss]: return f"example: {bad[0]} is null but not nullable"
+    if set(m.example) != set(m.names):
+        return f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
+    if bad := [n for n, v in m.example.items() if v is None and n not in may_miss]:
+        return f"example: {bad[0]} is null but not nullable"
     t = m.self_test
     if not t.rows or len(t.rows) != len(t.probability): return "self_test: needs rows, and one probability for each"
     if any(len(r) != k for r in t.rows): return f"self_test: a row needs {k} values, one a feature"
@@ -92,7 +94,8 @@ def parse_manifest(data:bytes,        # Content of a manifest.json
 
 def manifest_json(m:Manifest) -> bytes:
     "The manifest as indented JSON, the inverse of `parse_manifest`."
-    return msgspec.json.format(msgspec.json.encode(m, enc_hook=lambda x: x.item()), indent=1) + b"\n" # item: a metric may be a NumPy number
+    # item: a metric may be a NumPy number
+    return msgspec.json.format(msgspec.json.encode(m, enc_hook=lambda x: x.item()), indent=1) + b"\n"
 
 # %% ../nbs/13_bundle.ipynb #6ce7758c
 def _read_checked(folder:Path, name:str, want:FileHash) -> bytes:
@@ -101,7 +104,8 @@ def _read_checked(folder:Path, name:str, want:FileHash) -> bytes:
     try: data = f.read_bytes()
     except OSError as e: raise BundleError(f"{f}: {e.strerror}; {_again}") from None
     if len(data) != want.bytes: raise BundleError(f"{f}: {len(data)} bytes, the manifest says {want.bytes}; {_again}")
-    if hashlib.sha256(data).hexdigest() != want.sha256: raise BundleError(f"{f}: SHA-256 differs from the manifest's; {_again}")
+    if hashlib.sha256(data).hexdigest() != want.sha256:
+        raise BundleError(f"{f}: SHA-256 differs from the manifest's; {_again}")
     return data
 
 def read_bundle(path:str|Path, # Folder of one version, or a link to it
@@ -111,7 +115,8 @@ def read_bundle(path:str|Path, # Folder of one version, or a link to it
     try: data = (folder/"manifest.json").read_bytes()
     except OSError as e: raise BundleError(f"{folder}/manifest.json: {e.strerror}; {_again}") from None
     m = parse_manifest(data, folder/"manifest.json")
-    if "model.onnx" not in m.files: raise BundleError(f"{folder}/manifest.json: files: model.onnx is not listed; {_again}")
+    if "model.onnx" not in m.files:
+        raise BundleError(f"{folder}/manifest.json: files: model.onnx is not listed; {_again}")
     for name in m.files:
         if Path(name).name != name or name in ("", "..") or (folder/name).is_symlink():
             raise BundleError(f"{folder}/manifest.json: files: {name!r} is not a plain file in the folder; {_again}")
@@ -144,7 +149,8 @@ def _writing(bundles:Path) -> Iterator[None]:
             for left in bundles.glob(".tmp-*"):
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             yield
-    except OSError as e: raise BundleError(f"{bundles}: {e.strerror or e}; make room or choose another workspace") from None
+    except OSError as e:
+        raise BundleError(f"{bundles}: {e.strerror or e}; make room or choose another workspace") from None
 
 # %% ../nbs/13_bundle.ipynb #4591741a
 def _kept(place:Path, manifest:Manifest) -> bool:
@@ -152,7 +158,8 @@ def _kept(place:Path, manifest:Manifest) -> bool:
     try: there = verify_bundle(place)
     except BundleError: return False
     if msgspec.structs.replace(there, created=manifest.created) == manifest: return True
-    raise BundleError(f"{place}: version {manifest.version} exists with other content; a version never changes, register a new one")
+    raise BundleError(f"{place}: version {manifest.version} exists with other content; "
+                      "a version never changes, register a new one")
 
 def write_bundle(bundles:Path,      # The folder of all versions; made if missing
                  model:bytes,       # The ONNX file
@@ -160,8 +167,10 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
                 ) -> Path:          # `bundles`/<version>
     "Write one version, whole or not at all. Raises BundleError."
     bundles = Path(bundles)
-    manifest = msgspec.structs.replace(manifest, files={"model.onnx": FileHash(sha256=hashlib.sha256(model).hexdigest(), bytes=len(model))})
-    manifest = parse_manifest(manifest_json(manifest), f"version {manifest.version}") # as a reader will see it: nan becomes null
+    onnx_file = FileHash(sha256=hashlib.sha256(model).hexdigest(), bytes=len(model))
+    manifest = msgspec.structs.replace(manifest, files={"model.onnx": onnx_file})
+    # as a reader will see it: nan becomes null
+    manifest = parse_manifest(manifest_json(manifest), f"version {manifest.version}")
     place = bundles/manifest.version
     with _writing(bundles):
         if _kept(place, manifest): return place

@@ -19,17 +19,22 @@ class DataError(ValueError):
 
 # %% ../nbs/11_data.ipynb #bc381cab
 def cdnow_source() -> Path:
-    "The original file inside the installed package `lifetimes` 0.11.3. Raises DataError where another version, or none, is installed."
+    """The original file inside the installed package `lifetimes` 0.11.3.
+    Raises DataError where another version, or none, is installed."""
     try: dist = importlib.metadata.distribution("lifetimes")
-    except importlib.metadata.PackageNotFoundError: raise DataError("cdnow: package lifetimes is not installed; pip install lifetimes==0.11.3") from None
-    if dist.version != "0.11.3": raise DataError(f"cdnow: lifetimes {dist.version} is installed, the import is defined for 0.11.3; pip install lifetimes==0.11.3")
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError("cdnow: package lifetimes is not installed; pip install lifetimes==0.11.3") from None
+    if dist.version != "0.11.3":
+        raise DataError(f"cdnow: lifetimes {dist.version} is installed, the import is defined for 0.11.3; "
+                        "pip install lifetimes==0.11.3")
     return Path(dist.locate_file("lifetimes/datasets/CDNOW_master.txt"))
 
 def import_cdnow(source:Path, # CDNOW_master.txt
                  out:Path,    # CSV to write
                 ) -> Path:
     "Convert the master file to our event log. The same source gives the same bytes."
-    df = pd.read_csv(source, sep=r"\s+", names=["customer_id", "date", "quantity", "amount"], skiprows=1, dtype={"date": str})
+    df = pd.read_csv(source, sep=r"\s+", names=["customer_id", "date", "quantity", "amount"], skiprows=1,
+                     dtype={"date": str})
     df.insert(0, "event_id", range(1, len(df) + 1))
     df.insert(2, "event_timestamp", pd.to_datetime(df.pop("date"), format="%Y%m%d").dt.strftime("%Y-%m-%d"))
     atomic_write(out, df.to_csv(index=False, float_format="%.2f", lineterminator="\n"))
@@ -43,7 +48,8 @@ def md5(path:Path) -> str:
 def pointer_md5(pointer:Path, # A .dvc file
                ) -> str:
     "The MD5 that a DVC pointer asks for. Raises DataError."
-    if not pointer.exists(): raise DataError(f"{pointer}: no such DVC pointer; run from a clone of the project, or set [paths] data")
+    if not pointer.exists():
+        raise DataError(f"{pointer}: no such DVC pointer; run from a clone of the project, or set [paths] data")
     for line in pointer.read_text().splitlines():
         key, _, value = line.strip("- ").partition(": ")
         if key == "md5": return value
@@ -56,9 +62,12 @@ def pull(path:Path, # The data file; its pointer is beside it, with the ending .
     want = pointer_md5(Path(f"{path}.dvc"))
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
         if not path.exists():
-            r = subprocess.run([sys.executable, "-m", "dvc", "pull", "-q", f"{path.name}.dvc"], cwd=path.parent, capture_output=True, text=True)
+            r = subprocess.run([sys.executable, "-m", "dvc", "pull", "-q", f"{path.name}.dvc"], cwd=path.parent,
+                               capture_output=True, text=True)
             if r.returncode: raise DataError(f"dvc pull {path.name}: {' '.join(r.stderr.split())[-300:]}")
-    if (got := md5(path)) != want: raise DataError(f"{path}: md5 {got}, the pointer says {want}; delete the file and run again, or `dvc add` it if the change is meant")
+    if (got := md5(path)) != want:
+        raise DataError(f"{path}: md5 {got}, the pointer says {want}; "
+                        "delete the file and run again, or `dvc add` it if the change is meant")
     return f"md5:{got}"
 
 # %% ../nbs/11_data.ipynb #37acf534
@@ -67,7 +76,8 @@ class Column:
     "What one column of a file promises."
     name: str
     type: str                 # DuckDB type that every value must convert to
-    rules: dict[str, str] = field(default_factory=dict) # SQL condition on `v` that a bad value meets -> why it is refused
+    # SQL condition on `v` that a bad value meets -> why it is refused
+    rules: dict[str, str] = field(default_factory=dict)
     unique: bool = False
     nullable: bool = False
 
@@ -85,34 +95,42 @@ def _violations(c:Column) -> str:
     if c.unique: bad["value IS NOT NULL AND n > 1"] = "occurs more than once"
     n = f'count(*) OVER (PARTITION BY "{c.name}")' if c.unique else "1"
     cell = f'(SELECT row, "{c.name}" AS value, TRY_CAST("{c.name}" AS {c.type}) AS v, {n} AS n FROM raw)'
-    return " UNION ALL ".join(f"SELECT row, '{c.name}' AS col, value, '{why}' AS why FROM {cell} WHERE {cond}" for cond, why in bad.items())
+    return " UNION ALL ".join(f"SELECT row, '{c.name}' AS col, value, '{why}' AS why FROM {cell} WHERE {cond}"
+                              for cond, why in bad.items())
 
 # %% ../nbs/11_data.ipynb #c3469e3b
 def _csv_error(message:str, k:int) -> str:
     "DuckDB's page-long complaint about a CSV as one line; its line counts the header, our row doesn't."
     line = re.search(r"Line: (\d+)", message)
-    return (f"row {int(line[1]) - 1}: " if line else "") + f"not a CSV row of {k} columns: " + " ".join(message.splitlines()[1:2] or message.splitlines())
+    row = f"row {int(line[1]) - 1}: " if line else ""
+    return row + f"not a CSV row of {k} columns: " + " ".join(message.splitlines()[1:2] or message.splitlines())
 
 # %% ../nbs/11_data.ipynb #8a4a1853
 def check_csv(path:Path,                   # CSV with a header
               contract:list[Column],       # What each column promises; other columns are refused
               now:str|None=None,           # Instant after which an event lies in the future; default: now
              ) -> pd.DataFrame:            # The typed rows, in file order
-    "Read a file under a contract. Raises DataError that names file, row and column of the first violation and counts the others."
+    """Read a file under a contract.
+    Raises DataError that names file, row and column of the first violation and counts the others."""
     names = [c.name for c in contract]
     with open(path, newline="", encoding="utf-8", errors="replace") as f: have = next(csv.reader(f), [])
     if names != have: raise DataError(f"{path}: columns are {', '.join(have) or 'none'}; expected {', '.join(names)}")
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
-    try: con.execute("""CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true, auto_detect=false, delim=',',
-                        quote='"', escape='"', columns=?)""", [str(path), {n: "VARCHAR" for n in names}])
+    try: con.execute("""CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true,
+                        auto_detect=false, delim=',', quote='"', escape='"', columns=?)""",
+                     [str(path), {n: "VARCHAR" for n in names}])
     except duckdb.Error as e: raise DataError(f"{path}: {_csv_error(str(e), len(names))}") from None
     sql = " UNION ALL ".join(_violations(c) for c in contract).replace("$now", "CAST($now AS TIMESTAMP)")
-    found = con.execute(f"SELECT *, count(*) OVER () FROM ({sql}) ORDER BY row, col LIMIT 1", {"now": now or f"{pd.Timestamp.now('UTC'):%F %T}"}).fetchone()
+    found = con.execute(f"SELECT *, count(*) OVER () FROM ({sql}) ORDER BY row, col LIMIT 1",
+                        {"now": now or f"{pd.Timestamp.now('UTC'):%F %T}"}).fetchone()
     if found:
         row, col, value, why, n = found
-        raise DataError(f"{path}: row {row}, column {col}: {'the value' if value is None else repr(value)} {why}" + (f" (and {n - 1} more)" if n > 1 else ""))
-    return con.execute(f"""SELECT {', '.join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in contract)} FROM raw ORDER BY row""").df()
+        shown = "the value" if value is None else repr(value)
+        others = f" (and {n - 1} more)" if n > 1 else ""
+        raise DataError(f"{path}: row {row}, column {col}: {shown} {why}{others}")
+    typed = ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in contract)
+    return con.execute(f"SELECT {typed} FROM raw ORDER BY row").df()
 
 # %% ../nbs/11_data.ipynb #10f29b19
 def some_customers(df:pd.DataFrame, about:int) -> pd.DataFrame:
@@ -124,9 +142,10 @@ def data_hash(settings:Settings) -> str:
     "The hash by which a run names its data, `md5:...`; the file is fetched and verified."
     return pull(settings.paths.data/f"{settings.data.dataset}.csv")
 
-def load_events(settings:Settings,
-                customers:int=0,    # Keep about this many customers, the same ones each time; 0: all
-               ) -> pd.DataFrame:   # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
+def load_events(
+    settings:Settings,
+    customers:int=0, # Keep about this many customers, the same ones each time; 0: all
+) -> pd.DataFrame:   # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
     "The event log of the configured data set, verified and checked."
     path = settings.paths.data/f"{settings.data.dataset}.csv"
     pull(path)

@@ -20,7 +20,8 @@ class DriftInputError(ValueError):
 def _values(sample) -> tuple[np.ndarray, int]: # The values sorted, nan left out; how many nan there were
     "Check one sample: one-dimensional, numeric, at least one row."
     x = np.asarray(sample)
-    if x.ndim != 1 or x.dtype.kind not in "iufb": raise DriftInputError(f"a sample must be one-dimensional and numeric, got {x.dtype} of shape {x.shape}")
+    if x.ndim != 1 or x.dtype.kind not in "iufb":
+        raise DriftInputError(f"a sample must be one-dimensional and numeric, got {x.dtype} of shape {x.shape}")
     if not len(x): raise DriftInputError("a sample without rows can't be compared; check the window")
     present = np.sort(x[~np.isnan(x)])
     return present, len(x) - len(present)
@@ -29,7 +30,8 @@ def _values(sample) -> tuple[np.ndarray, int]: # The values sorted, nan left out
 def _widest_gap(x:np.ndarray, # Sorted values
                 y:np.ndarray, # Sorted values
                ) -> int:
-    "H = max |i m - j n| over all z, with i values of x and j of y at or below z. Ties need no special rule: `right` counts them all."
+    """H = max |i m - j n| over all z, with i values of x and j of y at or below z.
+    Ties need no special rule: `right` counts them all."""
     z = np.concatenate([x, y])
     i, j = np.searchsorted(x, z, side="right"), np.searchsorted(y, z, side="right")
     return int(np.abs(i*len(y) - j*len(x)).max())
@@ -56,7 +58,8 @@ def _pvalue(H:int, n:int, m:int) -> float:
 def ks(reference, # 1-D numeric sample; nan are left out
        current,   # 1-D numeric sample; nan are left out
       ) -> tuple[float, float]: # D in [0, 1] and its p-value
-    "Two-sample Kolmogorov-Smirnov test, two-sided; the numbers of `scipy.stats.ks_2samp`. Raises DriftInputError where a side has no values."
+    """Two-sample Kolmogorov-Smirnov test, two-sided; the numbers of `scipy.stats.ks_2samp`.
+    Raises DriftInputError where a side has no values."""
     (x, _), (y, _) = _values(reference), _values(current)
     if not (len(x) and len(y)): raise DriftInputError("K-S needs a value on both sides; one of them is all missing")
     H, n, m = _widest_gap(x, y), len(x), len(y)
@@ -70,10 +73,11 @@ def psi_of_shares(p:np.ndarray, # Reference shares, all > 0, sum 1
     return float(((p - q) * np.log(p / q)).sum())
 
 # %% ../nbs/03_drift.ipynb #2061c42e
-def bin_counts(reference, # 1-D numeric sample, nan = missing
-               current,   # 1-D numeric sample, nan = missing
-               bins:int,  # B: how many quantile bins are asked for; ties make fewer or cut more finely
-              ) -> tuple[np.ndarray, np.ndarray]: # Rows in each bin, reference and current; the last bin counts the missing
+def bin_counts(
+    reference, # 1-D numeric sample, nan = missing
+    current,   # 1-D numeric sample, nan = missing
+    bins:int,  # B: how many quantile bins are asked for; ties make fewer or cut more finely
+) -> tuple[np.ndarray, np.ndarray]: # Rows in each bin, reference and current; the last bin counts the missing
     "Count both samples in the quantile bins of the reference."
     sides = [_values(s) for s in (reference, current)]
     x = sides[0][0]
@@ -81,7 +85,8 @@ def bin_counts(reference, # 1-D numeric sample, nan = missing
     quantile = x[at] if len(x) else x
     tied = quantile[1:][quantile[1:] == quantile[:-1]]
     def count(v, missing):
-        cuts = np.concatenate([np.searchsorted(v, np.unique(tied), side="left"), np.searchsorted(v, np.unique(quantile[1:-1]), side="right")])
+        cuts = np.concatenate([np.searchsorted(v, np.unique(tied), side="left"),
+                               np.searchsorted(v, np.unique(quantile[1:-1]), side="right")])
         return np.diff(np.concatenate([[0], np.sort(cuts), [len(v), len(v) + missing]]))
     return count(*sides[0]), count(*sides[1])
 
@@ -98,7 +103,8 @@ def psi(reference, # 1-D numeric sample, nan = missing
         current,   # 1-D numeric sample, nan = missing
         bins:int,  # Quantile bins of the reference
        ) -> float: # >= 0
-    "Population stability index over quantile bins of the reference, with missing values as a bin of their own. Raises DriftInputError."
+    """Population stability index over quantile bins of the reference, with missing values as a bin of their own.
+    Raises DriftInputError."""
     return psi_of_shares(*shares(*bin_counts(reference, current, bins)))
 
 # %% ../nbs/03_drift.ipynb #61346d3c
@@ -139,7 +145,8 @@ def feature_drift(name:str, # Goes into the row
     level = band(value or 0, drift.psi_warn, drift.psi_retrain)
     if void: level = max("warn", level, key=levels.index)
     D, p = ks(reference, current) if not void else (None, None)
-    return FeatureDrift(name, *rows, *missing, D, p, value, level, f"all missing in {' and '.join(void)}" if void else "")
+    note = f"all missing in {' and '.join(void)}" if void else ""
+    return FeatureDrift(name, *rows, *missing, D, p, value, level, note)
 
 # %% ../nbs/03_drift.ipynb #8a5d3d73
 def _table(head:list[str], body:list[list[str]]) -> str:
@@ -147,12 +154,14 @@ def _table(head:list[str], body:list[list[str]]) -> str:
     row = lambda cells, tag: "<tr>" + "".join(f"<{tag} style='text-align:left'>{c}</{tag}>" for c in cells) + "</tr>"
     return "<table>" + row(head, "th") + "".join(row(r, "td") for r in body) + "</table>"
 
-def _number(x:float|None, least:float=0) -> str: return "–" if x is None else f"&lt; {least:g}" if x < least else f"{x:.4f}"
+def _number(x:float|None, least:float=0) -> str:
+    return "–" if x is None else f"&lt; {least:g}" if x < least else f"{x:.4f}"
 
 _colours = {"warn": "#F0E442", "retrain": "#E69F00"} # told apart by colour-blind readers too; the word is always there
 
 def _badge(level:str) -> str:
-    return level if level == "none" else f"<b style='background:{_colours[level]};color:black;padding:0 .4em'>{level}</b>"
+    if level == "none": return level
+    return f"<b style='background:{_colours[level]};color:black;padding:0 .4em'>{level}</b>"
 
 # %% ../nbs/03_drift.ipynb #7db58b6f
 @dataclass(frozen=True, repr=False)
@@ -168,23 +177,29 @@ class DriftReport:
         "All of it in JSON types, without nan."
         return {"level": self.level, **self.drift.model_dump(), "features": [asdict(r) for r in self.rows]}
     def __repr__(self):
-        return f"DriftReport(level={self.level!r}, {', '.join(f'{n} {sum(r.level == n for r in self.rows)}' for n in levels)})"
+        counts = ", ".join(f"{n} {sum(r.level == n for r in self.rows)}" for n in levels)
+        return f"DriftReport(level={self.level!r}, {counts})"
     def _repr_html_(self):
         star = lambda r: "*" if r.pvalue is not None and r.pvalue < self.drift.alpha else ""
         worst_first = sorted(self.rows, key=lambda r: (-levels.index(r.level), -(r.psi or 0)))
-        body = [[html.escape(r.name), _badge(r.level), _number(r.psi), _number(r.statistic), _number(r.pvalue, .0001) + star(r),
-                 f"{r.missing_reference:.1%} → {r.missing_current:.1%}", html.escape(r.note)] for r in worst_first]
+        body = [[html.escape(r.name), _badge(r.level), _number(r.psi), _number(r.statistic),
+                 _number(r.pvalue, .0001) + star(r), f"{r.missing_reference:.1%} → {r.missing_current:.1%}",
+                 html.escape(r.note)] for r in worst_first]
         size = f"{self.rows[0].n_reference:,} reference rows, {self.rows[0].n_current:,} current rows"
-        return f"<p>Drift: {_badge(self.level)} · {size} · * p &lt; {self.drift.alpha:g}</p>" + _table(["feature", "level", "PSI", "K-S D", "p-value", "missing", ""], body)
+        table = _table(["feature", "level", "PSI", "K-S D", "p-value", "missing", ""], body)
+        return f"<p>Drift: {_badge(self.level)} · {size} · * p &lt; {self.drift.alpha:g}</p>" + table
 
 # %% ../nbs/03_drift.ipynb #61bcd580
 def _column(frame:"pd.DataFrame", name:str, side:str) -> np.ndarray:
     "One column as numbers with nan for missing. Raises DriftInputError."
-    if name not in frame.columns: raise DriftInputError(f"column {name}: not in the {side} table; compare the columns that both have")
+    if name not in frame.columns:
+        raise DriftInputError(f"column {name}: not in the {side} table; compare the columns that both have")
     s = frame[name]
     if s.ndim != 1: raise DriftInputError(f"column {name}: occurs more than once in the {side} table; rename one")
     if s.isna().all(): return np.full(len(s), np.nan)
-    if s.dtype.kind not in "iufb": raise DriftInputError(f"column {name}: not numeric in the {side} table ({s.dtype}); leave it out or encode it")
+    if s.dtype.kind not in "iufb":
+        raise DriftInputError(f"column {name}: not numeric in the {side} table ({s.dtype}); "
+                              "leave it out or encode it")
     return s.to_numpy(float, na_value=np.nan) if s.isna().any() else s.to_numpy()
 
 def drift_report(reference:"pd.DataFrame",    # Rows the model was trained on
@@ -194,28 +209,37 @@ def drift_report(reference:"pd.DataFrame",    # Rows the model was trained on
                 ) -> DriftReport:
     "Compare two tables column by column. Raises DriftInputError: one line that names side or column."
     for side, frame in (("reference", reference), ("current", current)):
-        if not len(frame): raise DriftInputError(f"the {side} table has no rows; check the window that it was taken from")
+        if not len(frame):
+            raise DriftInputError(f"the {side} table has no rows; check the window that it was taken from")
     columns = list(dict.fromkeys([*reference.columns, *current.columns])) if columns is None else columns
     if not columns: raise DriftInputError("no columns to compare")
-    return DriftReport([feature_drift(str(c), _column(reference, c, "reference"), _column(current, c, "current"), drift) for c in columns], drift)
+    rows = [feature_drift(str(c), _column(reference, c, "reference"), _column(current, c, "current"), drift)
+            for c in columns]
+    return DriftReport(rows, drift)
 
 # %% ../nbs/03_drift.ipynb #123b1297
 def _evidently(reference:"pd.DataFrame", current:"pd.DataFrame"):
-    "Evidently's drift preset, once by K-S and once by PSI, over the numeric columns that have finite values on both sides."
-    from evidently import DataDefinition, Dataset, Report # here, since the import takes seconds and only this function needs it
+    """Evidently's drift preset, once by K-S and once by PSI,
+    over the numeric columns that have finite values on both sides."""
+    # here, since the import takes seconds and only this function needs it
+    from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
     fit = lambda s: s.dtype.kind in "iufb" and s.notna().any() and not np.isinf(s.dropna().to_numpy()).any()
     columns = [c for c in reference.columns if c in current.columns and fit(reference[c]) and fit(current[c])]
-    if not columns: raise DriftInputError("no numeric column with finite values on both sides: nothing for Evidently to show")
+    if not columns:
+        raise DriftInputError("no numeric column with finite values on both sides: nothing for Evidently to show")
     side = lambda frame: Dataset.from_pandas(frame[columns].astype(float), DataDefinition(numerical_columns=columns))
-    with warnings.catch_warnings(): # it divides by the deviation of constant columns, and SciPy says when it leaves the exact p-value
+    # it divides by the deviation of constant columns, and SciPy says when it leaves the exact p-value
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return Report([DataDriftPreset(num_method="ks"), DataDriftPreset(num_method="psi")]).run(side(current), side(reference))
+        presets = [DataDriftPreset(num_method="ks"), DataDriftPreset(num_method="psi")]
+        return Report(presets).run(side(current), side(reference))
 
-def evidently_html(reference:"pd.DataFrame", # Columns that are text, all missing or infinite on either side are left out
-                   current:"pd.DataFrame",
-                   path:str|Path,            # HTML file to write, atomically; about 4 MB
-                  ) -> Path:
+def evidently_html(
+    reference:"pd.DataFrame", # Columns that are text, all missing or infinite on either side are left out
+    current:"pd.DataFrame",
+    path:str|Path,            # HTML file to write, atomically; about 4 MB
+) -> Path:
     "Evidently's drift report (K-S and PSI) as one HTML file. Raises DriftInputError where no column is left."
     path = Path(path)
     atomic_write(path, _evidently(reference, current).get_html_str(as_iframe=False))
@@ -232,9 +256,11 @@ def read_table(path:str|Path,  # .csv, .csv.gz, .parquet or .pq
               ) -> "pd.DataFrame": # At least one row
     "Read a table. Raises DriftInputError: one line with the file and what to do."
     path = Path(path)
-    if not path.is_file(): raise DriftInputError(f"{path}: {'a folder, name one file in it' if path.is_dir() else 'no such file'}")
+    if not path.is_file():
+        raise DriftInputError(f"{path}: {'a folder, name one file in it' if path.is_dir() else 'no such file'}")
     try: frame = _read(path)
     except DriftInputError: raise
-    except Exception as e: raise DriftInputError(f"{path}: can't be read as a table: {' '.join(str(e).split())[:200]}") from None
+    except Exception as e:
+        raise DriftInputError(f"{path}: can't be read as a table: {' '.join(str(e).split())[:200]}") from None
     if not len(frame): raise DriftInputError(f"{path}: no rows; check the window that it was written from")
     return frame

@@ -23,15 +23,20 @@ def window_name(hours:int) -> str:
 def feature_names(settings:Settings) -> list[str]:
     "Names of all features, in the order of every table, matrix and ONNX input."
     w = [window_name(h) for h in settings.features.windows_hours]
-    return [f"transactions_{n}" for n in w] + [f"spend_{n}" for n in w] + ["transactions_total", "spend_total", "recency_days", "tenure_days", "mean_gap_days", "gap_ratio"]
+    return [f"transactions_{n}" for n in w] + [f"spend_{n}" for n in w] + [
+        "transactions_total", "spend_total", "recency_days", "tenure_days", "mean_gap_days", "gap_ratio"]
 
 # %% ../nbs/00_features.ipynb #170125b9
 def feature_descriptions(settings:Settings) -> dict[str, str]:
     "What each feature means, in words for the API's documentation."
-    last = {window_name(h): f"in the last {h} hours" if h <= 24 else f"in the last {h // 24} days" for h in settings.features.windows_hours}
-    return ({f"transactions_{w}": f"purchases {s}" for w, s in last.items()} | {f"spend_{w}": f"dollars spent {s}" for w, s in last.items()} |
-            {"transactions_total": "purchases so far", "spend_total": "dollars spent so far", "recency_days": "days since the last purchase", "tenure_days": "days since the first purchase",
-             "mean_gap_days": "mean days between purchases; null for customers who bought once", "gap_ratio": "recency_days / mean_gap_days; null for customers who bought once"})
+    last = {window_name(h): f"in the last {h} hours" if h <= 24 else f"in the last {h // 24} days"
+            for h in settings.features.windows_hours}
+    return ({f"transactions_{w}": f"purchases {s}" for w, s in last.items()} |
+            {f"spend_{w}": f"dollars spent {s}" for w, s in last.items()} |
+            {"transactions_total": "purchases so far", "spend_total": "dollars spent so far",
+             "recency_days": "days since the last purchase", "tenure_days": "days since the first purchase",
+             "mean_gap_days": "mean days between purchases; null for customers who bought once",
+             "gap_ratio": "recency_days / mean_gap_days; null for customers who bought once"})
 
 # %% ../nbs/00_features.ipynb #7077c599
 def windows_sql(windows_hours:list[int], # Window lengths, hours
@@ -54,10 +59,11 @@ SELECT customer_id, as_of AS event_timestamp,
 FROM known GROUP BY customer_id, as_of ORDER BY as_of, customer_id"""
 
 # %% ../nbs/00_features.ipynb #aa634120
-def point_in_time(events:pd.DataFrame,        # customer_id, event_timestamp, created_timestamp (UTC), amount
-                  as_of:list[date|datetime],  # Moments to ask about; a date means its midnight, UTC
-                  windows_hours:list[int],    # Window lengths, hours
-                 ) -> pd.DataFrame:           # customer_id, event_timestamp (the as-of moment), created_timestamp, features as float32
+def point_in_time(
+    events:pd.DataFrame,       # customer_id, event_timestamp, created_timestamp (UTC), amount
+    as_of:list[date|datetime], # Moments to ask about; a date means its midnight, UTC
+    windows_hours:list[int],   # Window lengths, hours
+) -> pd.DataFrame: # customer_id, event_timestamp (the as-of moment), created_timestamp, features as float32
     "Features as they were known at each as-of moment."
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
@@ -73,13 +79,16 @@ def labels(events:pd.DataFrame,       # customer_id, event_timestamp (UTC)
            as_of:list[date|datetime], # Moments to ask about
            days:int,                  # Length of the label window
           ) -> pd.DataFrame:          # customer_id, event_timestamp (the as-of moment), churn in {0, 1}
-    "1 for a customer known before the as-of moment who makes no purchase in the `days` from it on. Raises DataError where the log is too short."
+    """1 for a customer known before the as-of moment who makes no purchase in the `days` from it on.
+    Raises DataError where the log is too short."""
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.register("events", events)
     ends = events.event_timestamp.max().normalize() + pd.Timedelta(days=1)
     for a in pd.to_datetime(sorted(as_of), utc=True):
-        if a + pd.Timedelta(days=days) > ends: raise DataError(f"label window of as-of date {a:%F} ends {a + pd.Timedelta(days=days):%F}, the log ends {ends:%F}; choose an earlier date")
+        if (end := a + pd.Timedelta(days=days)) > ends:
+            raise DataError(f"label window of as-of date {a:%F} ends {end:%F}, the log ends {ends:%F}; "
+                            "choose an earlier date")
     con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(as_of), utc=True)}))
     return con.execute(f"""SELECT customer_id, as_of AS event_timestamp,
         CAST(NOT bool_or(event_timestamp >= as_of) AS TINYINT) AS churn
@@ -93,14 +102,16 @@ def split_dates(settings:Settings) -> dict[str, list[date]]:
     splits = {"train": sorted(f.train_as_of), "validation": [f.validation_as_of], "test": [f.test_as_of]}
     for (a, before), (b, after) in zip(list(splits.items()), list(splits.items())[1:]):
         if (end := before[-1] + timedelta(days=f.label_days)) > after[0]:
-            raise DataError(f"[features]: the labels of {a} as-of date {before[-1]} are known on {end}, after {b} starts on {after[0]}; move one of them")
+            raise DataError(f"[features]: the labels of {a} as-of date {before[-1]} are known on {end}, "
+                            f"after {b} starts on {after[0]}; move one of them")
     return splits
 
 # %% ../nbs/00_features.ipynb #1b9389c7
 @contextlib.contextmanager
 def _quiet():
     "Feast reports progress on stdout and stderr; a step prints one result."
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
+          warnings.catch_warnings()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try: yield
@@ -117,8 +128,10 @@ def feature_objects(settings:Settings, source:Path) -> list:
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.types import Float32
     customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
-    history = FileSource(name="customer_windows", path=str(source), timestamp_field="event_timestamp", created_timestamp_column="created_timestamp")
-    windows = FeatureView(name="customer_windows", entities=[customer], ttl=timedelta(days=settings.features.ttl_days), source=history, online=True,
+    history = FileSource(name="customer_windows", path=str(source), timestamp_field="event_timestamp",
+                         created_timestamp_column="created_timestamp")
+    windows = FeatureView(name="customer_windows", entities=[customer],
+                          ttl=timedelta(days=settings.features.ttl_days), source=history, online=True,
                           schema=[Field(name=n, dtype=Float32) for n in feature_names(settings)])
     return [customer, history, windows, FeatureService(name="churn_v1", features=[windows])]
 
@@ -152,16 +165,20 @@ def write_windows(settings:Settings, events:pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/00_features.ipynb #70293f8a
 def entity_frame(settings:Settings, events:pd.DataFrame) -> pd.DataFrame:
     "customer_id, event_timestamp, churn, split: the rows of all splits, without features."
-    parts = [labels(events, dates, settings.features.label_days).assign(split=name) for name, dates in split_dates(settings).items()]
+    parts = [labels(events, dates, settings.features.label_days).assign(split=name)
+             for name, dates in split_dates(settings).items()]
     return pd.concat(parts, ignore_index=True)
 
 def history(store, entity_df:pd.DataFrame, settings:Settings) -> pd.DataFrame:
     "`entity_df` with the features known at each row's `event_timestamp`, as float32, in the order of `feature_names`."
     names = feature_names(settings)
-    with _quiet(): df = store.get_historical_features(entity_df, store.get_feature_service("churn_v1"), filter_by_created_timestamp=True).to_df()
+    with _quiet():
+        service = store.get_feature_service("churn_v1")
+        df = store.get_historical_features(entity_df, service, filter_by_created_timestamp=True).to_df()
     key = ["customer_id", "event_timestamp"]
     df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
-    df = entity_df.merge(df[key + names], on=key, how="left", validate="one_to_one") # with the filter, Feast drops a row that has no value in time
+    # with the filter, Feast drops a row that has no value in time
+    df = entity_df.merge(df[key + names], on=key, how="left", validate="one_to_one")
     return df.sort_values(key[::-1], ignore_index=True).astype({n: "float32" for n in names})
 
 # %% ../nbs/00_features.ipynb #293c5134
@@ -172,13 +189,16 @@ def materialize(store, settings:Settings):
 
 def online(store, customer_ids:list[int]) -> pd.DataFrame:
     "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
-    with _quiet(): got = store.get_online_features(features=store.get_feature_service("churn_v1"), entity_rows=[{"customer_id": c} for c in customer_ids])
+    with _quiet():
+        got = store.get_online_features(features=store.get_feature_service("churn_v1"),
+                                        entity_rows=[{"customer_id": c} for c in customer_ids])
     return got.to_df().set_index("customer_id")
 
 # %% ../nbs/00_features.ipynb #7c87bd09
 def _made_from(settings:Settings, customers:int) -> str:
     "What the feature files depend on, as text."
-    return json.dumps({"data": data_hash(settings), "customers": customers, **settings.features.model_dump(mode="json")}, sort_keys=True)
+    return json.dumps({"data": data_hash(settings), "customers": customers,
+                       **settings.features.model_dump(mode="json")}, sort_keys=True)
 
 def build(settings:Settings,
           customers:int=0, # About how many customers; 0: all
@@ -192,8 +212,10 @@ def build(settings:Settings,
     _write_parquet(rows, ws.feast/"training_rows.parquet")
     materialize(store, settings)
     atomic_write(made_from, _made_from(settings, customers))
-    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": data_hash(settings), "events": len(events), "customers": int(windows.customer_id.nunique()),
-            "rows": rows.split.value_counts(sort=False).to_dict(), "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
+    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": data_hash(settings),
+            "events": len(events), "customers": int(windows.customer_id.nunique()),
+            "rows": rows.split.value_counts(sort=False).to_dict(),
+            "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
             "features": feature_names(settings), "online_as_of": str(settings.features.serve_as_of)}
 
 # %% ../nbs/00_features.ipynb #42a67a32

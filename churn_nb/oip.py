@@ -42,15 +42,20 @@ def _numbers(data:bytes) -> np.ndarray:
 def _tensor_in(t:_Tensor, raw:bytes, m:Manifest, max_batch:int) -> np.ndarray: # float32 [N, k]
     "The input tensor of an inference request. Raises Problem."
     k = len(m.features)
-    if t.name != m.input or t.datatype != "FP32": raise Problem(400, f"input {t.name[:99]} {t.datatype[:99]}: expected {m.input} FP32")
-    if len(t.shape) != 2 or t.shape[1] != k or not t.shape[0]: raise Problem(400, f"input {m.input}: shape {t.shape}, expected [N, {k}] with N at least 1")
+    if t.name != m.input or t.datatype != "FP32":
+        raise Problem(400, f"input {t.name[:99]} {t.datatype[:99]}: expected {m.input} FP32")
+    if len(t.shape) != 2 or t.shape[1] != k or not t.shape[0]:
+        raise Problem(400, f"input {m.input}: shape {t.shape}, expected [N, {k}] with N at least 1")
     if t.shape[0] > max_batch: raise Problem(413, f"{t.shape[0]} rows; at most {max_batch} in one request")
     if (n := t.parameters.get("binary_data_size")) is None:
         if raw: raise Problem(400, "binary data without binary_data_size")
         X = _numbers(bytes(t.data))
     elif n == len(raw) == 4 * t.shape[0] * k: X = np.frombuffer(raw, "<f4")
-    else: raise Problem(400, f"input {m.input}: {len(raw)} bytes of binary data, binary_data_size {n}, shape needs {4 * t.shape[0] * k}")
-    if X.size != t.shape[0] * k: raise Problem(400, f"input {m.input}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
+    else:
+        raise Problem(400, f"input {m.input}: {len(raw)} bytes of binary data, binary_data_size {n}, "
+                           f"shape needs {4 * t.shape[0] * k}")
+    if X.size != t.shape[0] * k:
+        raise Problem(400, f"input {m.input}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
     return X.reshape(t.shape)
 
 # %% ../nbs/17_oip.ipynb #5ccb8661
@@ -58,10 +63,14 @@ def _tensor_out(req:_Infer, m:Manifest, p:np.ndarray) -> tuple[bytes, int|None]:
     "The answer to an inference request, and the length of its JSON part if binary data follows. Raises Problem."
     out = req.outputs[0] if req.outputs else _Tensor(m.output)
     if len(req.outputs) > 1 or out.name != m.output: raise Problem(400, f"outputs: expected only {m.output}")
-    if unknown := {"classification", "shared_memory_region"} & set(out.parameters): raise Problem(400, f"outputs: {unknown.pop()} is not supported")
+    if unknown := {"classification", "shared_memory_region"} & set(out.parameters):
+        raise Problem(400, f"outputs: {unknown.pop()} is not supported")
     binary = out.parameters.get("binary_data", req.parameters.get("binary_data_output", False))
-    tensor = {"name": out.name, "datatype": "FP32", "shape": [len(p)]} | ({"parameters": {"binary_data_size": p.nbytes}} if binary else {"data": p.tolist()})
-    head = msgspec.json.encode({"model_name": "churn", "model_version": m.version} | ({"id": req.id} if req.id else {}) | {"outputs": [tensor]})
+    values = {"parameters": {"binary_data_size": p.nbytes}} if binary else {"data": p.tolist()}
+    tensor = {"name": out.name, "datatype": "FP32", "shape": [len(p)]} | values
+    given_id = {"id": req.id} if req.id else {}
+    head = msgspec.json.encode(
+        {"model_name": "churn", "model_version": m.version} | given_id | {"outputs": [tensor]})
     return (head + p.astype("<f4").tobytes(), len(head)) if binary else (head, None)
 
 def infer(m:Manifest,
@@ -92,7 +101,8 @@ def v2_routes(limits, # settings.serve
         "The model that a URL names. Raises Problem 404 or 503."
         if name != "churn": raise Problem(404, f"no model {name[:99]}; the model is called churn")
         if not (model := request.state.model): raise current.trouble()
-        if version not in (None, model.manifest.version): raise Problem(404, f"version {version[:99]} is not loaded; version {model.manifest.version} is")
+        if version not in (None, model.manifest.version):
+            raise Problem(404, f"version {version[:99]} is not loaded; version {model.manifest.version} is")
         return model
 
     @r.get("", summary="Server metadata")
@@ -106,7 +116,8 @@ def v2_routes(limits, # settings.serve
 
     @r.get("/models/{name}/versions/{version}/ready", summary="This model is loaded")
     @r.get("/models/{name}/ready", summary="This model is loaded")
-    async def model_ready(request:Request, name:str, version:str|None=None): return {"name": "churn", "ready": bool(named(request, name, version))}
+    async def model_ready(request:Request, name:str, version:str|None=None):
+        return {"name": "churn", "ready": bool(named(request, name, version))}
 
     @r.get("/models/{name}/versions/{version}", summary="Inputs and outputs of the model")
     @r.get("/models/{name}", summary="Inputs and outputs of the model")
@@ -120,11 +131,14 @@ def v2_routes(limits, # settings.serve
     @r.post("/models/{name}/infer", summary="Score a tensor")
     async def score(request:Request, name:str, version:str|None=None):
         model, n = named(request, name, version), request.headers.get("inference-header-content-length")
-        if n is not None and not re.fullmatch(r"\d{1,12}", n, re.A): raise Problem(400, "Inference-Header-Content-Length: expected a number of bytes")
+        if n is not None and not re.fullmatch(r"\d{1,12}", n, re.A):
+            raise Problem(400, "Inference-Header-Content-Length: expected a number of bytes")
         sent = await read_body(request.scope, request.receive, limits.max_body_bytes)
-        body, json_part, rows = infer(model.manifest, lambda X: model.score(model.reader.check(X)), sent, None if n is None else int(n), limits.max_batch)
+        body, json_part, rows = infer(model.manifest, lambda X: model.score(model.reader.check(X)), sent,
+                                      None if n is None else int(n), limits.max_batch)
         request.state.rows = rows
         current.metrics.rows.labels(model.manifest.version).inc(rows)
         if json_part is None: return Response(body, media_type="application/json")
-        return Response(body, headers={"Inference-Header-Content-Length": str(json_part)}, media_type="application/octet-stream")
+        return Response(body, headers={"Inference-Header-Content-Length": str(json_part)},
+                        media_type="application/octet-stream")
     return r

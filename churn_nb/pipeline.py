@@ -32,12 +32,15 @@ def parameters(notebook:Path, # A notebook with a cell tagged `parameters`
     return {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)}
 
 def fitting(given:dict, known:dict, where:str) -> dict:
-    "The given values, converted to the type of the default. Raises UsageError for an unknown name or a value of another type."
+    """The given values, converted to the type of the default.
+    Raises UsageError for an unknown name or a value of another type."""
     out = {}
     for name, v in given.items():
         if name not in known: raise UsageError(f"{where}: unknown parameter {name}; it knows {', '.join(known)}")
         try: out[name] = v if isinstance(v, type(known[name])) else type(known[name])(v)
-        except ValueError: raise UsageError(f"{where}: parameter {name} = {v!r}: expected {type(known[name]).__name__}, such as {known[name]!r}") from None
+        except ValueError:
+            raise UsageError(f"{where}: parameter {name} = {v!r}: expected {type(known[name]).__name__}, "
+                             f"such as {known[name]!r}") from None
     return out
 
 # %% ../nbs/12_pipeline.ipynb #297cd94c
@@ -51,7 +54,8 @@ class StepRun:
     error: str = ""     # One line; empty: it succeeded
     exit_code: int = 0
 
-_input_errors = {"SettingsError", "DataError", "WorkspaceError", "DriftInputError", "BundleError", "RegistryError", "UsageError"}
+_input_errors = {"SettingsError", "DataError", "WorkspaceError", "DriftInputError", "BundleError", "RegistryError",
+                 "UsageError"}
 _service_errors = {"ConnectionError", "OperationalError", "StoreAway"}
 CRASHED = 70 # a cell failed for a reason that no contract names; EX_SOFTWARE of sysexits.h
 
@@ -66,31 +70,41 @@ def _failure(executed:Path) -> tuple[str, int]:
     nb = json.loads(executed.read_text())
     for i, c in enumerate(nb["cells"]):
         for o in c.get("outputs", []):
-            if o["output_type"] == "error": return f"cell {i}: {o['ename']}: {' '.join(o['evalue'].split())[:500]}", _code(o["ename"], o["evalue"])
+            if o["output_type"] == "error":
+                return (f"cell {i}: {o['ename']}: {' '.join(o['evalue'].split())[:500]}",
+                        _code(o["ename"], o["evalue"]))
     ran = [c["metadata"].get("papermill", {}).get("status") for c in nb["cells"] if c["cell_type"] == "code"]
-    if nb["metadata"].get("papermill", {}).get("exception") or set(ran) != {"completed"}: return f"only {ran.count('completed')} of {len(ran)} code cells completed", CRASHED
+    if nb["metadata"].get("papermill", {}).get("exception") or set(ran) != {"completed"}:
+        return f"only {ran.count('completed')} of {len(ran)} code cells completed", CRASHED
     return "", 0
 
 def run_step(settings:Settings, step:str,
              given:dict,      # Parameters; each must be known to the notebook
              run_dir:Path,    # Receives the executed notebook
             ) -> StepRun:
-    "Execute one notebook and judge what came of it. Raises UsageError before anything runs; a failure while running is in the answer."
-    with warnings.catch_warnings(action="ignore"): import papermill # slow imports stay where they are needed: `churn serve` must be up in two seconds
+    """Execute one notebook and judge what came of it.
+    Raises UsageError before anything runs; a failure while running is in the answer."""
+    import papermill # slow imports stay where they are needed: `churn serve` must be up in two seconds
     source, ws = settings.paths.notebooks/f"{step}.ipynb", Workspace(settings.paths.workspace)
     values = fitting(given, parameters(source), step)
     run, start = StepRun(step, run_dir/f"{step}.ipynb"), time.monotonic()
     (ws.results/f"{step}.json").unlink(missing_ok=True)
     try:
-        with _for_kernels(settings):
-            papermill.execute_notebook(source, run.notebook, values, cwd=source.parent, kernel_name="python3", extra_arguments=["--log-level=40"],
-                                       progress_bar={"desc": f"  {step}", "leave": False, "disable": None, "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells, {elapsed}"})
+        with _for_kernels(settings), warnings.catch_warnings(action="ignore"):
+            papermill.execute_notebook(
+                source, run.notebook, values, cwd=source.parent, kernel_name="python3",
+                extra_arguments=["--log-level=50"],
+                progress_bar={"desc": f"  {step}", "leave": False, "disable": None,
+                              "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells, {elapsed}"})
         run.error, run.exit_code = _failure(run.notebook)
     except Exception as e: # a failed cell, a dead kernel, a full disk: the notebook knows more than the exception
         run.error, run.exit_code = (_failure(run.notebook) if run.notebook.exists() else ("", 0))
-        if not run.error or run.error.startswith("only"): run.error, run.exit_code = f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}", 2 if isinstance(e, OSError) else CRASHED
+        if not run.error or run.error.startswith("only"):
+            run.error = f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
+            run.exit_code = 2 if isinstance(e, OSError) else CRASHED
     run.seconds, run.result = time.monotonic() - start, ws.read_result(step)
-    if not run.error and run.result is None: run.error, run.exit_code = "all cells ran, but no result was written", CRASHED
+    if not run.error and run.result is None:
+        run.error, run.exit_code = "all cells ran, but no result was written", CRASHED
     return run
 
 # %% ../nbs/12_pipeline.ipynb #b4f13fe1
@@ -113,7 +127,9 @@ def one_run(settings:Settings):
     ws = Workspace(settings.paths.workspace).open()
     lock = filelock.FileLock(ws.root/".run.lock", timeout=0)
     try: lock.acquire()
-    except filelock.Timeout: raise UsageError(f"workspace {ws.root}: another run is at work there; wait for it or choose another with --workspace") from None
+    except filelock.Timeout:
+        raise UsageError(f"workspace {ws.root}: another run is at work there; "
+                         "wait for it or choose another with --workspace") from None
     try: yield ws
     finally: lock.release()
 
@@ -126,11 +142,17 @@ def new_run_dir(ws:Workspace) -> Path:
             return ws.runs/name
 
 # %% ../nbs/12_pipeline.ipynb #d928a55a
-_say = {"00_features": lambda r: f"{sum(r['rows'].values()):,} labelled rows of {r['customers']:,} customers, {len(r['features'])} features; data {r['data_hash'][:12]}",
-        "01_train": lambda r: f"{r['winner']} is challenger, version {r['version']}: log-loss {r['test']['log_loss']:.4f}, baseline {r['baseline']['log_loss']:.4f}",
-        "03_drift": lambda r: f"level {r['level']}: {sum(f['level'] != 'none' for f in r['features'])} of {len(r['features'])} features moved",
-        "02_promote": lambda r: f"version {r['version']} {r['verdict']}" + "".join(f"; {c['criterion']}: {c['measured']}, required {c['required']}" for c in r["checks"] if c["verdict"] == "fail"),
-        "04_serve": lambda r: f"bundle of version {r['version']} is current"}
+_say = {
+    "00_features": lambda r: (f"{sum(r['rows'].values()):,} labelled rows of {r['customers']:,} customers, "
+                              f"{len(r['features'])} features; data {r['data_hash'][:12]}"),
+    "01_train": lambda r: (f"{r['winner']} is challenger, version {r['version']}: "
+                           f"log-loss {r['test']['log_loss']:.4f}, baseline {r['baseline']['log_loss']:.4f}"),
+    "03_drift": lambda r: (f"level {r['level']}: {sum(f['level'] != 'none' for f in r['features'])} "
+                           f"of {len(r['features'])} features moved"),
+    "02_promote": lambda r: f"version {r['version']} {r['verdict']}" + "".join(
+        f"; {c['criterion']}: {c['measured']}, required {c['required']}"
+        for c in r["checks"] if c["verdict"] == "fail"),
+    "04_serve": lambda r: f"bundle of version {r['version']} is current"}
 
 def line(run:StepRun) -> str:
     "One line on a finished step: its time, and what came of it."
@@ -144,7 +166,8 @@ class PipelineRun:
     run_dir: Path
     steps: list[StepRun] = field(default_factory=list)
     @property
-    def refused(self) -> bool: return any(s.step == "02_promote" and s.result and s.result["verdict"] == "refused" for s in self.steps)
+    def refused(self) -> bool:
+        return any(s.step == "02_promote" and s.result and s.result["verdict"] == "refused" for s in self.steps)
     @property
     def exit_code(self) -> int: return max((s.exit_code for s in self.steps), default=0) or int(self.refused)
 
@@ -194,30 +217,42 @@ def _report_values(run:PipelineRun, link_base:str) -> dict:
     "What the page shows, from the steps' results."
     by = {s.step: s.result or {} for s in run.steps if not s.error}
     f, t, g, v = (by.get(s, {}) for s in ("00_features", "01_train", "02_promote", "04_serve"))
-    facts = [("data set", f.get("dataset")), ("data hash", f.get("data_hash")), ("commit", t.get("git_sha")), ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())), ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
+    facts = [("data set", f.get("dataset")), ("data hash", f.get("data_hash")), ("commit", t.get("git_sha")),
+             ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())),
+             ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
              ("champion", g and (g["champion"] or "none")), ("served bundle", v and f"version {v['version']}")]
     metrics = t and {"winner": t["winner"], "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
-    summary = f"exit code {run.exit_code}: " + (next((f"{s.step} failed" for s in run.steps if s.error), "") or ("the gate refused; what was in production stays" if run.refused else "all steps done"))
-    steps = [{"step": s.step, "link": f"{link_base}/{s.notebook.name}", "seconds": s.seconds, "error": s.error, "says": line(s).split(" s  ", 1)[1]} for s in run.steps]
-    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps, "facts": [(k, x) for k, x in facts if x], "metrics": metrics, "gate": g, "drift": by.get("03_drift")}
+    outcome = "the gate refused; what was in production stays" if run.refused else "all steps done"
+    outcome = next((f"{s.step} failed" for s in run.steps if s.error), outcome)
+    summary = f"exit code {run.exit_code}: {outcome}"
+    steps = [{"step": s.step, "link": f"{link_base}/{s.notebook.name}", "seconds": s.seconds, "error": s.error,
+              "says": line(s).split(" s  ", 1)[1]} for s in run.steps]
+    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps,
+            "facts": [(k, x) for k, x in facts if x], "metrics": metrics, "gate": g, "drift": by.get("03_drift")}
 
 def write_report(settings:Settings, run:PipelineRun) -> Path: # reports/<run>.html; reports/index.html is the same page
     "Write the page of a run."
     import jinja2 # see run_step
     ws = Workspace(settings.paths.workspace)
-    page = jinja2.Environment(autoescape=True).from_string(_page).render(**_report_values(run, f"../runs/{run.run_dir.name}"))
+    template = jinja2.Environment(autoescape=True).from_string(_page)
+    page = template.render(**_report_values(run, f"../runs/{run.run_dir.name}"))
     for name in (f"{run.run_dir.name}.html", "index.html"): atomic_write(ws.reports/name, page)
     return ws.reports/f"{run.run_dir.name}.html"
 
 # %% ../nbs/12_pipeline.ipynb #5307d9a8
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
-                  help="Train, judge, serve and watch a churn model. Exit codes: 0 done, 1 the gate refused, 2 wrong usage or input, 3 drift at retrain level, 4 a needed service is away, 70 a crash.")
-_Workspace = Annotated[str, typer.Option(help="Folder for all that is written; default: \\[paths] workspace of settings.ini.")]
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode="markdown",
+                  help="Train, judge, serve and watch a churn model. Exit codes: 0 done, 1 the gate refused, "
+                       "2 wrong usage or input, 3 drift at retrain level, 4 a needed service is away, 70 a crash.")
+_Workspace = Annotated[str, typer.Option(
+    help="Folder for all that is written; default: \\[paths] workspace of settings.ini.")]
 _Dataset = Annotated[str, typer.Option(help="Name of the data set; default: \\[data] dataset of settings.ini.")]
-_Params = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME=VALUE", help="A notebook parameter; may be given several times.")]
+_Params = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME=VALUE",
+                                            help="A notebook parameter; may be given several times.")]
 
 def _settings(workspace:str="", dataset:str="", **more) -> Settings:
-    return load_settings({"paths.workspace": str(Path(workspace).resolve()) if workspace else "", "data.dataset": dataset, **more})
+    folder = str(Path(workspace).resolve()) if workspace else ""
+    return load_settings({"paths.workspace": folder, "data.dataset": dataset, **more})
 
 def _pairs(params:list[str]) -> dict:
     "`name=value` strings as a dict. Raises UsageError."
@@ -234,15 +269,19 @@ def run(dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
     raise typer.Exit(r.exit_code)
 
 @app.command(epilog="Examples: `churn step 03_drift` · `churn step 01_train -p seed=7`")
-def step(name:Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")], dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
+def step(name:Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")],
+         dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
     "Run one step of the pipeline."
     if name not in STEPS: raise UsageError(f"unknown step {name}; it is one of {', '.join(STEPS)}")
     raise typer.Exit(run_pipeline(_settings(workspace, dataset), _pairs(param), [name], say=typer.echo).exit_code)
 
 # %% ../nbs/12_pipeline.ipynb #f6b566d5
 @app.command(epilog="Examples: `churn serve` · `churn serve --port 9000`")
-def serve(host:Annotated[str, typer.Option(help="Address to listen on.")]="", port:Annotated[int, typer.Option(help="Port; 0 takes a free one.")]=-1,
-          insecure:Annotated[bool, typer.Option("--insecure", help="Listen where other machines can reach it, without asking who calls.")]=False, workspace:_Workspace=""):
+def serve(host:Annotated[str, typer.Option(help="Address to listen on.")]="",
+          port:Annotated[int, typer.Option(help="Port; 0 takes a free one.")]=-1,
+          insecure:Annotated[bool, typer.Option(
+              "--insecure", help="Listen where other machines can reach it, without asking who calls.")]=False,
+          workspace:_Workspace=""):
     "Serve the champion as a REST API."
     from churn_nb.serve import run_server # each command imports what it needs
     run_server(_settings(workspace), host or None, None if port < 0 else port, insecure)
@@ -261,7 +300,9 @@ def promote(dataset:_Dataset="", workspace:_Workspace=""):
     from churn_nb.promote import deploy_champion, run_gate
     settings = _settings(workspace, dataset)
     with one_run(settings) as ws:
-        if (made := ws.read_result("00_features")) is None: raise UsageError(f"workspace {ws.root}: no features and no challenger there; make them with `churn run`")
+        if (made := ws.read_result("00_features")) is None:
+            raise UsageError(f"workspace {ws.root}: no features and no challenger there; "
+                             "make them with `churn run`")
         rows = training_rows(settings, made["customers_asked"])
         decision, result = run_gate(settings, rows[rows.split == "test"])
         ws.write_result("02_promote", result)
@@ -271,12 +312,14 @@ def promote(dataset:_Dataset="", workspace:_Workspace=""):
     raise typer.Exit(decision.exit_code)
 
 @app.command(epilog="Examples: `churn rollback` · `churn rollback --to 3 --why 'complaints from the shop'`")
-def rollback(to:Annotated[str, typer.Option(help="Version to return to; default: the one before the present champion.")]="",
-             why:Annotated[str, typer.Option(help="Reason, kept in the history.")]="", workspace:_Workspace=""):
+def rollback(to:Annotated[str, typer.Option(
+                 help="Version to return to; default: the one before the present champion.")]="",
+             why:Annotated[str, typer.Option(help="Reason, kept in the history.")]="",
+             workspace:_Workspace=""):
     "Make an earlier version champion again, and deploy it."
     from churn_nb.promote import rollback as back # each command imports what it needs
     settings = _settings(workspace)
-    with one_run(settings): record = back(settings, to or None, why)
+    record = back(settings, to or None, why) # waits for no run: the registry has a lock of its own
     typer.echo(f"version {record['version']} is champion again, in place of {record['replaces']}")
 
 @app.command(epilog="Example: `churn history`")
@@ -284,7 +327,9 @@ def history(workspace:_Workspace=""):
     "All decisions and rollbacks, oldest first."
     from churn_nb.promote import read_history # each command imports what it needs
     records = read_history(Workspace(_settings(workspace).paths.workspace))
-    for r in records: r |= {"failed": ", ".join(c["criterion"] for c in r["checks"] if c["verdict"] == "fail") or r["why"], "git_sha": r["git_sha"][:10]}
+    for r in records:
+        failed = ", ".join(c["criterion"] for c in r["checks"] if c["verdict"] == "fail")
+        r |= {"failed": failed or r["why"], "git_sha": r["git_sha"][:10]}
     if records: _table(records, ["at", "action", "version", "replaces", "git_sha", "by", "failed"])
     else: typer.echo("no decision has been made in this workspace")
 
@@ -292,13 +337,17 @@ def history(workspace:_Workspace=""):
 _not_features = {"customer_id", "event_timestamp", "created_timestamp", "churn", "split"}
 
 @app.command(epilog="Example: `churn drift last_month.parquet today.csv --json drift.json`")
-def drift(reference:Annotated[Path, typer.Argument(help="CSV or parquet: rows the model was trained on.")], current:Annotated[Path, typer.Argument(help="CSV or parquet: rows it is asked about now.")],
-          columns:Annotated[str, typer.Option(help="Columns to compare, with commas; default: all but ids, times, label and split.")]="",
-          json_file:Annotated[str, typer.Option("--json", help="Write the report there as JSON.")]="", workspace:_Workspace=""):
+def drift(reference:Annotated[Path, typer.Argument(help="CSV or parquet: rows the model was trained on.")],
+          current:Annotated[Path, typer.Argument(help="CSV or parquet: rows it is asked about now.")],
+          columns:Annotated[str, typer.Option(
+              help="Columns to compare, with commas; default: all but ids, times, label and split.")]="",
+          json_file:Annotated[str, typer.Option("--json", help="Write the report there as JSON.")]="",
+          workspace:_Workspace=""):
     "Compare two tables; exit code 3 where the drift asks for retraining."
     from churn_nb.drift import drift_report, read_table # each command imports what it needs
     a, b = read_table(reference), read_table(current)
-    report = drift_report(a, b, _settings(workspace).drift, columns.split(",") if columns else [c for c in dict.fromkeys([*a, *b]) if c not in _not_features])
+    names = columns.split(",") if columns else [c for c in dict.fromkeys([*a, *b]) if c not in _not_features]
+    report = drift_report(a, b, _settings(workspace).drift, names)
     if json_file: atomic_write(Path(json_file), json.dumps(report.to_dict(), indent=1) + "\n")
     shown = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in report.to_dict()["features"]]
     _table(shown, ["name", "level", "psi", "statistic", "pvalue", "note"])
@@ -306,24 +355,33 @@ def drift(reference:Annotated[Path, typer.Argument(help="CSV or parquet: rows th
     raise typer.Exit(3 if report.level == "retrain" else 0)
 
 @app.command(epilog="Example: `churn score customers.csv scored.parquet`")
-def score(source:Annotated[Path, typer.Argument(help="CSV or parquet with a column a feature; others are kept as they are.")], out:Annotated[Path, typer.Argument(help="CSV or parquet to write.")], workspace:_Workspace=""):
+def score(source:Annotated[Path, typer.Argument(
+              help="CSV or parquet with a column a feature; others are kept as they are.")],
+          out:Annotated[Path, typer.Argument(help="CSV or parquet to write.")],
+          workspace:_Workspace=""):
     "Score a table with the served model: adds probability, churn_risk and model_version."
     from churn_nb.drift import read_table # each command imports what it needs
     from churn_nb.serve import Model
     settings = _settings(workspace)
     frame, model = read_table(source), Model.load(_served(settings), settings.serve.threads)
-    if missing := [n for n in model.manifest.names if n not in frame]: raise UsageError(f"{source}: column {missing[0]} is missing; the model needs {', '.join(model.manifest.names)}")
+    if missing := [n for n in model.manifest.names if n not in frame]:
+        raise UsageError(f"{source}: column {missing[0]} is missing; "
+                         f"the model needs {', '.join(model.manifest.names)}")
     values = frame[model.manifest.names].astype(object).where(frame[model.manifest.names].notna(), None)
     answers = model.answers(model.rows(values.to_dict("records")))
     write = {".csv": lambda f: f.to_csv(index=False).encode(), ".parquet": lambda f: f.to_parquet(index=False)}
     if out.suffix not in write: raise UsageError(f"{out}: neither .csv nor .parquet")
-    atomic_write(out, write[out.suffix](frame.assign(probability=[a.probability for a in answers], churn_risk=[a.churn_risk for a in answers], model_version=model.manifest.version)))
-    typer.echo(f"{len(frame):,} rows scored by version {model.manifest.version}: {sum(a.churn_risk for a in answers):,} at risk; {out}")
+    scored = frame.assign(probability=[a.probability for a in answers], churn_risk=[a.churn_risk for a in answers],
+                          model_version=model.manifest.version)
+    atomic_write(out, write[out.suffix](scored))
+    typer.echo(f"{len(frame):,} rows scored by version {model.manifest.version}: "
+               f"{sum(a.churn_risk for a in answers):,} at risk; {out}")
 
 def _served(settings:Settings) -> Path:
     "The current bundle. Raises UsageError where there is none."
     from churn_nb.bundle import current_bundle # light, but only needed here
-    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None: raise UsageError(f"no bundle in {settings.paths.workspace}; make one with `churn run`")
+    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
+        raise UsageError(f"no bundle in {settings.paths.workspace}; make one with `churn run`")
     return b
 
 # %% ../nbs/12_pipeline.ipynb #8806aee5
@@ -338,14 +396,16 @@ def _data(settings:Settings) -> str:
 def _registry(settings:Settings) -> str:
     from churn_nb.promote import version_of # each check imports what it needs
     from churn_nb.train import tracking
-    if not settings.stores.tracking_uri and not Workspace(settings.paths.workspace).mlflow_db.exists(): return "empty; `churn run` fills it"
+    if not settings.stores.tracking_uri and not Workspace(settings.paths.workspace).mlflow_db.exists():
+        return "empty; `churn run` fills it"
     client = tracking(settings)
     return ", ".join(f"{a} {version_of(client, settings, a) or 'none'}" for a in ("champion", "challenger", "previous"))
 
 def _bundle(settings:Settings) -> str:
     from churn_nb.bundle import current_bundle # each check imports what it needs
     from churn_nb.serve import Model
-    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None: return "none yet; `churn run` makes one"
+    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
+        return "none yet; `churn run` makes one"
     return f"version {Model.load(b).manifest.version}, hashes and self test hold"
 
 def _port(settings:Settings) -> str:
@@ -354,7 +414,9 @@ def _port(settings:Settings) -> str:
     return f"{settings.serve.port} {'is in use: by the API, or choose another with --port' if in_use else 'is free'}"
 
 # %% ../nbs/12_pipeline.ipynb #68eb2b8e
-CHECKS = {"versions": lambda s: _versions(), "workspace": lambda s: f"{Workspace(s.paths.workspace).open().root}, {shutil.disk_usage(s.paths.workspace).free // 10**9} GB free",
+CHECKS = {"versions": lambda s: _versions(),
+          "workspace": lambda s: (f"{Workspace(s.paths.workspace).open().root}, "
+                                  f"{shutil.disk_usage(s.paths.workspace).free // 10**9} GB free"),
           "data": _data, "registry": _registry, "bundle": _bundle, "port": _port}
 
 @app.command(epilog="Example: `churn doctor`")
@@ -363,7 +425,9 @@ def doctor(workspace:_Workspace=""):
     settings, worst = _settings(workspace), 0
     for name, look in CHECKS.items():
         try: mark, text = "ok", look(settings)
-        except Exception as e: mark, text, worst = "!!", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}", max(worst, min(_code(type(e).__name__, str(e)), 4))
+        except Exception as e:
+            mark, text = "!!", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            worst = max(worst, min(_code(type(e).__name__, str(e)), 4))
         typer.echo(f"{mark}  {name:<10} {text}")
     raise typer.Exit(worst)
 
@@ -373,7 +437,8 @@ def main(args:list[str]|None=None):
     try: app(args, standalone_mode=True)
     except (SettingsError, WorkspaceError, UsageError) as e: sys.exit(_complain(e, 2))
     except Exception as e:
-        if (code := _code(type(e).__name__, str(e))) == CRASHED and type(e).__name__ not in ("InvalidRows", "ServeError"): raise
+        name = type(e).__name__
+        if (code := _code(name, str(e))) == CRASHED and name not in ("InvalidRows", "ServeError"): raise
         sys.exit(_complain(e, 2 if code == CRASHED else code))
 
 def _complain(e:Exception, code:int) -> int:

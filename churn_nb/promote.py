@@ -36,7 +36,8 @@ def _show(metric:str, x:float|None) -> str:
 
 def floors(metrics:dict[str, float], criteria:list[Criterion]) -> list[Check]:
     "Each criterion on its metric. A metric that is missing or nan fails."
-    return [check(c.metric, f"{c.op} {c.value:g}", _show(c.metric, metrics.get(c.metric)), c.holds(metrics.get(c.metric))) for c in criteria]
+    return [check(c.metric, f"{c.op} {c.value:g}", _show(c.metric, metrics.get(c.metric)),
+                  c.holds(metrics.get(c.metric))) for c in criteria]
 
 # %% ../nbs/02_promote.ipynb #bd366c8b
 @dataclass(frozen=True)
@@ -46,15 +47,18 @@ class Decision:
     champion: str|None   # The version in production when it was decided; None: none yet
     checks: list[Check]
     @property
-    def promoted(self) -> bool: return any(c.verdict == "pass" for c in self.checks) and all(c.verdict != "fail" for c in self.checks)
+    def promoted(self) -> bool:
+        return any(c.verdict == "pass" for c in self.checks) and all(c.verdict != "fail" for c in self.checks)
     @property
     def verdict(self) -> str: return "promoted" if self.promoted else "refused"
     @property
     def exit_code(self) -> int: return 0 if self.promoted else 1
     def _repr_html_(self):
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in asdict(c).values()) + "</tr>" for c in self.checks)
+        cells = lambda c: "".join(f"<td>{html.escape(v)}</td>" for v in asdict(c).values())
+        rows = "".join(f"<tr>{cells(c)}</tr>" for c in self.checks)
         head = "".join(f"<th>{h}</th>" for h in ("criterion", "required", "measured", "verdict"))
-        return f"<table><caption>version {html.escape(self.version)}: {self.verdict}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return (f"<table><caption>version {html.escape(self.version)}: {self.verdict}</caption>"
+                f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 
 # %% ../nbs/02_promote.ipynb #55d7657c
 _smaller_is_better = {"log_loss", "brier", "latency_ms"}
@@ -99,29 +103,36 @@ def version_of(client, settings:Settings, alias:str) -> str|None:
         raise
 
 def load_version(client, settings:Settings, version:str) -> tuple[Manifest, bytes]:
-    "Manifest and ONNX file of a registered version. Raises RegistryError where the file is not the one that was trained."
+    """Manifest and ONNX file of a registered version.
+    Raises RegistryError where the file is not the one that was trained."""
     import mlflow # slow import, see `train.tracking`
     name = settings.train.model_name
     with hushed():
         mv = client.get_model_version(name, version)
         model = (Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))/"model.onnx").read_bytes()
         text = mlflow.artifacts.load_text(f"runs:/{mv.run_id}/manifest.json")
-    if hashlib.sha256(model).hexdigest() != mv.tags.get("sha256"): raise RegistryError(f"{name} version {version}: model.onnx is not the file that was registered; train again")
+    if hashlib.sha256(model).hexdigest() != mv.tags.get("sha256"):
+        raise RegistryError(f"{name} version {version}: model.onnx is not the file that was registered; "
+                            "train again")
     return msgspec.structs.replace(parse_manifest(text.encode(), f"{name} version {version}"), version=version), model
 
 # %% ../nbs/02_promote.ipynb #763fd711
-def _against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, metrics:dict, X:np.ndarray, y:np.ndarray, gate:Gate) -> list[Check]:
+def _against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, metrics:dict,
+                      X:np.ndarray, y:np.ndarray, gate:Gate) -> list[Check]:
     "The rows that compare with the model in production, on the same test rows."
     if champion is None: return [Check("champion", "-", "none yet", "note")]
     theirs, model = champion
-    if theirs.names != manifest.names: return [check("champion", "the same features", f"version {theirs.version} has others", False)]
-    return beats(metrics, evaluate(y, onnx_predict(model, X), theirs.threshold), gate.beat_champion, f"champion (version {theirs.version})")
+    if theirs.names != manifest.names:
+        return [check("champion", "the same features", f"version {theirs.version} has others", False)]
+    measured = evaluate(y, onnx_predict(model, X), theirs.threshold)
+    return beats(metrics, measured, gate.beat_champion, f"champion (version {theirs.version})")
 
 def _drift_row(report:dict|None, gate:Gate) -> list[Check]:
     "The drift report's level; it refuses only where the settings say `block`."
     if gate.drift == "ignore": return []
     level = report["level"] if report else "no report"
-    return [check("drift", "below retrain", level, level in ("none", "warn"))] if gate.drift == "block" else [Check("drift", "-", level, "note")]
+    if gate.drift == "block": return [check("drift", "below retrain", level, level in ("none", "warn"))]
+    return [Check("drift", "-", level, "note")]
 
 # %% ../nbs/02_promote.ipynb #4e44f09d
 def decide(manifest:Manifest, model:bytes,          # The challenger
@@ -151,8 +162,10 @@ def _add_history(ws:Workspace, record:dict):
 
 def _record(action:str, manifest:Manifest, replaces:str|None, checks:list[Check]=(), why:str="") -> dict:
     "What is kept of a decision."
-    return {"id": uuid.uuid4().hex, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"), "by": os.environ.get("GITHUB_ACTOR", "local"), "action": action, "version": manifest.version,
-            "replaces": replaces, "run_id": manifest.run_id, "git_sha": manifest.git_sha, "data_hash": manifest.data_hash, "why": why, "checks": [asdict(c) for c in checks]}
+    return {"id": uuid.uuid4().hex, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "by": os.environ.get("GITHUB_ACTOR", "local"), "action": action, "version": manifest.version,
+            "replaces": replaces, "run_id": manifest.run_id, "git_sha": manifest.git_sha,
+            "data_hash": manifest.data_hash, "why": why, "checks": [asdict(c) for c in checks]}
 
 # %% ../nbs/02_promote.ipynb #3ccc3f04
 def _follow_up(client, settings:Settings, record:dict):
@@ -161,14 +174,17 @@ def _follow_up(client, settings:Settings, record:dict):
     if old: client.set_registered_model_alias(name, "previous", old)
     if version_of(client, settings, "challenger") == version: client.delete_registered_model_alias(name, "challenger")
     for v, stage in ((old, "Archived"), (version, "Production")):
-        if v and client.get_model_version(name, v).current_stage != stage: client.transition_model_version_stage(name, v, stage)
+        if v and client.get_model_version(name, v).current_stage != stage:
+            client.transition_model_version_stage(name, v, stage)
     _add_history(Workspace(settings.paths.workspace), record)
 
 def reconcile(client, settings:Settings):
     "Complete a promotion that was cut off after the champion alias had moved."
     if (now := version_of(client, settings, "champion")) is None: return
     tag = client.get_model_version(settings.train.model_name, now).tags.get("made_champion")
-    if tag and (record := json.loads(tag))["id"] not in {r["id"] for r in read_history(Workspace(settings.paths.workspace))}: _follow_up(client, settings, record)
+    if not tag: return
+    record, known = json.loads(tag), {r["id"] for r in read_history(Workspace(settings.paths.workspace))}
+    if record["id"] not in known: _follow_up(client, settings, record)
 
 def _make_champion(client, settings:Settings, record:dict):
     "Tag, move the alias, follow up."
@@ -183,7 +199,9 @@ def apply_decision(client, settings:Settings, manifest:Manifest, decision:Decisi
     with filelock.FileLock(Workspace(settings.paths.workspace).root/".promote.lock"), hushed():
         reconcile(client, settings)
         now = version_of(client, settings, "champion")
-        if now != decision.champion: raise RegistryError(f"the champion changed from {decision.champion} to {now} while version {decision.version} was judged; run the gate again")
+        if now != decision.champion:
+            raise RegistryError(f"the champion changed from {decision.champion} to {now} "
+                                f"while version {decision.version} was judged; run the gate again")
         record = _record(decision.verdict, manifest, now, decision.checks)
         if decision.promoted: _make_champion(client, settings, record)
         else: _add_history(Workspace(settings.paths.workspace), record)
@@ -195,7 +213,8 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
     "Make the serving bundle follow the registry. Raises RegistryError where there is no champion."
     client = tracking(settings)
     with hushed(): reconcile(client, settings)
-    if (version := version_of(client, settings, "champion")) is None: raise RegistryError("no champion in the registry; train and promote one with `churn run`")
+    if (version := version_of(client, settings, "champion")) is None:
+        raise RegistryError("no champion in the registry; train and promote one with `churn run`")
     bundles = Workspace(settings.paths.workspace).bundles
     manifest, model = load_version(client, settings, version)
     write_bundle(bundles, model, manifest)
@@ -219,7 +238,9 @@ def rollback(settings:Settings,
         target = to or (now and _last_replaced(ws, now))
         known = {str(v.version) for v in client.search_model_versions(f"name = '{settings.train.model_name}'")}
         if not target: raise RegistryError("nothing to roll back to: no champion was ever replaced")
-        if target not in known: raise RegistryError(f"version {target} is not in the registry; it has {', '.join(sorted(known, key=int)) or 'none'}")
+        if target not in known:
+            raise RegistryError(f"version {target} is not in the registry; "
+                                f"it has {', '.join(sorted(known, key=int)) or 'none'}")
         if target == now: raise RegistryError(f"version {target} is the champion already")
         manifest, _ = load_version(client, settings, target)
         _make_champion(client, settings, record := _record("rolled_back", manifest, now, why=why))
@@ -235,7 +256,11 @@ def run_gate(settings:Settings, rows:pd.DataFrame) -> tuple[Decision, dict]: # T
     if challenger is None: raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
     manifest, model = load_version(client, settings, challenger)
     theirs = load_version(client, settings, champion) if champion else None
-    decision = decide(manifest, model, theirs, rows, settings.gate_for(settings.data.dataset), ws.read_result("03_drift"))
+    decision = decide(manifest, model, theirs, rows, settings.gate_for(settings.data.dataset),
+                      ws.read_result("03_drift"))
     record = apply_decision(client, settings, manifest, decision)
-    return decision, {"version": challenger, "verdict": decision.verdict, "exit_code": decision.exit_code, "champion": challenger if decision.promoted else champion,
-                      "replaced": champion if decision.promoted else None, "checks": [asdict(c) for c in decision.checks], "record": record["id"]}
+    return decision, {
+        "version": challenger, "verdict": decision.verdict, "exit_code": decision.exit_code,
+        "champion": challenger if decision.promoted else champion,
+        "replaced": champion if decision.promoted else None,
+        "checks": [asdict(c) for c in decision.checks], "record": record["id"]}

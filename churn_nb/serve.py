@@ -22,16 +22,18 @@ from . import __version__
 from .bundle import BundleError, Feature, Manifest, Store, read_bundle
 from .oip import v2_routes
 from .settings import Settings, Workspace
-from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, invalid, json_only, page, page_headers, predict_paths, problems_everywhere,
-                          read_body)
+from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, invalid, json_only, page, page_headers,
+                          predict_paths, problems_everywhere, read_body)
 
 # %% ../nbs/04_serve.ipynb #40176852
 _int64 = Annotated[int, Meta(ge=-2**63, le=2**63 - 1)]
 
 def row_type(features:list[Feature]) -> type[msgspec.Struct]:
     "A class for one request: a field a feature, and `customer_id`. Fields may be any text, so attributes are numbered."
-    fields = [("customer_id", _int64|UnsetType, UNSET)] + [(f"f{i}", (float|None if f.nullable else float)|UnsetType, UNSET) for i, f in enumerate(features)]
-    return msgspec.defstruct("Row", fields, frozen=True, forbid_unknown_fields=True, rename={f"f{i}": f.name for i, f in enumerate(features)})
+    fields = [("customer_id", _int64|UnsetType, UNSET)]
+    fields += [(f"f{i}", (float|None if f.nullable else float)|UnsetType, UNSET) for i, f in enumerate(features)]
+    names = {f"f{i}": f.name for i, f in enumerate(features)}
+    return msgspec.defstruct("Row", fields, frozen=True, forbid_unknown_fields=True, rename=names)
 
 # %% ../nbs/04_serve.ipynb #ab7cac05
 def _incomplete(t:tuple, names:list[str]) -> list[tuple[str, str]]:
@@ -57,7 +59,8 @@ class RowReader:
     def complete(self, rows:list, many:bool=True) -> list[tuple]:
         "The rows as tuples, if each has its id or all features. Raises InvalidRows."
         tuples = [msgspec.structs.astuple(r) for r in rows]
-        errors = [({"row": i} if many else {}) | {"field": f, "message": msg} for i, t in enumerate(tuples) for f, msg in _incomplete(t, self.names)]
+        errors = [({"row": i} if many else {}) | {"field": f, "message": msg}
+                  for i, t in enumerate(tuples) for f, msg in _incomplete(t, self.names)]
         if errors: raise InvalidRows(errors)
         return tuples
 
@@ -67,7 +70,8 @@ class RowReader:
         bad = np.isinf(X) | (np.isnan(X) & ~self.nullable)
         if not bad.any(): return X
         why = lambda x: "too large for float32" if np.isinf(x) else "may not be missing"
-        raise InvalidRows([({"row": int(i)} if many else {}) | {"field": self.names[j], "message": why(X[i, j])} for i, j in zip(*bad.nonzero())])
+        raise InvalidRows([({"row": int(i)} if many else {}) | {"field": self.names[j], "message": why(X[i, j])}
+                           for i, j in zip(*bad.nonzero())])
 
     def matrix(self, values:list, many:bool=True) -> np.ndarray: # float32 [N, k]
         "Feature values, None for a gap, as the model's input. Raises InvalidRows."
@@ -84,7 +88,10 @@ def _session(model:bytes, threads:int) -> ort.InferenceSession:
 def _check_graph(session:ort.InferenceSession, m:Manifest):
     "Compare the graph's signature with the manifest's. Raises BundleError."
     want_in, want_out = f"{m.input} float [N, {len(m.features)}]", f"{m.output} float [N]"
-    shape = lambda a: "[" + ", ".join(["N" if not isinstance(a.shape[0], int) else str(a.shape[0]), *map(str, a.shape[1:])]) + "]" if a.shape else "[]"
+    def shape(a):
+        if not a.shape: return "[]"
+        first = str(a.shape[0]) if isinstance(a.shape[0], int) else "N"
+        return "[" + ", ".join([first, *map(str, a.shape[1:])]) + "]"
     say = lambda a: f"{a.name} {a.type[7:-1]} {shape(a)}"
     ins, outs = [say(a) for a in session.get_inputs()], [say(a) for a in session.get_outputs()]
     if ins != [want_in]: raise BundleError(f"model.onnx: input is {'; '.join(ins)}, the manifest says {want_in}")
@@ -115,14 +122,18 @@ class Model:
             _check_graph(session, manifest)
             return cls(manifest, session).self_test()
         except BundleError as e: why = str(e)
-        except Exception as e: why = f"ONNX Runtime refuses model.onnx: {' '.join(str(e).split())[:200]}" # its errors have no common class
+        except Exception as e: # its errors have no common class
+            why = f"ONNX Runtime refuses model.onnx: {' '.join(str(e).split())[:200]}"
         raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
     def self_test(self) -> "Model":
-        "Score the rows that the manifest brought, and its example with each nullable feature left out. Raises BundleError."
+        """Score the rows that the manifest brought, and its example with each nullable feature left out.
+        Raises BundleError."""
         t, m = self.manifest.self_test, self.manifest
         off = np.abs(self.predict(np.array(t.rows, np.float32)) - np.array(t.probability)).max()
-        if not off <= 1e-5: raise BundleError(f"self test: a probability is off by {off:.2g} (at most 1e-5); the graph is not the model that was tested")
+        if not off <= 1e-5:
+            raise BundleError(f"self test: a probability is off by {off:.2g} (at most 1e-5); "
+                              "the graph is not the model that was tested")
         left_out = [g.name for g in m.features if g.nullable] + [None]
         gaps = [[None if n == g else m.example[n] for n in m.names] for g in left_out]
         if not np.isfinite(self.predict(np.array(gaps, np.float32))).all():
@@ -139,20 +150,23 @@ class Model:
         try: rows = msgspec.convert(dicts, self.reader.type)
         except msgspec.ValidationError as e: raise invalid(e) from None
         tuples = self.reader.complete(rows)
-        if ids := [{"row": i, "field": "customer_id", "message": "give the features"} for i, t in enumerate(tuples) if t[0] is not UNSET]: raise InvalidRows(ids)
+        if ids := [{"row": i, "field": "customer_id", "message": "give the features"}
+                   for i, t in enumerate(tuples) if t[0] is not UNSET]: raise InvalidRows(ids)
         return self.reader.matrix([t[1:] for t in tuples])
 
     def score(self, X:np.ndarray, many:bool=True) -> np.ndarray: # float32 [N]
         "`predict`, and InvalidRows where the values are finite but so extreme that the graph overflows."
         p = self.predict(X)
         if np.isfinite(p).all(): return p
-        raise InvalidRows([({"row": int(i)} if many else {}) | {"field": "body", "message": "values so extreme that the model gives no probability"}
+        why = "values so extreme that the model gives no probability"
+        raise InvalidRows([({"row": int(i)} if many else {}) | {"field": "body", "message": why}
                            for i in np.flatnonzero(~np.isfinite(p))])
 
     def answers(self, X:np.ndarray, many:bool=True) -> list[Answer]:
         "One answer a row. Raises InvalidRows."
         m, p = self.manifest, self.score(X, many)
-        gaps = [[]] * len(p) if not np.isnan(X).any() else [[n for n, x in zip(m.names, row) if x] for row in np.isnan(X)]
+        gaps = [[]] * len(p)
+        if np.isnan(X).any(): gaps = [[n for n, x in zip(m.names, row) if x] for row in np.isnan(X)]
         return [Answer(int(q >= m.threshold), q, m.threshold, m.version, g) for q, g in zip(p.tolist(), gaps)]
 
 # %% ../nbs/04_serve.ipynb #f5c0368e
@@ -168,7 +182,8 @@ class CurrentModel:
     def state(self) -> tuple|None:
         "What tells one bundle on disk from another, without reading it."
         folder = Path(os.path.realpath(self.path))
-        try: return str(folder), *sorted((f.name, f.stat().st_ino, f.stat().st_mtime_ns, f.stat().st_size) for f in os.scandir(folder))
+        stamp = lambda f: (f.name, f.stat().st_ino, f.stat().st_mtime_ns, f.stat().st_size)
+        try: return str(folder), *sorted(stamp(f) for f in os.scandir(folder))
         except OSError: return None
 
     def refresh(self) -> "CurrentModel":
@@ -180,15 +195,19 @@ class CurrentModel:
             try: self.model, self.refused = Model.load(self.path, self.threads), ""
             except BundleError as e:
                 self.refused = str(e)
-                log.error("bundle refused: %s", e, extra={"fields": {"still_serving": self.model.manifest.version if self.model else None}})
-            else: log.info("model loaded", extra={"fields": {"version": self.model.manifest.version, "run_id": self.model.manifest.run_id}})
+                serving = self.model.manifest.version if self.model else None
+                log.error("bundle refused: %s", e, extra={"fields": {"still_serving": serving}})
+            else:
+                loaded = {"version": self.model.manifest.version, "run_id": self.model.manifest.run_id}
+                log.info("model loaded", extra={"fields": loaded})
             self.metrics.refused.set(bool(self.refused))
             self.metrics.model(self.model.manifest if self.model else None)
         return self
 
     def trouble(self) -> Problem:
         "Why no model answers, and what to do."
-        return Problem(503, self.refused or f"no bundle at {self.path}; make one with `churn run`", headers={"Retry-After": "5"})
+        why = self.refused or f"no bundle at {self.path}; make one with `churn run`"
+        return Problem(503, why, headers={"Retry-After": "5"})
 
 # %% ../nbs/04_serve.ipynb #8f64ff60
 class StoreAway(RuntimeError):
@@ -201,17 +220,23 @@ class FeastOnline:
 
     def _open(self):
         "The store, opened at the first call."
-        if not (self.repo/"feature_store.yaml").is_file(): raise StoreAway(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
+        if not (self.repo/"feature_store.yaml").is_file():
+            raise StoreAway(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
         try: from feast import FeatureStore
-        except ImportError: raise StoreAway("Feast is not installed here: install churn-nb[online], or send the features") from None
+        except ImportError:
+            raise StoreAway("Feast is not installed here: install churn-nb[online], "
+                            "or send the features") from None
         return FeatureStore(repo_path=str(self.repo))
 
     def _read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:
         "Runs in the worker thread."
         self.store = self.store or self._open()
-        got = self.store.get_online_features(features=self.store.get_feature_service(where.feature_service), entity_rows=[{where.entity: i} for i in ids]).to_dict()
+        got = self.store.get_online_features(
+            features=self.store.get_feature_service(where.feature_service),
+            entity_rows=[{where.entity: i} for i in ids]).to_dict()
         if absent := [n for n in names if n not in got]:
-            raise StoreAway(f"the feature service {where.feature_service} has no {absent[0]}, which the model needs; run `churn run`")
+            raise StoreAway(f"the feature service {where.feature_service} has no {absent[0]}, "
+                            "which the model needs; run `churn run`")
         rows = zip(*(got[n] for n in names))
         return [None if all(v is None for v in r) else r for r in rows]
 
@@ -222,12 +247,15 @@ class FeastOnline:
             except StoreAway: self.store = None; raise
             except Exception as e:
                 self.store = None
-                if last: raise StoreAway(f"the online store failed ({type(e).__name__}); try again, or send the features") from e
+                if last:
+                    raise StoreAway(f"the online store failed ({type(e).__name__}); "
+                                    "try again, or send the features") from e
 
-    async def lookup(self, where:Store, # Entity and feature service, from the manifest
-                     names:list[str],   # Feature names in the model's order
-                     ids:list[int],     # Entity keys
-                    ) -> list[tuple|None]: # Values in the order of `names`, None for a gap; None for an entity the store doesn't know
+    async def lookup(
+        self, where:Store, # Entity and feature service, from the manifest
+        names:list[str],   # Feature names in the model's order
+        ids:list[int],     # Entity keys
+    ) -> list[tuple|None]: # Values in the order of `names`, None for a gap; None for an entity the store doesn't know
         "Ask for all entities in one call. Raises StoreAway."
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, ids)
 
@@ -241,19 +269,25 @@ class Predict:
         scope["state"]["route"] = scope["path"]
         try: body = await self.answer(scope, receive)
         except Problem as e: return await e.response()(scope, receive, send)
-        except InvalidRows as e: return await Problem(400 if e.malformed else 422, str(e), e.errors).response()(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]})
+        except InvalidRows as e:
+            problem = Problem(400 if e.malformed else 422, str(e), e.errors)
+            return await problem.response()(scope, receive, send)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def answer(self, scope, receive) -> bytes:
         "From request to JSON. Raises Problem and InvalidRows."
-        if scope["method"] != "POST": raise Problem(405, f"{scope['method']} is not allowed here; POST a JSON body", headers={"Allow": "POST"})
+        if scope["method"] != "POST":
+            raise Problem(405, f"{scope['method']} is not allowed here; POST a JSON body",
+                          headers={"Allow": "POST"})
         json_only(scope)
         body = await read_body(scope, receive, self.limits.max_body_bytes)
         if not (model := scope["state"]["model"]): raise self.current.trouble()
         tuples = model.reader.decode(body, self.many)
         if not tuples: raise InvalidRows([{"field": "body", "message": "an empty list; send at least one row"}])
-        if len(tuples) > self.limits.max_batch: raise Problem(413, f"{len(tuples)} rows; at most {self.limits.max_batch} in one request")
+        if len(tuples) > self.limits.max_batch:
+            raise Problem(413, f"{len(tuples)} rows; at most {self.limits.max_batch} in one request")
         X = model.reader.matrix(await self.values(model, tuples), self.many)
         answers = model.answers(X, self.many)
         scope["state"]["rows"] = len(answers)
@@ -266,15 +300,17 @@ class Predict:
         if not at: return [t[1:] for t in tuples]
         where = lambda i: {"row": i} if self.many else {}
         if not model.manifest.store:
-            raise InvalidRows([where(i) | {"field": "customer_id", "message": "this model has no online store; send the features"} for i in at])
+            message = "this model has no online store; send the features"
+            raise InvalidRows([where(i) | {"field": "customer_id", "message": message} for i in at])
         try: found = dict(zip(at, await self.store.lookup(model.manifest.store, model.manifest.names, [*at.values()])))
         except StoreAway as e: raise Problem(503, str(e), headers={"Retry-After": "5"}) from e
         if lost := [i for i, f in found.items() if f is None]:
             say = lambda i: where(i) | {"field": "customer_id", "message": f"no customer {at[i]} in the online store"}
             raise Problem(404, "customer_id: not in the online store", [say(i) for i in lost[:20]])
-        if holes := {n for f in found.values() for n, v, ok in zip(model.manifest.names, f, model.reader.nullable) if v is None and not ok}:
-            raise Problem(503, f"the online store has no {sorted(holes)[0]} for a customer, and the model can't do without; run `churn run`",
-                          headers={"Retry-After": "60"})
+        if holes := {n for f in found.values() for n, v, ok in zip(model.manifest.names, f, model.reader.nullable)
+                     if v is None and not ok}:
+            raise Problem(503, f"the online store has no {sorted(holes)[0]} for a customer, "
+                               "and the model can't do without; run `churn run`", headers={"Retry-After": "60"})
         return [found.get(i, t[1:]) for i, t in enumerate(tuples)]
 
 # %% ../nbs/04_serve.ipynb #9effe008
@@ -288,14 +324,17 @@ def info_routes(current:CurrentModel) -> APIRouter:
     @r.get("/readyz", summary="A model is loaded; says so if a newer bundle was refused")
     async def readyz(request:Request):
         if not (model := request.state.model): raise current.trouble()
-        return {"status": "ready", "model_version": model.manifest.version} | ({"refused": current.refused} if current.refused else {})
+        refused = {"refused": current.refused} if current.refused else {}
+        return {"status": "ready", "model_version": model.manifest.version} | refused
 
     @r.get("/model", summary="What answers: version, data, metrics, features, an example")
     async def model(request:Request):
         if not (model := request.state.model): raise current.trouble()
         m = msgspec.to_builtins(model.manifest)
-        keep = ("name", "version", "run_id", "git_sha", "dataset", "data_hash", "created", "threshold", "metrics", "features", "example")
-        return {k: m[k] for k in keep} | {"verified": True, "sha256": {f: h["sha256"] for f, h in m["files"].items()}} # unverified bundles are never loaded
+        keep = ("name", "version", "run_id", "git_sha", "dataset", "data_hash", "created", "threshold", "metrics",
+                "features", "example")
+        hashes = {f: h["sha256"] for f, h in m["files"].items()}
+        return {k: m[k] for k in keep} | {"verified": True, "sha256": hashes} # unverified bundles are never loaded
 
     @r.get("/metrics", summary="Prometheus metrics")
     async def metrics(): return Response(current.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -327,7 +366,8 @@ def create_app(settings:Settings,
         task.cancel()
         store.pool.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(title="churn_nb", version=__version__, description="Will this customer leave?", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="churn_nb", version=__version__, description="Will this customer leave?",
+                  lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.current = current
     for path, many in (("/predict", False), ("/predict/batch", True)):
         app.router.routes.insert(0, Route(path, Predict(settings, current, store, many), include_in_schema=False))
@@ -349,8 +389,11 @@ class ServeError(OSError):
 
 def _listen(host:str, port:int) -> socket.socket:
     "A listening socket, so that a taken port is known before anything is loaded. Raises ServeError."
-    try: return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
-    except OSError as e: raise ServeError(f"can't listen on {host} port {port}: {e.strerror or e}; choose another with --port or CHURN_SERVE_PORT") from None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try: return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as e:
+        raise ServeError(f"can't listen on {host} port {port}: {e.strerror or e}; "
+                         "choose another with --port or CHURN_SERVE_PORT") from None
 
 def _is_loopback(host:str) -> bool:
     "Whether only this machine can reach the address."
@@ -365,7 +408,8 @@ def run_server(settings:Settings,
     import uvicorn
     host, port = host or settings.serve.host, settings.serve.port if port is None else port
     if not insecure and not _is_loopback(host):
-        raise ServeError(f"{host}: reachable from other machines, and the API does not ask who calls; use 127.0.0.1 or insist with --insecure")
+        raise ServeError(f"{host}: reachable from other machines, and the API does not ask who calls; "
+                         "use 127.0.0.1 or insist with --insecure")
     sock, handler = _listen(host, port), logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("churn_nb", "uvicorn.error"):
@@ -373,8 +417,10 @@ def run_server(settings:Settings,
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel("INFO")
     app = create_app(settings)
-    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} "
-          f"{f'serves model {app.state.current.model.manifest.version}' if app.state.current.model else app.state.current.trouble().detail}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10))
+    model = app.state.current.model
+    says = f"serves model {model.manifest.version}" if model else app.state.current.trouble().detail
+    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False,
+                                           timeout_graceful_shutdown=10))
     try: server.run(sockets=[sock])
     except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on

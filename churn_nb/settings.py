@@ -97,7 +97,8 @@ class Drift(Section):
     @field_validator("psi_retrain")
     @classmethod
     def above_warn(cls, v, info):
-        if v < info.data.get("psi_warn", 0): raise ValueError(f"should be at or over psi_warn = {info.data['psi_warn']:g}")
+        if v < info.data.get("psi_warn", 0):
+            raise ValueError(f"should be at or over psi_warn = {info.data['psi_warn']:g}")
         return v
 
 # %% ../nbs/10_settings.ipynb #8cb16722
@@ -135,7 +136,8 @@ def _read_ini(path:Path) -> dict[str, dict[str, str]]:
     "The file as nested dicts of text. Raises SettingsError where it is not an ini file."
     cp = configparser.ConfigParser(inline_comment_prefixes=("#",), interpolation=None)
     try: cp.read_string(path.read_text(encoding="utf-8"), source=path.name)
-    except (configparser.Error, UnicodeDecodeError) as e: raise SettingsError(f"{path.name}: {' '.join(str(e).split())}") from None
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise SettingsError(f"{path.name}: {' '.join(str(e).split())}") from None
     return {s: dict(cp[s]) for s in cp.sections()}
 
 def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
@@ -143,7 +145,9 @@ def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
     known = {f"CHURN_{s}_{k}".upper().replace(".", "_"): (s, k) for s in raw for k in raw[s.split(".")[0]]}
     out = {}
     for var in sorted(v for v in environ if v.startswith("CHURN_") and v not in _not_settings):
-        if var not in known: raise SettingsError(f"environment variable {var}: no such setting; the form is CHURN_<SECTION>_<KEY>, names as in settings.ini")
+        if var not in known:
+            raise SettingsError(f"environment variable {var}: no such setting; "
+                                "the form is CHURN_<SECTION>_<KEY>, names as in settings.ini")
         s, k = known[var]
         out.setdefault(s, {})[k] = environ[var]
     return out
@@ -154,8 +158,10 @@ _not_settings = {"CHURN_SETTINGS"} # says where the file is, so it can't be in t
 def find_settings(start:str|Path=".", # Folder to look upwards from
                  ) -> Path|None:      # None: only the defaults that the package carries
     "The nearest `settings.ini` that has our sections, at or above `start`."
+    ours = r"^\[(paths|data|serve|train|gate|features)\]"
     for d in [p := Path(start).resolve(), *p.parents]:
-        if (f := d/"settings.ini").is_file() and re.search(r"^\[(paths|data|serve|train|gate|features)\]", f.read_text(encoding="utf-8", errors="replace"), re.M): return f
+        f = d/"settings.ini"
+        if f.is_file() and re.search(ours, f.read_text(encoding="utf-8", errors="replace"), re.M): return f
 
 def _merge(*layers:dict) -> dict[str, dict]:
     "Nested dicts laid over each other, later ones winning key by key."
@@ -173,16 +179,20 @@ def _one_line(e:ValidationError, file:str, env:dict, over:dict) -> str:
     at = f"[{section}] {rest[0]}" if rest else f"[{section}]"
     came_from = lambda layer: bool(rest) and rest[0] in layer.get(section, {})
     where = "parameter" if came_from(over) else "environment" if came_from(env) else file
-    if err["type"] == "extra_forbidden": return f"{where}: {at}: unknown {'key' if rest else 'section'}; see the names in the project's settings.ini"
+    if err["type"] == "extra_forbidden":
+        return (f"{where}: {at}: unknown {'key' if rest else 'section'}; "
+                "see the names in the project's settings.ini")
     if err["type"] == "missing": return f"{where}: {at}: missing"
-    msg = err["msg"].removeprefix("Value error, ").removeprefix("Input ").removesuffix(", unable to parse string as an integer")
+    msg = err["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    msg = msg.removesuffix(", unable to parse string as an integer")
     return f"{where}: {at} = {err['input']!r}: {msg}"
 
 # %% ../nbs/10_settings.ipynb #6fc1e9ff
-def load_settings(overrides:dict|None=None, # {"section.key": value}; the strongest layer; None and "" leave the setting as it is
-                  path:str|Path|None=None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards
-                  environ:dict|None=None,   # Default: os.environ
-                 ) -> Settings:
+def load_settings(
+    overrides:dict|None=None, # {"section.key": value}; the strongest layer; None and "" leave the setting as it is
+    path:str|Path|None=None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards
+    environ:dict|None=None,   # Default: os.environ
+) -> Settings:
     "Read, layer and check all settings. Raises SettingsError: one line with section, key and what was expected."
     environ = os.environ if environ is None else environ
     own = Path(__file__).with_name("settings.ini") if "__file__" in globals() else None
@@ -197,10 +207,13 @@ def load_settings(overrides:dict|None=None, # {"section.key": value}; the strong
         over.setdefault(s, {})[k] = v
     env = _env_values(raw, environ)
     raw = _merge(raw, env, over)
-    gates = {s.removeprefix("gate."): {**raw.get("gate", {}), **raw.pop(s)} for s in [s for s in raw if s.startswith("gate.")]}
+    gates = {s.removeprefix("gate."): {**raw.get("gate", {}), **raw.pop(s)}
+             for s in [s for s in raw if s.startswith("gate.")]}
     try: s = Settings.model_validate({**raw, "gates": gates})
-    except ValidationError as e: raise SettingsError(_one_line(e, path.name if path else "settings", env, over)) from None
-    return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}), "file": path.resolve() if path else None})
+    except ValidationError as e:
+        raise SettingsError(_one_line(e, path.name if path else "settings", env, over)) from None
+    return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}),
+                                "file": path.resolve() if path else None})
 
 # %% ../nbs/10_settings.ipynb #ebb1afb4
 def atomic_write(path:Path,       # File to replace or create; its folder exists
@@ -238,12 +251,16 @@ class Workspace:
             ) -> "Workspace":
         "Make the folders and prove that they can be written. Raises WorkspaceError."
         try:
-            for d in (self.root, self.artifacts, self.feast, self.runs, self.reports, self.results, self.bundles): d.mkdir(parents=True, exist_ok=True)
+            for d in (self.root, self.artifacts, self.feast, self.runs, self.reports, self.results, self.bundles):
+                d.mkdir(parents=True, exist_ok=True)
             atomic_write(self.root/".probe", b"x"*4096)
             (self.root/".probe").unlink()
-        except OSError as e: raise WorkspaceError(f"workspace {self.root}: {os.strerror(e.errno)}; choose another with --workspace or CHURN_PATHS_WORKSPACE") from None
+        except OSError as e:
+            raise WorkspaceError(f"workspace {self.root}: {os.strerror(e.errno)}; "
+                                 "choose another with --workspace or CHURN_PATHS_WORKSPACE") from None
         if (free := shutil.disk_usage(self.root).free // 10**6) < need_mb:
-            raise WorkspaceError(f"workspace {self.root}: {free} MB free, {need_mb} MB needed; make room or choose another with --workspace")
+            raise WorkspaceError(f"workspace {self.root}: {free} MB free, {need_mb} MB needed; "
+                                 "make room or choose another with --workspace")
         return self
 
     def write_result(self, step:str, result:dict) -> dict:

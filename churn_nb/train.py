@@ -34,7 +34,9 @@ def matrices(rows:pd.DataFrame, # Rows of all splits, as `training_rows` gives t
     out = {}
     for split in ("train", "validation", "test"):
         part = rows[rows.split == split]
-        if part.churn.nunique() < 2: raise ValueError(f"split {split}: {len(part)} rows, {part.churn.nunique()} of 2 classes; use more customers or other as-of dates")
+        if part.churn.nunique() < 2:
+            raise ValueError(f"split {split}: {len(part)} rows, {part.churn.nunique()} of 2 classes; "
+                             "use more customers or other as-of dates")
         out[split] = part[names].to_numpy("float32"), part.churn.to_numpy("int64")
     return out
 
@@ -45,11 +47,13 @@ def evaluate(y:np.ndarray,         # Labels in {0, 1}, shape (n,)
             ) -> dict[str, float]: # Metrics by name
     "All metrics of one set of predictions. Raises ValueError where y holds one class or p is not finite."
     y, p = np.asarray(y), np.asarray(p, dtype=np.float64)
-    if len(y) == 0 or y.min() == y.max(): raise ValueError(f"evaluate: {len(y)} rows with {len(set(y.tolist()))} class(es); two classes are needed")
+    if len(y) == 0 or y.min() == y.max():
+        raise ValueError(f"evaluate: {len(y)} rows with {len(set(y.tolist()))} class(es); two classes are needed")
     if not np.isfinite(p).all(): raise ValueError(f"evaluate: {(~np.isfinite(p)).sum()} predictions are not finite")
     q = np.clip(p, 1e-7, 1 - 1e-7) # a float32 probability may round to 0 or 1
     return {"accuracy": float(((p >= threshold) == y).mean()), "auc": float(roc_auc_score(y, p)),
-            "average_precision": float(average_precision_score(y, p)), "average_precision_stayers": float(average_precision_score(1 - y, 1 - p)),
+            "average_precision": float(average_precision_score(y, p)),
+            "average_precision_stayers": float(average_precision_score(1 - y, 1 - p)),
             "log_loss": float(-(y*np.log(q) + (1 - y)*np.log(1 - q)).mean()), "brier": float(((p - y)**2).mean())}
 
 # %% ../nbs/01_train.ipynb #7a5a0940
@@ -71,8 +75,11 @@ def candidates(settings:Settings) -> dict[str, BaseEstimator]:
     "Models to try, by name, unfitted."
     seed, n_jobs = settings.train.seed, settings.train.n_jobs
     forest = RandomForestClassifier(100, random_state=seed, n_jobs=n_jobs)
-    boosting = HistGradientBoostingClassifier(learning_rate=.05, max_iter=120, max_leaf_nodes=8, min_samples_leaf=100, l2_regularization=1., early_stopping=False, random_state=seed)
-    return {"random_forest": make_pipeline(SimpleImputer(strategy="constant", fill_value=-1), forest), "hist_gradient_boosting": boosting}
+    boosting = HistGradientBoostingClassifier(
+        learning_rate=.05, max_iter=120, max_leaf_nodes=8, min_samples_leaf=100, l2_regularization=1.,
+        early_stopping=False, random_state=seed)
+    return {"random_forest": make_pipeline(SimpleImputer(strategy="constant", fill_value=-1), forest),
+            "hist_gradient_boosting": boosting}
 
 # %% ../nbs/01_train.ipynb #a7f5dc4a
 @contextlib.contextmanager
@@ -93,14 +100,16 @@ def tracking(settings:Settings):
     with hushed():
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(settings.train.experiment) is None:
-            client.create_experiment(settings.train.experiment, None if settings.stores.tracking_uri else ws.artifacts.resolve().as_uri())
+            location = None if settings.stores.tracking_uri else ws.artifacts.resolve().as_uri()
+            client.create_experiment(settings.train.experiment, location)
         mlflow.set_experiment(settings.train.experiment)
     return client
 
 # %% ../nbs/01_train.ipynb #908dbb46
 def git_sha() -> str:
     "The commit that is checked out, with `-dirty` where files differ from it; `unknown` outside a repository."
-    r = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True)
+    r = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                       capture_output=True, text=True)
     return r.stdout.strip() if r.returncode == 0 else "unknown"
 
 def describe_run(settings:Settings, rows:pd.DataFrame):
@@ -110,7 +119,9 @@ def describe_run(settings:Settings, rows:pd.DataFrame):
     h = data_hash(settings)
     source = CodeDatasetSource(tags={"dvc": f"data/{settings.data.dataset}.csv.dvc", "hash": h})
     for split, part in rows.groupby("split", sort=False):
-        mlflow.log_input(mlflow.data.from_pandas(part, source=source, targets="churn", name=settings.data.dataset, digest=h.removeprefix("md5:")), context=split)
+        data = mlflow.data.from_pandas(part, source=source, targets="churn", name=settings.data.dataset,
+                                       digest=h.removeprefix("md5:"))
+        mlflow.log_input(data, context=split)
     mlflow.set_tags({"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()})
     mlflow.log_param("seed", settings.train.seed)
 
@@ -136,7 +147,8 @@ def train_candidate(name:str, model:BaseEstimator, data:dict, rows:pd.DataFrame,
                 p = predict(_one_thread(model), X)
                 metrics = evaluate(y, p, settings.train.threshold)
                 mlflow.log_metrics({f"validation_{m}": v for m, v in metrics.items()})
-                mlflow.log_figure(fig := calibration_plot(y, p, f"{name}: calibration on validation"), "calibration.png")
+                fig = calibration_plot(y, p, f"{name}: calibration on validation")
+                mlflow.log_figure(fig, "calibration.png")
                 plt.close(fig)
                 describe_run(settings, rows)
         finally: mlflow.sklearn.autolog(disable=True)
@@ -162,8 +174,11 @@ def calibration_plot(y:np.ndarray, p:np.ndarray, title:str) -> plt.Figure:
     r = reliability(y, p)
     fig, ax = plt.subplots(figsize=(4, 3.6), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
-    ax.errorbar(r.predicted, r.observed, yerr=1.96*np.sqrt(r.observed*(1 - r.observed)/r.n), color="#0072B2", marker="o", ms=4, lw=1, capsize=2)
-    ax.set_title(title, size=9); ax.set(xlabel="mean predicted probability", ylabel="share that churned (95 % interval)", xlim=(0, 1), ylim=(0, 1))
+    ax.errorbar(r.predicted, r.observed, yerr=1.96*np.sqrt(r.observed*(1 - r.observed)/r.n),
+                color="#0072B2", marker="o", ms=4, lw=1, capsize=2)
+    ax.set_title(title, size=9)
+    ax.set(xlabel="mean predicted probability", ylabel="share that churned (95 % interval)",
+           xlim=(0, 1), ylim=(0, 1))
     return fig
 
 # %% ../nbs/01_train.ipynb #298311be
@@ -199,8 +214,9 @@ def to_onnx(model:BaseEstimator, # Fitted classifier on a float32 matrix of k co
     from skl2onnx import convert_sklearn # slow import, only the export needs it
     from skl2onnx.common.data_types import FloatTensorType
     model = _floor_thresholds(model)
-    with hushed(): graph = convert_sklearn(model, name="churn", initial_types=[("features", FloatTensorType([None, k]))], options={id(model): {"zipmap": False}},
-                                           target_opset={"": 17, "ai.onnx.ml": 3})
+    with hushed():
+        graph = convert_sklearn(model, name="churn", initial_types=[("features", FloatTensorType([None, k]))],
+                                options={id(model): {"zipmap": False}}, target_opset={"": 17, "ai.onnx.ml": 3})
     g = graph.graph
     g.initializer.append(onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [], [1]))
     g.node.append(onnx.helper.make_node("Gather", ["probabilities", "one"], ["probability"], axis=1))
@@ -214,13 +230,17 @@ def onnx_predict(model:bytes, X:np.ndarray) -> np.ndarray:
     "Probability of churn by ONNX Runtime, one thread, shape (n,)."
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(["probability"], {"features": X})[0]
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.run(["probability"], {"features": X})[0]
 
 def parity(model:BaseEstimator, exported:bytes, X:np.ndarray, # Rows to compare on, float32 (n, k)
            tolerance:float=1e-5) -> float:                    # Largest |dp| seen
-    "Compare the exported model with the fitted one. Raises ValueError where a probability differs by more than `tolerance`."
+    """Compare the exported model with the fitted one.
+    Raises ValueError where a probability differs by more than `tolerance`."""
     d = np.abs(predict(model, X) - onnx_predict(exported, X))
-    if not d.max() <= tolerance: raise ValueError(f"ONNX differs from {type(model).__name__} on row {int(d.argmax())}: |dp| = {d.max():.2g}, allowed {tolerance:g}; don't ship it")
+    if not d.max() <= tolerance:
+        raise ValueError(f"ONNX differs from {type(model).__name__} on row {int(d.argmax())}: "
+                         f"|dp| = {d.max():.2g}, allowed {tolerance:g}; don't ship it")
     return float(d.max())
 
 # %% ../nbs/01_train.ipynb #ea943dd7
@@ -242,11 +262,16 @@ def make_manifest(c:Candidate, exported:bytes, data:dict, settings:Settings, met
     as_json = lambda row: [None if np.isnan(v) else float(v) for v in row]
     shown = T[~np.isnan(T).any(axis=1)][0]
     sample = T[np.linspace(0, len(T) - 1, 20).astype(int)]
-    return Manifest(name=settings.train.model_name, version="0", run_id=c.run_id, git_sha=git_sha(), created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    dataset=settings.data.dataset, data_hash=data_hash(settings), threshold=settings.train.threshold, metrics=metrics,
-                    features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n]) for n, g, a, b in zip(names, gaps, lo, hi)],
-                    example=dict(zip(names, as_json(shown))), store=Store(entity="customer_id", feature_service="churn_v1"),
-                    self_test=SelfTest(rows=[as_json(r) for r in sample], probability=onnx_predict(exported, sample).tolist()))
+    return Manifest(name=settings.train.model_name, version="0", run_id=c.run_id, git_sha=git_sha(),
+                    created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    dataset=settings.data.dataset, data_hash=data_hash(settings),
+                    threshold=settings.train.threshold, metrics=metrics,
+                    features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n])
+                              for n, g, a, b in zip(names, gaps, lo, hi)],
+                    example=dict(zip(names, as_json(shown))),
+                    store=Store(entity="customer_id", feature_service="churn_v1"),
+                    self_test=SelfTest(rows=[as_json(r) for r in sample],
+                                       probability=onnx_predict(exported, sample).tolist()))
 
 # %% ../nbs/01_train.ipynb #982d80f2
 def register(c:Candidate, exported:bytes, manifest:Manifest,
@@ -259,8 +284,9 @@ def register(c:Candidate, exported:bytes, manifest:Manifest,
     with hushed(), mlflow.start_run(run_id=c.run_id):
         signature = mlflow.models.infer_signature(example, onnx_predict(exported, X))
         mlflow.log_text(manifest_json(manifest).decode(), "manifest.json")
-        info = mlflow.onnx.log_model(onnx.load_from_string(exported), name="model", signature=signature, input_example=example, registered_model_name=settings.train.model_name,
-                                     pip_requirements=[f"onnxruntime=={ort.__version__}"])
+        info = mlflow.onnx.log_model(
+            onnx.load_from_string(exported), name="model", signature=signature, input_example=example,
+            registered_model_name=settings.train.model_name, pip_requirements=[f"onnxruntime=={ort.__version__}"])
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
         client.set_model_version_tag(settings.train.model_name, version, "sha256", hashlib.sha256(exported).hexdigest())
         client.set_registered_model_alias(settings.train.model_name, "challenger", version)
@@ -268,8 +294,11 @@ def register(c:Candidate, exported:bytes, manifest:Manifest,
     return version
 
 # %% ../nbs/01_train.ipynb #d42beda3
-def train(settings:Settings, rows:pd.DataFrame) -> dict: # Winner, version, metrics of all candidates and of the baseline
-    "Fit baseline and candidates, choose on validation, evaluate the winner on test, export, prove parity, register as challenger."
+def train(settings:Settings,
+          rows:pd.DataFrame,
+         ) -> dict: # Winner, version, metrics of all candidates and of the baseline
+    """Fit baseline and candidates, choose on validation, evaluate the winner on test,
+    export, prove parity, register as challenger."""
     names = feature_names(settings)
     data = matrices(rows, names)
     tracking(settings)
@@ -279,7 +308,9 @@ def train(settings:Settings, rows:pd.DataFrame) -> dict: # Winner, version, metr
     base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
     exported = to_onnx(winner.model, len(names))
     dp = max(parity(winner.model, exported, Z) for Z in (data["test"][0], probes(winner.model, data["test"][0])))
-    manifest = make_manifest(winner, exported, data, settings, {**test, **{f"baseline_{m}": v for m, v in base.items()}})
+    metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
+    manifest = make_manifest(winner, exported, data, settings, metrics)
     version = register(winner, exported, manifest, data["train"][0][:5], settings)
-    return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha, "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
+    return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
+            "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "max_dp_onnx": dp, "onnx_bytes": len(exported), "rows": {k: len(y) for k, (_, y) in data.items()}}

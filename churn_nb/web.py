@@ -35,7 +35,8 @@ class Problem(Exception):
     def response(self, path:str="" # Under /v2 the detail is repeated as `error`
                 ) -> Response:
         "The answer to send."
-        body = {"type": "about:blank", "title": _titles.get(self.status) or HTTPStatus(self.status).phrase, "status": self.status, "detail": self.detail}
+        body = {"type": "about:blank", "title": _titles.get(self.status) or HTTPStatus(self.status).phrase,
+                "status": self.status, "detail": self.detail}
         if self.errors: body["errors"] = self.errors
         if path.startswith("/v2"): body["error"] = self.detail
         return Response(json.dumps(body), self.status, self.headers, "application/problem+json")
@@ -48,13 +49,15 @@ def problems_everywhere(app:FastAPI):
 
     @app.exception_handler(HTTPException)
     async def _(request, e):
-        detail = {404: "no such path; see /docs", 405: f"{request.method} is not allowed here; see /docs"}.get(e.status_code, str(e.detail))
+        detail = {404: "no such path; see /docs",
+                  405: f"{request.method} is not allowed here; see /docs"}.get(e.status_code, str(e.detail))
         return Problem(e.status_code, detail, headers=e.headers).response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def _(request, e):
         errors = [{"field": str(x["loc"][-1]), "message": x["msg"]} for x in e.errors()]
-        return Problem(422, "; ".join(f"{x['field']}: {x['message']}" for x in errors), errors).response(request.url.path)
+        detail = "; ".join(f"{x['field']}: {x['message']}" for x in errors)
+        return Problem(422, detail, errors).response(request.url.path)
 
 # %% ../nbs/16_web.ipynb #40bf70dc
 class InvalidRows(ValueError):
@@ -69,7 +72,8 @@ _words = {"`float | null`": "a number or null", "`float`": "a number", "`int`": 
 
 def invalid(e:Exception) -> InvalidRows:
     "What msgspec reports on a JSON body, as row, field and plain words."
-    if not isinstance(e, msgspec.ValidationError): return InvalidRows([{"field": "body", "message": f"not valid JSON: {e}"[:200]}], True)
+    if not isinstance(e, msgspec.ValidationError):
+        return InvalidRows([{"field": "body", "message": f"not valid JSON: {e}"[:200]}], True)
     text, _, path = str(e).partition(" - at `$")
     m = re.match(r"(?:\[(\d+)\])?(?:\.(.*))?", path.removesuffix("`"), re.S)
     field, unknown = m[2] or "body", re.search("unknown field `(.*)`", text, re.S)
@@ -84,7 +88,8 @@ async def read_body(scope:dict, receive:Callable, # ASGI
                    ) -> bytes:
     "The whole body. Raises Problem 413 over the limit, 415 where it is compressed, 400 where the client went away."
     headers = dict(scope["headers"])
-    if headers.get(b"content-encoding", b"identity") != b"identity": raise Problem(415, "Content-Encoding: compressed bodies are not read; send it plain")
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise Problem(415, "Content-Encoding: compressed bodies are not read; send it plain")
     too_large = Problem(413, f"the body is over {limit} bytes; send fewer rows a request")
     if (n := headers.get(b"content-length", b"0")).isdigit() and int(n) > limit: raise too_large
     body, more = bytearray(), True
@@ -105,10 +110,12 @@ def json_only(scope:dict):
 class JsonLines(logging.Formatter):
     "Log records as one JSON object a line; a dict given as `extra={'fields': ...}` is merged in."
     def format(self, record):
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z", "level": record.levelname.lower(),
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower(),
                 "message": record.getMessage(), **getattr(record, "fields", {})}
         if record.exc_info:
-            line |= {"error": record.exc_info[0].__name__, "at": [f"{f.name} in {f.filename}:{f.lineno}" for f in traceback.extract_tb(record.exc_info[2])]}
+            frames = [f"{f.name} in {f.filename}:{f.lineno}" for f in traceback.extract_tb(record.exc_info[2])]
+            line |= {"error": record.exc_info[0].__name__, "at": frames}
         return json.dumps(line)
 
 # %% ../nbs/16_web.ipynb #1c31c8e1
@@ -121,8 +128,10 @@ class Metrics:
         self.seconds = Histogram("churn_request_seconds", "Time from request to answer", ["route"], registry=r,
                                  buckets=(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5))
         self.rows = Counter("churn_rows_predicted", "Rows scored", ["version"], registry=r)
-        self.info = Gauge("churn_model_info", "1 for the model that answers", ["name", "version", "run_id", "dataset", "data_hash"], registry=r)
-        self.refused = Gauge("churn_bundle_refused", "1 while the newest bundle on disk is refused and an older one answers", registry=r)
+        self.info = Gauge("churn_model_info", "1 for the model that answers",
+                          ["name", "version", "run_id", "dataset", "data_hash"], registry=r)
+        self.refused = Gauge("churn_bundle_refused",
+                             "1 while the newest bundle on disk is refused and an older one answers", registry=r)
     def model(self, m:Manifest|None):
         "Say which model answers from now on."
         self.info.clear()
@@ -136,14 +145,18 @@ log = logging.getLogger("churn_nb.web")
 
 class Around:
     "ASGI layer: request id, model version, metrics, one log line; an unexpected error becomes a problem 500."
-    def __init__(self, app, metrics:Metrics, current:Callable): self.app, self.metrics, self.current = app, metrics, current
+    def __init__(self, app, metrics:Metrics, current:Callable):
+        self.app, self.metrics, self.current = app, metrics, current
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http": return await self.app(scope, receive, send)
-        state, began, status = scope.setdefault("state", {}), time.perf_counter(), 499 # stays 499 where the client left before an answer
+        state, began = scope.setdefault("state", {}), time.perf_counter()
+        status = 499 # stays 499 where the client left before an answer
         sent_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        state["model"], state["request_id"] = model, rid = self.current(), sent_id if re.fullmatch(r"[\w.:-]{1,64}", sent_id, re.A) else uuid.uuid4().hex
-        extra = [(b"x-request-id", rid.encode())] + ([(b"x-model-version", model.manifest.version.encode())] if model else [])
+        model = state["model"] = self.current()
+        rid = state["request_id"] = sent_id if re.fullmatch(r"[\w.:-]{1,64}", sent_id, re.A) else uuid.uuid4().hex
+        extra = [(b"x-request-id", rid.encode())]
+        if model: extra.append((b"x-model-version", model.manifest.version.encode()))
         async def send_more(message):
             nonlocal status
             if message["type"] == "http.response.start":
@@ -153,7 +166,9 @@ class Around:
         try: await self.app(scope, receive, send_more)
         except Exception:
             log.error("unexpected error", exc_info=True, extra={"fields": {"request_id": rid}})
-            if status == 499: await Problem(500, "unexpected error; the log has it under this X-Request-Id").response(scope["path"])(scope, receive, send_more)
+            if status == 499:
+                problem = Problem(500, "unexpected error; the log has it under this X-Request-Id")
+                await problem.response(scope["path"])(scope, receive, send_more)
         finally: self.note(scope, state, status, time.perf_counter() - began)
 
     def note(self, scope, state, status, seconds):
@@ -162,34 +177,43 @@ class Around:
         self.metrics.requests.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         if log.isEnabledFor(logging.INFO):
-            log.info("request", extra={"fields": {"request_id": state["request_id"], "method": scope["method"], "route": route, "status": status,
-                "ms": round(seconds * 1000, 3), "rows": state.get("rows", 0), "model_version": state["model"].manifest.version if state["model"] else None}})
+            log.info("request", extra={"fields": {
+                "request_id": state["request_id"], "method": scope["method"], "route": route, "status": status,
+                "ms": round(seconds * 1000, 3), "rows": state.get("rows", 0),
+                "model_version": state["model"].manifest.version if state["model"] else None}})
 
 # %% ../nbs/16_web.ipynb #e897831b
 def predict_paths(m:Manifest,
                   answer:dict, # The model's answer to the manifest's example
                  ) -> dict:
     "The OpenAPI entries of /predict and /predict/batch for one model."
-    note = lambda f: f.description + ("" if f.min is None or f.max is None else f" ({f.min:g} to {f.max:g} in training)")
+    def note(f):
+        span = "" if f.min is None or f.max is None else f" ({f.min:g} to {f.max:g} in training)"
+        return f.description + span
     features = {"type": "object", "title": "Features", "additionalProperties": False, "required": m.names,
-                "properties": {f.name: {"type": ["number", "null"] if f.nullable else "number", "description": note(f)} for f in m.features}}
+                "properties": {f.name: {"type": ["number", "null"] if f.nullable else "number",
+                                        "description": note(f)} for f in m.features}}
     by_id = {"type": "object", "title": "ById", "additionalProperties": False, "required": ["customer_id"],
              "properties": {"customer_id": {"type": "integer", "format": "int64"}}}
     row = {"oneOf": [features, by_id]} if m.store else features
     examples = {"features": {"value": m.example}} | ({"by id": {"value": {"customer_id": 1}}} if m.store else {})
-    properties = {"churn_risk": {"type": "integer", "enum": [0, 1]}, "probability": {"type": "number"}, "threshold": {"type": "number"},
-                  "model_version": {"type": "string"}, "missing_features": {"type": "array", "items": {"type": "string"}}}
+    properties = {"churn_risk": {"type": "integer", "enum": [0, 1]}, "probability": {"type": "number"},
+                  "threshold": {"type": "number"}, "model_version": {"type": "string"},
+                  "missing_features": {"type": "array", "items": {"type": "string"}}}
     one = {"type": "object", "title": "Answer", "required": [*properties], "properties": properties}
-    problems = {str(s): {"description": d, "content": {"application/problem+json": {"schema": {"type": "object"}}}} for s, d in {
-        400: "Not JSON", 404: "No such customer", 413: "Too large", 415: "Not application/json",
-        422: "A field is unknown, missing or of the wrong type", 503: "No model, or no online store"}.items()}
+    problems = {str(s): {"description": d, "content": {"application/problem+json": {"schema": {"type": "object"}}}}
+                for s, d in {400: "Not JSON", 404: "No such customer", 413: "Too large",
+                             415: "Not application/json", 422: "A field is unknown, missing or of the wrong type",
+                             503: "No model, or no online store"}.items()}
     def path(summary, schema, answer_schema, examples, example):
         body = {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
-        return {"post": {"tags": ["Predict"], "summary": summary, "requestBody": body,
-            "responses": {"200": {"description": "The answer", "content": {"application/json": {"schema": answer_schema, "example": example}}}} | problems}}
+        answers = {"application/json": {"schema": answer_schema, "example": example}}
+        responses = {"200": {"description": "The answer", "content": answers}} | problems
+        return {"post": {"tags": ["Predict"], "summary": summary, "requestBody": body, "responses": responses}}
     many = lambda s: {"type": "array", "minItems": 1, "items": s}
+    in_lists = {k: {"value": [v["value"]]} for k, v in examples.items()}
     return {"/predict": path("Will this customer leave?", row, one, examples, answer),
-            "/predict/batch": path("The same for a list", many(row), many(one), {k: {"value": [v["value"]]} for k, v in examples.items()}, [answer])}
+            "/predict/batch": path("The same for a list", many(row), many(one), in_lists, [answer])}
 
 # %% ../nbs/16_web.ipynb #a2402534
 _style = """
@@ -234,14 +258,18 @@ for (const [id, body] of [['features', features], ['customer', customer]]) {
 """
 
 _hash = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-page_headers = {"Content-Security-Policy": f"default-src 'none'; script-src {_hash(_script)}; style-src {_hash(_style)}; connect-src 'self'; img-src data:; "
-                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+page_headers = {
+    "Content-Security-Policy":
+        f"default-src 'none'; script-src {_hash(_script)}; style-src {_hash(_style)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 # %% ../nbs/16_web.ipynb #e5e2b3d0
 def _card(m:Manifest) -> str:
     "The model's card as a definition list."
-    rows = {"Version": m.version, "Data set": m.dataset, "Data hash": m.data_hash, "Trained by run": m.run_id, "Code": m.git_sha, "Created": m.created,
-            "Model file": f"SHA-256 {m.files['model.onnx'].sha256} (verified when it was loaded)" if m.files else "none", "Threshold": m.threshold}
+    model = f"SHA-256 {m.files['model.onnx'].sha256} (verified when it was loaded)" if m.files else "none"
+    rows = {"Version": m.version, "Data set": m.dataset, "Data hash": m.data_hash, "Trained by run": m.run_id,
+            "Code": m.git_sha, "Created": m.created, "Model file": model, "Threshold": m.threshold}
     rows |= {k: "unknown" if v is None else f"{v:.4g}" for k, v in m.metrics.items()}
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in rows.items()) + "</dl>"
 
@@ -251,7 +279,8 @@ def _fields(m:Manifest) -> str:
         span = "" if f.min is None or f.max is None else f"{f.min:g} to {f.max:g} in training"
         hint = escape("; ".join(x for x in (f.description, span, "may be left empty" if f.nullable else "") if x))
         value = "" if (v := m.example[f.name]) is None else f"{v:.9g}"
-        return (f'<div><label for="f{i}">{escape(f.name)}</label><input id="f{i}" name="{escape(f.name)}" value="{escape(value)}" inputmode="decimal" '
+        return (f'<div><label for="f{i}">{escape(f.name)}</label>'
+                f'<input id="f{i}" name="{escape(f.name)}" value="{escape(value)}" inputmode="decimal" '
                 f'autocomplete="off" aria-describedby="h{i}"><small id="h{i}">{hint}</small></div>')
     return "".join(field(i, f) for i, f in enumerate(m.features))
 
@@ -266,14 +295,20 @@ def page(m:Manifest|None,  # The model that answers
         ) -> str:          # HTML
     "The page at `/`: the model's card, a form to try it, the same call for a terminal."
     title = f"{m.name} {m.version}" if m else "No model is loaded"
-    head = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_style}</style></head><body><main><h1>{escape(title)}</h1>')
+    head = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_style}</style></head>'
+            f'<body><main><h1>{escape(title)}</h1>')
     if not m: return f'{head}<p role="alert">{escape(trouble)}</p></main></body></html>'
-    curl = f"curl -s {shlex.quote(base_url + 'predict')} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(m.example))}"
+    url, body = shlex.quote(base_url + "predict"), shlex.quote(json.dumps(m.example))
+    curl = f"curl -s {url} -H 'Content-Type: application/json' -d {body}"
     return (f'{head}<p>Will this customer leave? <a href="docs">API reference</a></p>'
             f'<section aria-labelledby="s1"><h2 id="s1">Try it</h2>{_customer if m.store else ""}'
             f'<form id="features"><div class="fields">{_fields(m)}</div><button>Predict from features</button></form>'
-            f'<noscript>The form needs JavaScript; the command below does not.</noscript><output id="answer" aria-live="polite"></output>'
+            f'<noscript>The form needs JavaScript; the command below does not.</noscript>'
+            f'<output id="answer" aria-live="polite"></output>'
             f'<pre id="json" aria-label="Answer as JSON"></pre></section>'
-            f'<section aria-labelledby="s2"><h2 id="s2">From a terminal</h2><pre id="curl" tabindex="0">{escape(curl)}</pre></section>'
-            f'<section aria-labelledby="s3"><h2 id="s3">The model</h2>{_card(m)}</section></main><script>{_script}</script></body></html>')
+            f'<section aria-labelledby="s2"><h2 id="s2">From a terminal</h2>'
+            f'<pre id="curl" tabindex="0">{escape(curl)}</pre></section>'
+            f'<section aria-labelledby="s3"><h2 id="s3">The model</h2>{_card(m)}</section></main>'
+            f'<script>{_script}</script></body></html>')

@@ -81,15 +81,27 @@ def test_a_moment_asked_twice_is_answered_once():
     log = [(1, AS_OF[0] - dt.timedelta(days=d), AS_OF[0] - dt.timedelta(days=d), 500) for d in (3, 10)]
     same(as_dict(f.point_in_time(table(log), [AS_OF[0]]*2, WINDOWS)), brute(log, AS_OF[:1]))
 
+def test_sums_of_money_are_exact():
+    "In cents; as floats these six sum to a hair over 5,000,000.25, which lies between two float32."
+    a = AS_OF[0]
+    log = [(1, a - dt.timedelta(hours=1), a - dt.timedelta(hours=1), c) for c in (113744289, 77550307, 47415656, 61623618, 122105252, 77560903)]
+    assert f.point_in_time(table(log), [a], WINDOWS).spend_24h.tolist() == [5_000_000] and sum(c/100 for *_, c in log) > 5_000_000.25
+
+IN_LOS_ANGELES = '''
+import datetime as dt, test_features as t # there, summer time begins on 1997-04-06
+log = [(1, t.AS_OF[0] - dt.timedelta(seconds=s), t.AS_OF[0], 100) for s in (1, 86400, 86401)] + [(1, t.AS_OF[0] + dt.timedelta(days=90, seconds=-1), t.AS_OF[0], 100)]
+got = t.f.point_in_time(t.table(log), [dt.date(1997, 4, 1)], [24])
+t.same(t.as_dict(got), t.brute(log, t.AS_OF[:1], [24]))
+assert str(got.event_timestamp.dt.tz) == "UTC" and t.f.labels(t.table(log), [dt.date(1997, 4, 1)], 90).churn.tolist() == [0]
+'''
 def test_a_date_means_its_midnight_in_utc_in_any_time_zone():
-    code = f"import sys; sys.path.insert(0, {str(ROOT/'tests')!r})\nimport datetime as dt, test_features as t\nlog = [(1, t.AS_OF[0] - dt.timedelta(seconds=s), t.AS_OF[0], 100) for s in (1, 86400, 86401)]\nt.same(t.as_dict(t.f.point_in_time(t.table(log), [dt.date(1997, 4, 1)], [24])), t.brute(log, t.AS_OF[:1], [24]))"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"TZ": "America/Los_Angeles", "PATH": ""})
+    subprocess.run([sys.executable, "-c", IN_LOS_ANGELES], check=True, env={"TZ": "America/Los_Angeles", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT/'tests'}"})
 
 @quick(60)
 @given(events, st.integers(1, 120))
 def test_labels_equal_the_loop(log, days):
     width, end = dt.timedelta(days=days), max(e[1] for e in log).replace(hour=0, minute=0, second=0) + dt.timedelta(days=1)
-    as_of = [a for a in (*AS_OF, end - width) if a + width <= end]
+    as_of = [a for a in (*AS_OF, end - width, *(e[1] - width for e in log[:4])) if a + width <= end] # some windows end at an event
     for a in AS_OF:
         if a + width > end:
             with pytest.raises(DataError, match=f"{a:%F}.*log ends {end:%F}"): f.labels(table(log), [a], days)

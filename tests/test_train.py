@@ -2,9 +2,10 @@
 import json, subprocess, sys
 from pathlib import Path
 import numpy as np, onnx, pandas as pd, pytest
-from hypothesis import assume, example, given, settings as hyp, strategies as st
+from hypothesis import assume, given, settings as hyp, strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
+from sklearn.base import clone
 from churn_nb import train as t
 from churn_nb.data import pointer_md5
 from churn_nb.features import feature_names, training_rows
@@ -28,18 +29,21 @@ def around(v):
     return np.array(out, np.float32)
 
 halfway = st.floats(width=32, allow_nan=False, allow_infinity=False).map(lambda a: (float(a) + float(np.nextafter(np.float32(a), np.float32(0))))/2) # the hardest thresholds lie between two floats
-thresholds = st.one_of(st.floats(allow_nan=False), st.floats(-1e-37, 1e-37), halfway, st.sampled_from([float(F32.max), 3.5e38, -3.5e38, 1e-46, -1e-46, 0., -0., .1, 1/3]))
+thresholds = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.floats(-1e-37, 1e-37), halfway, st.sampled_from([float(F32.max), 3.5e38, -3.5e38, 1e-46, -1e-46, 0., -0., .1, 1/3]))
+
+def keeps(threshold, more=()):
+    floor, x = t.floor32(threshold), np.concatenate([around(threshold), np.array(more, np.float32)])
+    assert float(floor) == float(np.float32(floor)) and floor.dtype == np.float64 and floor <= threshold
+    np.testing.assert_array_equal(x <= np.float32(floor), x.astype(np.float64) <= threshold)
 
 @quick(400)
 @given(thresholds, st.lists(st.floats(width=32, allow_nan=False), max_size=5))
-@example(np.inf, [])
-@example(-np.inf, [])
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_floor32_keeps_every_comparison(threshold, more):
-    floor = t.floor32(threshold)
-    x = np.concatenate([around(threshold), np.array(more, np.float32)])
-    assert float(floor) == float(np.float32(floor)) and floor.dtype == np.float64 and floor <= threshold
-    np.testing.assert_array_equal(x <= np.float32(floor), x.astype(np.float64) <= threshold)
+def test_floor32_keeps_every_comparison(threshold, more): keeps(threshold, more)
+
+@pytest.mark.parametrize("threshold", [np.inf, -np.inf]) # a split between missing and known has the threshold inf
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_floor32_of_infinity_is_infinity(threshold): keeps(threshold)
 
 def test_floor32_of_an_array_is_that_of_its_elements():
     v = np.random.default_rng(0).normal(0, 1e3, (40, 5))
@@ -137,8 +141,9 @@ def test_the_probes_lie_on_thresholds(fitted):
 def test_exporting_leaves_the_model_as_it_was(fitted):
     data, models = fitted
     for model, exported in models.values():
-        before = splits(model)
-        assert t.to_onnx(model, data["test"][0].shape[1]) == exported and splits(model) == before
+        again = t.fit(clone(model), *data["train"])
+        before, p = splits(again), t.predict(t._one_thread(again), data["test"][0])
+        assert t.to_onnx(again, data["test"][0].shape[1]) == exported and splits(again) == before and (t.predict(again, data["test"][0]) == p).all()
 
 # Metrics
 
@@ -210,12 +215,16 @@ def test_every_run_says_what_it_was(recorded, rows):
         assert run.info.status == "FINISHED" and {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration.png"}
         inputs = run.inputs.dataset_inputs
         assert {i.dataset.digest for i in inputs} == {md5} and all(i.dataset.name.startswith("cdnow") and md5 in i.dataset.source for i in inputs)
-        assert {tag.value for i in inputs for tag in i.tags if tag.key == "mlflow.data.context"} == {"train", "validation", "test"}
     assert found["random_forest"].data.params["n_estimators"] == "100" and found["hist_gradient_boosting"].data.params["learning_rate"] == "0.05"
     for name, kind in (("recency_baseline", "baseline"), (result["winner"], "test")): assert {m: found[name].data.metrics[f"test_{m}"] for m in result[kind]} == result[kind]
     loser = ({"random_forest", "hist_gradient_boosting"} - {result["winner"]}).pop()
     assert not [m for m in found[loser].data.metrics if m.startswith("test_")] # who loses on validation never sees the test rows
     assert result["winner"] == min(("random_forest", "hist_gradient_boosting"), key=lambda n: result["validation"][n]["log_loss"]) and result["run_id"] == found[result["winner"]].info.run_id
+
+def test_the_rows_of_every_split_are_recorded(recorded):
+    client, s, result = recorded
+    inputs = client.get_run(result["run_id"]).inputs.dataset_inputs
+    assert {tag.value for i in inputs for tag in i.tags if tag.key == "mlflow.data.context"} == {"train", "validation", "test"}
 
 def test_no_pickle_is_kept(runs):
     for s, _ in runs:
