@@ -47,7 +47,7 @@ test: data ## everything below, in this order
 
 test-notebooks: ## nbdev-test: every notebook runs, alone, in a temporary workspace
 	@echo "== nbdev-test: every notebook runs from top to bottom"
-	@$(BIN)/nbdev-test --n_workers 2 --timing
+	@$(BIN)/nbdev-test --n-workers 2 --timing
 
 test-outputs: ## nbval: every stored output is what the code gives today
 	@echo "== nbval: every stored output is compared"

@@ -24,6 +24,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'churn_nb.data': { 'churn_nb.data.Column': ('data.html#column', 'churn_nb/data.py'),
                                'churn_nb.data.DataError': ('data.html#dataerror', 'churn_nb/data.py'),
                                'churn_nb.data._csv_error': ('data.html#_csv_error', 'churn_nb/data.py'),
+                               'churn_nb.data._typed': ('data.html#_typed', 'churn_nb/data.py'),
                                'churn_nb.data._violations': ('data.html#_violations', 'churn_nb/data.py'),
                                'churn_nb.data.cdnow_source': ('data.html#cdnow_source', 'churn_nb/data.py'),
                                'churn_nb.data.check_csv': ('data.html#check_csv', 'churn_nb/data.py'),

@@ -7,7 +7,7 @@ __all__ = ['EVENTS', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointe
            'some_customers', 'data_hash', 'load_events']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
-import csv, hashlib, importlib.metadata, re, subprocess, sys
+import csv, glob, hashlib, importlib.metadata, re, subprocess, sys
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
@@ -62,9 +62,10 @@ def pull(path:Path, # The data file; its pointer is beside it, with the ending .
     want = pointer_md5(Path(f"{path}.dvc"))
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
         if not path.exists():
-            r = subprocess.run([sys.executable, "-m", "dvc", "pull", "-q", f"{path.name}.dvc"], cwd=path.parent,
+            r = subprocess.run([sys.executable, "-m", "dvc", "pull", f"{path.name}.dvc"], cwd=path.parent,
                                capture_output=True, text=True)
-            if r.returncode: raise DataError(f"dvc pull {path.name}: {' '.join(r.stderr.split())[-300:]}")
+            said = " ".join(f"{r.stderr} {r.stdout}".split())
+            if r.returncode: raise DataError(f"dvc pull {path.name}: {said[said.find('ERROR'):][:300]}")
     if (got := md5(path)) != want:
         raise DataError(f"{path}: md5 {got}, the pointer says {want}; "
                         "delete the file and run again, or `dvc add` it if the change is meant")
@@ -83,18 +84,25 @@ class Column:
 
 EVENTS = [Column("event_id", "BIGINT", unique=True),
           Column("customer_id", "BIGINT", {"v < 0": "is negative"}),
-          Column("event_timestamp", "TIMESTAMP", {"v > $now": "lies in the future"}),
+          Column("event_timestamp", "TIMESTAMP", {"v > $now": "lies in the future", "v = '-infinity'": "is not a finite time"}),
           Column("quantity", "INTEGER", {"v < 0": "is negative"}),
-          Column("amount", "DOUBLE", {"v < 0": "is negative", "isnan(v) OR isinf(v)": "is not a finite number"})]
+          Column("amount", "DOUBLE", {"v < 0 AND isfinite(v)": "is negative", "NOT isfinite(v)": "is not a finite number"})]
 
 # %% ../nbs/11_data.ipynb #10d43997
+def _typed(c:Column) -> str:
+    "SQL: the value of a text column as its type, NULL where it is no such value."
+    v = f'"{c.name}"'
+    if c.type == "TIMESTAMP": return f"CAST(TRY_CAST({v} AS TIMESTAMPTZ) AS TIMESTAMP)" # an offset counts; none means UTC
+    if c.type == "DOUBLE": return f"TRY_CAST({v} AS DOUBLE)"
+    return f"TRY_CAST(CASE WHEN regexp_full_match({v}, '\\s*[+-]?[0-9]+\\s*') THEN {v} END AS {c.type})" # a cast would round 7.5
+
 def _violations(c:Column) -> str:
     "SQL: the rows of table `raw` where column `c` breaks a promise, as (row, col, value, why)."
     bad = {"value IS NOT NULL AND v IS NULL": f"is not of type {c.type}", **c.rules}
     if not c.nullable: bad["value IS NULL"] = "is empty"
     if c.unique: bad["value IS NOT NULL AND n > 1"] = "occurs more than once"
-    n = f'count(*) OVER (PARTITION BY "{c.name}")' if c.unique else "1"
-    cell = f'(SELECT row, "{c.name}" AS value, TRY_CAST("{c.name}" AS {c.type}) AS v, {n} AS n FROM raw)'
+    n = f"count(*) OVER (PARTITION BY {_typed(c)})" if c.unique else "1"
+    cell = f'(SELECT row, "{c.name}" AS value, {_typed(c)} AS v, {n} AS n FROM raw)'
     return " UNION ALL ".join(f"SELECT row, '{c.name}' AS col, value, '{why}' AS why FROM {cell} WHERE {cond}"
                               for cond, why in bad.items())
 
@@ -113,13 +121,16 @@ def check_csv(path:Path,                   # CSV with a header
     """Read a file under a contract.
     Raises DataError that names file, row and column of the first violation and counts the others."""
     names = [c.name for c in contract]
-    with open(path, newline="", encoding="utf-8", errors="replace") as f: have = next(csv.reader(f), [])
-    if names != have: raise DataError(f"{path}: columns are {', '.join(have) or 'none'}; expected {', '.join(names)}")
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as f: have = next(csv.reader(f), [])
+    except (OSError, csv.Error) as e: raise DataError(f"{path}: can't be read as CSV: {e}") from None
+    shown = " ".join(", ".join(have).split())[:200] or "none"
+    if names != have: raise DataError(f"{path}: columns are {shown}; expected {', '.join(names)}")
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     try: con.execute("""CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true,
                         auto_detect=false, delim=',', quote='"', escape='"', columns=?)""",
-                     [str(path), {n: "VARCHAR" for n in names}])
+                     [glob.escape(str(path)), {n: "VARCHAR" for n in names}])
     except duckdb.Error as e: raise DataError(f"{path}: {_csv_error(str(e), len(names))}") from None
     sql = " UNION ALL ".join(_violations(c) for c in contract).replace("$now", "CAST($now AS TIMESTAMP)")
     found = con.execute(f"SELECT *, count(*) OVER () FROM ({sql}) ORDER BY row, col LIMIT 1",
@@ -129,7 +140,7 @@ def check_csv(path:Path,                   # CSV with a header
         shown = "the value" if value is None else repr(value)
         others = f" (and {n - 1} more)" if n > 1 else ""
         raise DataError(f"{path}: row {row}, column {col}: {shown} {why}{others}")
-    typed = ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in contract)
+    typed = ", ".join(f'{_typed(c)} AS "{c.name}"' for c in contract)
     return con.execute(f"SELECT {typed} FROM raw ORDER BY row").df()
 
 # %% ../nbs/11_data.ipynb #10f29b19

@@ -119,7 +119,7 @@ def describe_run(settings:Settings, rows:pd.DataFrame):
     h = data_hash(settings)
     source = CodeDatasetSource(tags={"dvc": f"data/{settings.data.dataset}.csv.dvc", "hash": h})
     for split, part in rows.groupby("split", sort=False):
-        data = mlflow.data.from_pandas(part, source=source, targets="churn", name=settings.data.dataset,
+        data = mlflow.data.from_pandas(part, source=source, targets="churn", name=f"{settings.data.dataset}_{split}",
                                        digest=h.removeprefix("md5:"))
         mlflow.log_input(data, context=split)
     mlflow.set_tags({"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()})
@@ -194,7 +194,7 @@ def log_test_metrics(c:Candidate, data:dict, settings:Settings) -> dict[str, flo
 def floor32(t:np.ndarray) -> np.ndarray:
     "The largest float32 not above each float64, as float64; so `x <= t` is unchanged for every float32 x."
     t = np.asarray(t, dtype=np.float64)
-    f = np.clip(t, -np.finfo(np.float32).max, np.finfo(np.float32).max).astype(np.float32)
+    with np.errstate(over="ignore"): f = t.astype(np.float32)
     return np.where(f > t, np.nextafter(f, np.float32(-np.inf)), f).astype(np.float64)
 
 # %% ../nbs/01_train.ipynb #92e5a19c

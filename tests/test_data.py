@@ -109,7 +109,7 @@ BAD = { # (column, why) -> cells that break this rule and no other
     ("event_id", "is not of type BIGINT"): ["x", "9223372036854775808", "1 2", "1,5", "1997-01-01"], ("event_id", "is empty"): [""], ("event_id", "occurs more than once"): ["1", "01", " 1"],
     ("customer_id", "is not of type BIGINT"): ["eight", "-", "1e30"], ("customer_id", "is empty"): [""], ("customer_id", "is negative"): ["-1", "-9223372036854775808"],
     ("event_timestamp", "is not of type TIMESTAMP"): ["1997-02-30", "01/12/1997", "5", "1997-13-01", "yesterday", "1997-01-01 25:00:00"], ("event_timestamp", "is empty"): [""],
-    ("event_timestamp", "lies in the future"): ["2997-01-12", "infinity", "9999-12-31 23:59:59"],
+    ("event_timestamp", "is not a finite time"): ["-infinity"], ("event_timestamp", "lies in the future"): ["2997-01-12", "infinity", "9999-12-31 23:59:59"],
     ("quantity", "is not of type INTEGER"): ["n/a", "2147483648", "true", "nan"], ("quantity", "is empty"): [""], ("quantity", "is negative"): ["-1"],
     ("amount", "is not of type DOUBLE"): ["$5", "1,5", "12.0.0", "null"], ("amount", "is empty"): [""], ("amount", "is negative"): ["-0.01", "-1e-300", "-1e308"], ("amount", "is not a finite number"): ["nan", "inf", "1e400", "-inf"]}
 

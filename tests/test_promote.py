@@ -67,7 +67,7 @@ class Registry:
             self.seed[which] = self.client.get_model_version("seed", t.register(t.Candidate(which, model, run.info.run_id, {}), exported, m, X[:5], s))
     def over(self, name): return {"paths.workspace": str(self.root/name), "train.model_name": name, "stores.tracking_uri": f"sqlite:///{self.db}", "gate.cdnow.latency_calls": 20,
                                   "gate.cdnow.floors": "auc > 0.6, latency_ms < 10000", "gate.cdnow.beat_baseline": "log_loss", "gate.cdnow.beat_champion": "log_loss"}
-    def settings(self, name, **gate): return load_settings(self.over(name) | {f"gate.cdnow.{k}": v for k, v in gate.items()}, environ={})
+    def settings(self, name): return load_settings(self.over(name), environ={})
     def challenger(self, s, which, source=None):
         "Register a copy of a seed model under the settings' name as challenger; its version."
         name, seed = s.train.model_name, self.seed[which]
@@ -265,12 +265,12 @@ def test_a_worse_and_an_equal_challenger_are_refused_and_every_number_is_kept(re
 
 def test_what_else_refuses(registry):
     m, model = p.load_version(registry.client, registry.settings("seed"), "2")
-    gate = lambda **kw: registry.settings("seed", **kw).gate_for("cdnow")
+    gate = lambda **kw: registry.settings("seed").gate_for("cdnow").model_copy(update=kw)
     for drift, report, good in (("block", "retrain", 0), ("block", None, 0), ("block", "warn", 1), ("warn", "retrain", 1), ("ignore", "retrain", 1)):
         assert p.decide(m, model, None, ROWS, gate(drift=drift), report and {"level": report}).promoted == bool(good), (drift, report)
     for nothing in ({}, {"baseline_log_loss": None}, {"baseline_log_loss": float("nan")}): assert not p.decide(msgspec.structs.replace(m, metrics=nothing), model, None, ROWS, gate()).promoted
-    assert not p.decide(m, model, (msgspec.structs.replace(m, features=m.features[::-1]), model), ROWS, gate(beat_champion="")).promoted
-    assert not p.decide(m, model, None, ROWS, gate(floors="", beat_baseline="")).promoted
+    assert not p.decide(m, model, (msgspec.structs.replace(m, features=m.features[::-1]), model), ROWS, gate(beat_champion=[])).promoted
+    assert not p.decide(m, model, None, ROWS, gate(floors=[], beat_baseline=[])).promoted
 
 def test_nobody_to_judge_or_to_deploy(registry):
     s = registry.world("nobody")
