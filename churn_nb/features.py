@@ -68,7 +68,7 @@ def point_in_time(
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.register("events", events)
-    con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(as_of), utc=True)}))
+    con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(set(as_of)), utc=True)}))
     df = con.execute(windows_sql(windows_hours)).df()
     features = df.columns[2:]
     df.insert(2, "created_timestamp", df.event_timestamp)
@@ -85,11 +85,11 @@ def labels(events:pd.DataFrame,       # customer_id, event_timestamp (UTC)
     con.execute("SET TimeZone = 'UTC'")
     con.register("events", events)
     ends = events.event_timestamp.max().normalize() + pd.Timedelta(days=1)
-    for a in pd.to_datetime(sorted(as_of), utc=True):
+    for a in pd.to_datetime(sorted(set(as_of)), utc=True):
         if (end := a + pd.Timedelta(days=days)) > ends:
             raise DataError(f"label window of as-of date {a:%F} ends {end:%F}, the log ends {ends:%F}; "
                             "choose an earlier date")
-    con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(as_of), utc=True)}))
+    con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(set(as_of)), utc=True)}))
     return con.execute(f"""SELECT customer_id, as_of AS event_timestamp,
         CAST(NOT bool_or(event_timestamp >= as_of) AS TINYINT) AS churn
       FROM events JOIN as_of ON event_timestamp < as_of + INTERVAL {days} DAY
@@ -140,7 +140,7 @@ def apply_store(settings:Settings):
     "Write `feature_store.yaml` into the workspace, register the objects, and return the `feast.FeatureStore`."
     from feast import FeatureStore # slow import, see feature_objects
     ws = Workspace(settings.paths.workspace)
-    config = {"project": "churn", "provider": "local", "registry": "registry.db", "entity_key_serialization_version": 3,
+    config = {"project": "churn", "provider": "local", "registry": {"path": "registry.db", "serve_features_while_materializing": True}, "entity_key_serialization_version": 3,
               "offline_store": {"type": "file"}, "online_store": {"type": settings.stores.online, "path": "online.db"}}
     atomic_write(ws.feast/"feature_store.yaml", json.dumps(config, indent=1)) # JSON is YAML
     with _quiet():

@@ -109,8 +109,11 @@ def load_version(client, settings:Settings, version:str) -> tuple[Manifest, byte
     name = settings.train.model_name
     with hushed():
         mv = client.get_model_version(name, version)
-        model = (Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))/"model.onnx").read_bytes()
-        text = mlflow.artifacts.load_text(f"runs:/{mv.run_id}/manifest.json")
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+            model, text = (folder/"model.onnx").read_bytes(), mlflow.artifacts.load_text(f"runs:/{mv.run_id}/manifest.json")
+        except OSError as e:
+            raise RegistryError(f"{name} version {version}: its files can't be read ({e.strerror or e}); train again") from None
     if hashlib.sha256(model).hexdigest() != mv.tags.get("sha256"):
         raise RegistryError(f"{name} version {version}: model.onnx is not the file that was registered; "
                             "train again")
@@ -168,6 +171,10 @@ def _record(action:str, manifest:Manifest, replaces:str|None, checks:list[Check]
             "data_hash": manifest.data_hash, "why": why, "checks": [asdict(c) for c in checks]}
 
 # %% ../nbs/02_promote.ipynb #3ccc3f04
+def _lock(settings:Settings) -> filelock.FileLock:
+    "Held by whoever decides in a workspace; taking it again in the same process is fine."
+    return filelock.FileLock(Workspace(settings.paths.workspace).root/".promote.lock", is_singleton=True)
+
 def _follow_up(client, settings:Settings, record:dict):
     "All that follows from a moved champion alias. Doing it twice changes nothing."
     name, version, old = settings.train.model_name, record["version"], record["replaces"]
@@ -176,15 +183,22 @@ def _follow_up(client, settings:Settings, record:dict):
     for v, stage in ((old, "Archived"), (version, "Production")):
         if v and client.get_model_version(name, v).current_stage != stage:
             client.transition_model_version_stage(name, v, stage)
+    if record["action"] == "promoted": client.set_model_version_tag(name, version, "gate", "promoted")
     _add_history(Workspace(settings.paths.workspace), record)
+
+def _unfinished(client, settings:Settings) -> dict|None:
+    "The record of a promotion whose champion alias has moved but whose history line is missing."
+    with hushed():
+        if (now := version_of(client, settings, "champion")) is None: return
+        tag = client.get_model_version(settings.train.model_name, now).tags.get("made_champion")
+    known = {r["id"] for r in read_history(Workspace(settings.paths.workspace))}
+    return record if tag and (record := json.loads(tag))["id"] not in known else None
 
 def reconcile(client, settings:Settings):
     "Complete a promotion that was cut off after the champion alias had moved."
-    if (now := version_of(client, settings, "champion")) is None: return
-    tag = client.get_model_version(settings.train.model_name, now).tags.get("made_champion")
-    if not tag: return
-    record, known = json.loads(tag), {r["id"] for r in read_history(Workspace(settings.paths.workspace))}
-    if record["id"] not in known: _follow_up(client, settings, record)
+    if not _unfinished(client, settings): return
+    with _lock(settings), hushed(): # whoever came first may have finished it meanwhile, so look again
+        if record := _unfinished(client, settings): _follow_up(client, settings, record)
 
 def _make_champion(client, settings:Settings, record:dict):
     "Tag, move the alias, follow up."
@@ -196,7 +210,7 @@ def _make_champion(client, settings:Settings, record:dict):
 # %% ../nbs/02_promote.ipynb #cb05fd14
 def apply_decision(client, settings:Settings, manifest:Manifest, decision:Decision) -> dict: # The record
     "Carry out a decision: promote, or record the refusal. Only one process decides in a workspace at a time."
-    with filelock.FileLock(Workspace(settings.paths.workspace).root/".promote.lock"), hushed():
+    with _lock(settings), hushed():
         reconcile(client, settings)
         now = version_of(client, settings, "champion")
         if now != decision.champion:
@@ -204,15 +218,16 @@ def apply_decision(client, settings:Settings, manifest:Manifest, decision:Decisi
                                 f"while version {decision.version} was judged; run the gate again")
         record = _record(decision.verdict, manifest, now, decision.checks)
         if decision.promoted: _make_champion(client, settings, record)
-        else: _add_history(Workspace(settings.paths.workspace), record)
-        client.set_model_version_tag(settings.train.model_name, decision.version, "gate", decision.verdict)
+        else:
+            _add_history(Workspace(settings.paths.workspace), record)
+            client.set_model_version_tag(settings.train.model_name, decision.version, "gate", "refused")
     return record
 
 # %% ../nbs/02_promote.ipynb #e996de29
 def deploy_champion(settings:Settings) -> Path: # The bundle's folder
     "Make the serving bundle follow the registry. Raises RegistryError where there is no champion."
     client = tracking(settings)
-    with hushed(): reconcile(client, settings)
+    reconcile(client, settings)
     if (version := version_of(client, settings, "champion")) is None:
         raise RegistryError("no champion in the registry; train and promote one with `churn run`")
     bundles = Workspace(settings.paths.workspace).bundles
@@ -232,7 +247,7 @@ def rollback(settings:Settings,
             ) -> dict:          # The record
     "Make an earlier version champion again, and deploy it. Raises RegistryError where there is none to return to."
     client, ws = tracking(settings), Workspace(settings.paths.workspace)
-    with filelock.FileLock(ws.root/".promote.lock"), hushed():
+    with _lock(settings), hushed():
         reconcile(client, settings)
         now = version_of(client, settings, "champion")
         target = to or (now and _last_replaced(ws, now))
@@ -242,6 +257,9 @@ def rollback(settings:Settings,
             raise RegistryError(f"version {target} is not in the registry; "
                                 f"it has {', '.join(sorted(known, key=int)) or 'none'}")
         if target == now: raise RegistryError(f"version {target} is the champion already")
+        if target not in (was := {r["version"] for r in read_history(ws) if r["action"] != "refused"}):
+            raise RegistryError(f"version {target} was never champion, no gate let it through; "
+                                f"champions were {', '.join(sorted(was, key=int))}")
         manifest, _ = load_version(client, settings, target)
         _make_champion(client, settings, record := _record("rolled_back", manifest, now, why=why))
     deploy_champion(settings)
@@ -251,7 +269,7 @@ def rollback(settings:Settings,
 def run_gate(settings:Settings, rows:pd.DataFrame) -> tuple[Decision, dict]: # The decision; the step's result
     "Decide on the registry's challenger and carry it out. Raises RegistryError where there is no challenger."
     client, ws = tracking(settings), Workspace(settings.paths.workspace)
-    with hushed(): reconcile(client, settings)
+    reconcile(client, settings)
     challenger, champion = version_of(client, settings, "challenger"), version_of(client, settings, "champion")
     if challenger is None: raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
     manifest, model = load_version(client, settings, challenger)

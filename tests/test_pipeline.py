@@ -77,10 +77,12 @@ def test_promote_again_is_refused_and_rollback_has_nothing_to_return_to(ran):
 
 def test_rollback_from_the_command_line(ran):
     ws, _ = ran
-    there = churn("rollback", "--to", "2", "--why", "drill", "--workspace", ws)
-    assert there.returncode == 0 and "version 2 is champion again, in place of 1" in there.stdout
+    never = churn("rollback", "--to", "2", "--workspace", ws)
+    assert never.returncode == 2 and "version 2 was never champion" in never.stderr
+    assert churn("promote", "--workspace", ws, env={"CHURN_GATE_CDNOW_BEAT_CHAMPION": ""}).returncode == 0 # a gate that asks for less
     assert current_bundle(ws/"bundle").name == "2"
-    assert churn("rollback", "--workspace", ws).returncode == 0
+    back = churn("rollback", "--why", "drill", "--workspace", ws)
+    assert back.returncode == 0 and "version 1 is champion again, in place of 2" in back.stdout
     assert current_bundle(ws/"bundle").name == "1"
 
 def test_score_keeps_rows_and_agrees_with_the_manifest(ran, tmp_path):
