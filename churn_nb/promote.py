@@ -228,12 +228,13 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
     "Make the serving bundle follow the registry. Raises RegistryError where there is no champion."
     client = tracking(settings)
     reconcile(client, settings)
-    if (version := version_of(client, settings, "champion")) is None:
-        raise RegistryError("no champion in the registry; train and promote one with `churn run`")
-    bundles = Workspace(settings.paths.workspace).bundles
-    manifest, model = load_version(client, settings, version)
-    write_bundle(bundles, model, manifest)
-    return switch_current(bundles, version)
+    with _lock(settings): # a slow one must not put an older champion live after a newer one
+        if (version := version_of(client, settings, "champion")) is None:
+            raise RegistryError("no champion in the registry; train and promote one with `churn run`")
+        bundles = Workspace(settings.paths.workspace).bundles
+        manifest, model = load_version(client, settings, version)
+        write_bundle(bundles, model, manifest)
+        return switch_current(bundles, version)
 
 def _last_replaced(ws:Workspace, champion:str) -> str|None:
     "The version that the present champion took the place of."
@@ -257,7 +258,8 @@ def rollback(settings:Settings,
             raise RegistryError(f"version {target} is not in the registry; "
                                 f"it has {', '.join(sorted(known, key=int)) or 'none'}")
         if target == now: raise RegistryError(f"version {target} is the champion already")
-        if target not in (was := {r["version"] for r in read_history(ws) if r["action"] != "refused"}):
+        made = [r for r in read_history(ws) if r["action"] != "refused"] # a shared registry may know more than our history
+        if target not in (was := {v for r in made for v in (r["version"], r["replaces"]) if v}):
             raise RegistryError(f"version {target} was never champion, no gate let it through; "
                                 f"champions were {', '.join(sorted(was, key=int))}")
         manifest, _ = load_version(client, settings, target)
