@@ -9,7 +9,7 @@ export UV_NATIVE_TLS ?= true
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e lab export readme lock clean
+.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench lab export readme lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
 e2e: setup ## what takes minutes: a fresh clone, `make run` twice, README's own examples
 	@echo "== e2e: a fresh clone in an empty environment"
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/e2e
+
+bench: data ## measure on this machine: make bench WHAT=features, or freshness (needs `make pipeline`)
+	@$(BIN)/python bench/$(or $(WHAT),features).py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'CRASHED', 'app', 'CHECKS', 'UsageError', 'parameters', 'fitting', 'StepRun', 'run_step', 'one_run',
            'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'run', 'step', 'serve', 'promote',
-           'rollback', 'history', 'drift', 'score', 'doctor', 'main']
+           'rollback', 'history', 'push', 'materialize', 'drift', 'score', 'doctor', 'main']
 
 # %% ../nbs/12_pipeline.ipynb #27314be4
 import ast, contextlib, importlib.metadata, json, os, platform, shutil, socket, sys, time, warnings
@@ -55,7 +55,7 @@ class StepRun:
     exit_code: int = 0
 
 _input_errors = {"SettingsError", "DataError", "WorkspaceError", "DriftInputError", "BundleError", "RegistryError",
-                 "UsageError"}
+                 "UsageError", "ClockError"}
 _service_errors = {"ConnectionError", "OperationalError", "StoreAway"}
 CRASHED = 70 # a cell failed for a reason that no contract names; EX_SOFTWARE of sysexits.h
 
@@ -333,6 +333,49 @@ def history(workspace:_Workspace=""):
     if records: _table(records, ["at", "action", "version", "replaces", "git_sha", "by", "failed"])
     else: typer.echo("no decision has been made in this workspace")
 
+# %% ../nbs/12_pipeline.ipynb #be591a2e
+@app.command(epilog="Example: `churn push purchases.csv`")
+def push(events:Annotated[Path, typer.Argument(
+             help="CSV, JSON lines or parquet with event_id, customer_id, event_timestamp, amount (and quantity).")],
+         workspace:_Workspace=""):
+    "Add events to the log and refresh the features of their customers; exit code 2 where a row is refused."
+    settings = _settings(workspace)
+    _has_features(settings)
+    from churn_nb.events import push_rows, read_rows # each command imports what it needs
+    from churn_nb.features import apply_store
+    try: rows = read_rows(events)
+    except ValueError as e: raise UsageError(str(e)) from None
+    outcome, why = push_rows(settings, lambda: apply_store(settings), rows)
+    for i, o in enumerate(outcome, 1):
+        if isinstance(o, dict): typer.echo(f"{events}: row {i}, {o['field']}: {o['message']}", err=True)
+    refused = sum(isinstance(o, dict) for o in outcome)
+    typer.echo(f"{outcome.count('new')} logged, {outcome.count('known')} known already, {refused} refused; "
+               + (why or "features are fresh"))
+    raise typer.Exit(2 if refused else 4 if why else 0)
+
+@app.command(epilog="Examples: `churn materialize` · `churn materialize --as-of 1998-07-02`")
+def materialize(as_of:Annotated[str, typer.Option(
+                    help="Move a finished log's clock to this moment first; a living one follows the wall clock.")]="",
+                workspace:_Workspace=""):
+    "Compute the features of all customers as of now, and put them online."
+    settings = _settings(workspace)
+    _has_features(settings)
+    from churn_nb.features import apply_store, materialize as all_of_them # each command imports what it needs
+    from churn_nb.store import move_clock, present
+    if as_of: move_clock(settings, as_of)
+    say = lambda done, of: sys.stderr.isatty() and typer.echo(f"\r  {done:,} of {of:,}", nl=done == of, err=True)
+    try: n = all_of_them(settings, apply_store(settings), say=say)
+    except Exception as e:
+        if type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"): raise
+        raise ConnectionError(f"the online store failed ({type(e).__name__}); "
+                              "what was there stays; run again when it is back") from None
+    typer.echo(f"{n:,} customers as of {present(settings):%FT%TZ}")
+
+def _has_features(settings:Settings):
+    "Raise UsageError where no features were ever built."
+    if not (Workspace(settings.paths.workspace).feast/"base.parquet").exists():
+        raise UsageError(f"no features in {settings.paths.workspace}; make them with `churn step 00_features`")
+
 # %% ../nbs/12_pipeline.ipynb #a0f74c4b
 _not_features = {"customer_id", "event_timestamp", "created_timestamp", "churn", "split"}
 
@@ -408,6 +451,15 @@ def _bundle(settings:Settings) -> str:
         return "none yet; `churn run` makes one"
     return f"version {Model.load(b).manifest.version}, hashes and self test hold"
 
+def _online(settings:Settings) -> str:
+    if not (Workspace(settings.paths.workspace).feast/"base.parquet").exists(): return "empty; `churn run` fills it"
+    from churn_nb.features import apply_store, parity # each check imports what it needs
+    n, wrong, behind = parity(settings, apply_store(settings), some=500)
+    todo = "; run `churn materialize`"
+    if wrong: raise UsageError(f"{len(wrong)} of {n} customers differ from the log, such as {wrong[0]}{todo}")
+    if behind: raise UsageError(f"{behind} customers have events that are not in their features{todo}")
+    return f"{settings.stores.online}: {n} customers, every feature equal to the log's"
+
 def _port(settings:Settings) -> str:
     with contextlib.closing(socket.socket()) as s:
         in_use = s.connect_ex((settings.serve.host, settings.serve.port)) == 0
@@ -417,11 +469,11 @@ def _port(settings:Settings) -> str:
 CHECKS = {"versions": lambda s: _versions(),
           "workspace": lambda s: (f"{Workspace(s.paths.workspace).open().root}, "
                                   f"{shutil.disk_usage(s.paths.workspace).free // 10**9} GB free"),
-          "data": _data, "registry": _registry, "bundle": _bundle, "port": _port}
+          "data": _data, "features": _online, "registry": _registry, "bundle": _bundle, "port": _port}
 
 @app.command(epilog="Example: `churn doctor`")
 def doctor(workspace:_Workspace=""):
-    "Check versions, workspace, data, registry, bundle and port."
+    "Check versions, workspace, data, online features, registry, bundle and port."
     settings, worst = _settings(workspace), 0
     for name, look in CHECKS.items():
         try: mark, text = "ok", look(settings)

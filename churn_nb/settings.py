@@ -33,7 +33,7 @@ class Criterion(NamedTuple):
 def parse_criterion(text:str|Criterion, # `metric op number`
                    ) -> Criterion:
     "Read one criterion. Raises ValueError with the form that was expected."
-    if isinstance(text, Criterion): return text
+    if isinstance(text, (Criterion, list)): return Criterion(*text)
     m = re.fullmatch(r"\s*([a-z]\w*)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
     if not m: raise ValueError(f"expected `metric op number`, such as accuracy > 0.95, got {text!r}")
     return Criterion(m[1], m[2], float(m[3]))
@@ -69,7 +69,9 @@ class Features(Section):
     train_as_of: _Dates
     validation_as_of: date
     test_as_of: date
-    serve_as_of: date
+    serve_as_of: date|Literal["now"]
+    new_customers: Literal["refuse", "accept"]
+    memory_limit: str = Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
 
 # %% ../nbs/10_settings.ipynb #d10bdbd3
 class Train(Section):
@@ -109,11 +111,19 @@ class Serve(Section):
     max_batch: int = Field(gt=0)
     max_body_bytes: int = Field(gt=0)
     threads: int = Field(gt=0)
+    store_timeout_ms: int = Field(gt=0)
 
 class Stores(Section):
     "Services behind the pipeline."
     tracking_uri: str
-    online: Literal["sqlite"]
+    online: str
+    offline: Literal["file", "duckdb"]
+    @field_validator("online")
+    @classmethod
+    def sqlite_or_redis(cls, v):
+        if v == "sqlite" or re.fullmatch(r"rediss?://[^@/,\s]+:\d+(/\d+)?", v): return v
+        if "@" in v: raise ValueError("keep the password out of it: CHURN_REDIS_PASSWORD is for that")
+        raise ValueError("should be sqlite, or redis://HOST:PORT with /DATABASE if it is not 0")
 
 class Settings(Section):
     "All settings of a run."
@@ -152,7 +162,8 @@ def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
         out.setdefault(s, {})[k] = environ[var]
     return out
 
-_not_settings = {"CHURN_SETTINGS"} # says where the file is, so it can't be in the file
+_not_settings = {"CHURN_SETTINGS",        # says where the file is, so it can't be in the file
+                 "CHURN_REDIS_PASSWORD"}  # a secret
 
 # %% ../nbs/10_settings.ipynb #311d4e33
 def find_settings(start:str|Path=".", # Folder to look upwards from
@@ -185,7 +196,8 @@ def _one_line(e:ValidationError, file:str, env:dict, over:dict) -> str:
     if err["type"] == "missing": return f"{where}: {at}: missing"
     msg = err["msg"].removeprefix("Value error, ").removeprefix("Input ")
     msg = msg.removesuffix(", unable to parse string as an integer")
-    return f"{where}: {at} = {err['input']!r}: {msg}"
+    shown = re.sub("//[^@/]*@", "//***@", repr(err["input"])) # a password has no place in a log
+    return f"{where}: {at} = {shown}: {msg}"
 
 # %% ../nbs/10_settings.ipynb #6fc1e9ff
 def load_settings(
@@ -245,6 +257,7 @@ class Workspace:
     reports = property(lambda self: self.root/"reports")
     results = property(lambda self: self.root/"results")
     bundles = property(lambda self: self.root/"bundle")
+    events = property(lambda self: self.root/"events")
     promotions = property(lambda self: self.root/"promotions.jsonl")
 
     def open(self, need_mb:int=200, # Free space asked for, in MB

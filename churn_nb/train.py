@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matrices', 'evaluate', 'recency_baseline', 'fit', 'predict', 'candidates', 'hushed', 'tracking', 'git_sha',
            'describe_run', 'Candidate', 'train_candidate', 'reliability', 'calibration_plot', 'log_test_metrics',
-           'floor32', 'to_onnx', 'onnx_predict', 'parity', 'probes', 'make_manifest', 'register', 'train']
+           'floor32', 'to_onnx', 'onnx_predict', 'parity', 'probes', 'expired', 'make_manifest', 'register', 'train']
 
 # %% ../nbs/01_train.ipynb #1723a4e2
 import contextlib, copy, hashlib, io, logging, subprocess, warnings
@@ -22,8 +22,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits
 from .bundle import Feature, Manifest, SelfTest, Store, manifest_json
-from .data import data_hash, some_customers
-from .features import feature_descriptions, feature_names, training_rows
+from .data import some_customers
+from .features import feature_descriptions, feature_names, training_rows, perishable
+from .log import log_hash
 from .settings import Settings, Workspace
 
 # %% ../nbs/01_train.ipynb #50ea7f1f
@@ -116,7 +117,7 @@ def describe_run(settings:Settings, rows:pd.DataFrame):
     "Attach to the active run what every run must know: data with hash, commit, seed."
     import mlflow # slow import, see `tracking`
     from mlflow.data.code_dataset_source import CodeDatasetSource
-    h = data_hash(settings)
+    h = log_hash(settings)
     source = CodeDatasetSource(tags={"dvc": f"data/{settings.data.dataset}.csv.dvc", "hash": h})
     for split, part in rows.groupby("split", sort=False):
         data = mlflow.data.from_pandas(part, source=source, targets="churn", name=f"{settings.data.dataset}_{split}",
@@ -253,23 +254,29 @@ def probes(model:BaseEstimator, X:np.ndarray, n:int=2000, seed:int=0) -> np.ndar
             for j, t in zip(nodes["feature_idx"], nodes["num_threshold"]): Z[rng.integers(n), j] = np.float32(t)
     return Z
 
+# %% ../nbs/01_train.ipynb #b6955ce3
+def expired(X:np.ndarray, names:list[str], settings:Settings) -> np.ndarray:
+    "The rows as they look when the store's windows are too old: perishable features nan."
+    return np.where(np.isin(names, perishable(settings)), np.float32(np.nan), X)
+
 # %% ../nbs/01_train.ipynb #825d0251
 def make_manifest(c:Candidate, exported:bytes, data:dict, settings:Settings, metrics:dict) -> Manifest:
     "All that the API must know of the model; the registry's version is filled in when it is deployed."
     names, says = feature_names(settings), feature_descriptions(settings)
     (X, _), (T, _) = data["train"], data["test"]
-    lo, hi, gaps = np.nanmin(X, axis=0), np.nanmax(X, axis=0), np.isnan(X).any(axis=0)
+    lo, hi = np.nanmin(X, axis=0), np.nanmax(X, axis=0)
+    gaps = np.isnan(X).any(axis=0) | np.isin(names, perishable(settings)) # what was missing in training, or may expire
     as_json = lambda row: [None if np.isnan(v) else float(v) for v in row]
     shown = T[~np.isnan(T).any(axis=1)][0]
     sample = T[np.linspace(0, len(T) - 1, 20).astype(int)]
     return Manifest(name=settings.train.model_name, version="0", run_id=c.run_id, git_sha=git_sha(),
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    dataset=settings.data.dataset, data_hash=data_hash(settings),
+                    dataset=settings.data.dataset, data_hash=log_hash(settings),
                     threshold=settings.train.threshold, metrics=metrics,
                     features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n])
                               for n, g, a, b in zip(names, gaps, lo, hi)],
                     example=dict(zip(names, as_json(shown))),
-                    store=Store(entity="customer_id", feature_service="churn_v1"),
+                    store=Store(entity="customer_id", feature_service="churn_v1_stored"),
                     self_test=SelfTest(rows=[as_json(r) for r in sample],
                                        probability=onnx_predict(exported, sample).tolist()))
 
@@ -307,7 +314,8 @@ def train(settings:Settings,
     winner = min(tried, key=lambda c: c.metrics["log_loss"])
     base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
     exported = to_onnx(winner.model, len(names))
-    dp = max(parity(winner.model, exported, Z) for Z in (data["test"][0], probes(winner.model, data["test"][0])))
+    X = data["test"][0]
+    dp = max(parity(winner.model, exported, Z) for Z in (X, probes(winner.model, X), expired(X, names, settings)))
     metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
     manifest = make_manifest(winner, exported, data, settings, metrics)
     version = register(winner, exported, manifest, data["train"][0][:5], settings)

