@@ -9,7 +9,7 @@ JVM don't count). All engines compute the same: first `known` (when is an event 
 for each date. Their results are compared exactly before anything is timed. Rounds are interleaved: what disturbs one disturbs all.
 Writes features.json (every measurement), features.md and features.png.
 """
-import argparse, importlib.metadata, json, os, platform, shutil, statistics, subprocess, sys, tempfile, threading, time
+import argparse, importlib.metadata, json, os, platform, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from peers import ROOT, SPARK_OPTIONS, environment, events_sql, no_spark, spark_python
@@ -22,8 +22,9 @@ PACKAGES = {"scan": ["duckdb"], "aggregation": ["duckdb"], "ours": ["duckdb"], "
 # The engines: events.parquet -> out/<i>.parquet for each as-of date. Peers write money as whole ten-thousandths of a dollar.
 
 def scan(events, out):
-    "Ceiling: every column is read, nothing is computed."
-    duckdb().execute(f"SELECT max(event_id), max(customer_id), max(event_timestamp), max(created_timestamp), max(amount) FROM '{events}'").fetchall()
+    "Ceiling: every value is read and added up. (A maximum would come from the parquet file's statistics.)"
+    times = "sum(epoch_us(event_timestamp)), sum(epoch_us(created_timestamp))"
+    duckdb().execute(f"SELECT sum(event_id), sum(customer_id), sum(amount), {times} FROM '{events}'").fetchall()
 
 def aggregation(events, out):
     "Ceiling: one count and one sum for each customer, once."
@@ -43,12 +44,12 @@ def ours(events, out, memory_limit="2GB"):
 
 def polars(events, out):
     import polars as pl
-    same = lambda c: pl.col(c) == pl.col(c).shift()
+    same, fast = lambda c: pl.col(c) == pl.col(c).shift(), {"engine": "in-memory"} # a fourth less CPU than by default
     known = (pl.scan_parquet(events)
              .select("customer_id", "event_timestamp", usd=(pl.col("amount")*10_000).round().cast(pl.Int64), second=pl.col("event_timestamp").dt.epoch("s"),
                      known_at=pl.max_horizontal("created_timestamp", pl.col("event_timestamp") + pl.duration(microseconds=1)))
              .sort("customer_id", "second", "known_at")
-             .with_columns(new_moment=~(same("customer_id") & same("second")).fill_null(False)).collect())
+             .with_columns(new_moment=~(same("customer_id") & same("second")).fill_null(False)).collect(**fast))
     for i, a in enumerate(AS_OF):
         inside = {w: pl.col("event_timestamp") >= a - timedelta(hours=h) for w, h in HOURS.items()}
         (known.lazy().filter(pl.col("known_at") <= a).group_by("customer_id").agg(
@@ -56,7 +57,7 @@ def polars(events, out):
             *(pl.when(x).then("usd").otherwise(0).sum().alias(f"spend_{w}") for w, x in inside.items()), # twice as fast as .filter(x)
             transactions_total=pl.len().cast(pl.Int64), spend_total=pl.col("usd").sum(), first_transaction=pl.col("second").min(),
             last_transaction=pl.col("second").max(), transaction_moments=pl.col("new_moment").sum().cast(pl.Int64))
-         .sort("customer_id").collect().write_parquet(f"{out}/{i}.parquet"))
+         .sort("customer_id").collect(**fast).write_parquet(f"{out}/{i}.parquet"))
 
 def pandas(events, out):
     import numpy as np, pandas as pd
@@ -266,7 +267,7 @@ def markdown(found:dict) -> str:
             ["", "seconds: median (min..max)", "of the bare aggregation", "of ours", "CPU s", "peak RSS, MB", "version"],
             [[ENGINES[x], spread([r["seconds"] for r in rs]), ratio(x, "aggregation"), ratio(x, "ours"), f"{median(x, 'cpu_seconds'):.1f}", f"{median(x, 'peak_mb'):.0f}",
               " ".join(e["versions"][x].values())] for x, rs in e["runs"].items()]),
-            f"Equal to ours in every value: {', '.join(e['equal_to_ours'])}. Ratios are taken round by round, {len(e['runs']['ours'])} rounds. " + where(e),
+            f"Equal to ours in every value: {', '.join(e['equal_to_ours'])}. Ratios are taken within a round; rounds: {len(e['runs']['ours'])}. " + where(e),
             *(f"**Left out: {x}** ({why})." for x, why in e["left_out"].items())]
     if g := found.get("growth"):
         s = g["spill"]
@@ -293,9 +294,9 @@ def plot(found:dict, path:Path):
     ours_ = [low(rs) for rs in g["runs"].values()]
     fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     ax.loglog(sizes, ours_, "o-", color="#0072B2", lw=2)
-    ax.annotate("churn_nb on DuckDB", (sizes[-1], ours_[-1]), (-8, -3), textcoords="offset points", ha="right", va="bottom", color="#0072B2")
+    ax.annotate("churn_nb on DuckDB", (sizes[0], ours_[0]), (0, 9), textcoords="offset points", color="#0072B2")
     ax.loglog(sizes, [ours_[-1]*n/sizes[-1] for n in sizes], ":", color="grey")
-    ax.annotate("in proportion", (sizes[0], ours_[-1]*sizes[0]/sizes[-1]), (4, -4), textcoords="offset points", va="top", color="grey")
+    ax.annotate("in proportion", (sizes[0], ours_[-1]*sizes[0]/sizes[-1]), (14, 0), textcoords="offset points", color="grey")
     looks = {"aggregation": ("s", "black"), "polars": ("v", "#009E73"), "pandas": ("D", "#E69F00"), "spark": ("^", "#D55E00")}
     for x, (marker, color) in looks.items() if e else ():
         if x not in e["runs"]: continue
@@ -315,6 +316,7 @@ def main():
     p.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.run: return run_here(*a.run)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # ends the engine that runs, too, and deletes the events
     parts = [x for x in ("engines", "growth", "online") if getattr(a, x)] or ["engines", "growth", "online"]
     out = a.out or (Path(tempfile.mkdtemp()) if a.quick else Path(__file__).parent)
     found = json.loads((out/"features.json").read_text()) if (out/"features.json").exists() else {}

@@ -140,6 +140,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'churn_nb.ingest.EventsIn.again': ('ingest.html#eventsin.again', 'churn_nb/ingest.py'),
                                  'churn_nb.ingest.EventsIn.behind': ('ingest.html#eventsin.behind', 'churn_nb/ingest.py'),
                                  'churn_nb.ingest.EventsIn.close': ('ingest.html#eventsin.close', 'churn_nb/ingest.py'),
+                                 'churn_nb.ingest.EventsIn.warm': ('ingest.html#eventsin.warm', 'churn_nb/ingest.py'),
                                  'churn_nb.ingest.Ingest': ('ingest.html#ingest', 'churn_nb/ingest.py'),
                                  'churn_nb.ingest.Ingest.__init__': ('ingest.html#ingest.__init__', 'churn_nb/ingest.py'),
                                  'churn_nb.ingest.Ingest._ask': ('ingest.html#ingest._ask', 'churn_nb/ingest.py'),

@@ -98,7 +98,8 @@ def add(settings:Settings, events:list[dict]) -> list[str|Refusal]:
 def behind(settings:Settings) -> list[int]:
     "Customers with events that are logged and not yet in the features."
     if pushed(settings).last <= (done := refreshed(settings)["batch"]): return []
-    rows = connection().execute(f"SELECT DISTINCT customer_id FROM {log_sql(settings)} WHERE batch > {done} ORDER BY ALL").fetchall()
+    rows = connection().execute(f"""SELECT DISTINCT customer_id FROM {log_sql(settings)}
+                                    WHERE batch > {done} ORDER BY ALL""").fetchall()
     return [c for c, in rows]
 
 def catch_up(settings:Settings, store) -> int:
@@ -116,7 +117,10 @@ def read_rows(path:Path # CSV, JSON lines or parquet
     "The rows of a file as dicts, empty cells left out. Raises ValueError."
     def lines(p, **kw):
         with open(p, encoding="utf-8-sig", **kw) as f: yield from f
-    read = {".csv": lambda p: list(csv.DictReader(lines(p, newline=""))), ".parquet": lambda p: pq.read_table(p).to_pylist(),
+    def table(p):
+        if not (rows := csv.DictReader(lines(p, newline=""))).fieldnames: raise ValueError("no header")
+        return list(rows)
+    read = {".csv": table, ".parquet": lambda p: pq.read_table(p).to_pylist(),
             ".jsonl": lambda p: [json.loads(line) for line in lines(p) if line.strip()]}
     if path.suffix not in read: raise ValueError(f"{path}: neither .csv, .jsonl nor .parquet")
     try: rows = read[path.suffix](path)

@@ -87,7 +87,7 @@ def with_request_time(stored:pd.DataFrame, # As `windows_sql` gives it
         {n: "float32" for n in names})
 
 def point_in_time(
-    events:pd.DataFrame,       # customer_id, event_timestamp, created_timestamp (UTC), amount; event_id if rows may repeat
+    events:pd.DataFrame,       # customer_id, event_timestamp, created_timestamp (UTC), amount; event_id if some repeat
     as_of:list[date|datetime], # Moments to ask about; a date means its midnight, UTC
     windows_hours:list[int],   # Window lengths, hours
 ) -> pd.DataFrame: # customer_id, event_timestamp (the as-of moment), created_timestamp, features as float32
@@ -244,14 +244,16 @@ def history(store, entity_df:pd.DataFrame, settings:Settings) -> pd.DataFrame:
     names, key, out = feature_names(settings), ["customer_id", "event_timestamp"], entity_df
     asked = entity_df[key].assign(
         request_timestamp=entity_df.event_timestamp.astype("datetime64[s, UTC]").astype("int64"))
-    views = {"customer_windows": perishable(settings), "customer_lifetime": LIFETIME, "customer_at_request": OF_THE_MOMENT}
+    views = {"customer_windows": perishable(settings), "customer_lifetime": LIFETIME,
+             "customer_at_request": OF_THE_MOMENT}
     for refs in _by_age(views):
         with _quiet():
             df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
         df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
         df = df[key + [r.partition(":")[2] for r in refs]]
         out = out.merge(df, on=key, how="left", validate="one_to_one")
-    return out.sort_values(key[::-1], ignore_index=True)[[*entity_df.columns, *names]].astype(dict.fromkeys(names, "float32"))
+    out = out.sort_values(key[::-1], ignore_index=True)[[*entity_df.columns, *names]]
+    return out.astype(dict.fromkeys(names, "float32"))
 
 def _by_age(views:dict[str, list[str]]) -> list[list[str]]:
     "Feature references, what perishes apart from what doesn't."

@@ -22,7 +22,9 @@ class Ingest:
         self.pool = ThreadPoolExecutor(1, "events") # waits for the process
 
     def _start(self):
-        self.child = subprocess.Popen([sys.executable, "-m", "churn_nb.events"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        "Takes seconds of imports, in the child; the first answer waits for them."
+        self.child = subprocess.Popen([sys.executable, "-m", "churn_nb.events"],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._send(self.settings.model_dump_json().encode())
 
     def _send(self, data:bytes):
@@ -57,7 +59,8 @@ class Ingest:
     async def add(self, rows:list[bytes] # JSON, one event each
                  ) -> tuple[list, str]:  # What became of each row; why features are not fresh yet
         "Raises OverflowError where too many wait already, ConnectionError where the process died."
-        if sum(len(given) for given, _ in self.waiting) + len(rows) > self.most: raise OverflowError("too many events wait")
+        if sum(len(given) for given, _ in self.waiting) + len(rows) > self.most:
+            raise OverflowError("too many events wait")
         answer = asyncio.get_running_loop().create_future()
         self.waiting.append((rows, answer))
         self.running = self.running or asyncio.create_task(self._work())
@@ -114,6 +117,12 @@ class EventsIn:
         if errors: raise Problem(422, str(InvalidRows(errors)), errors[:100], **said)
         return Response(msgspec.json.encode(said | ({"detail": why} if why else {})), 202 if why else 200,
                         media_type="application/json")
+
+    def warm(self):
+        "Start the process now if this workspace has seen events, so that the next one doesn't wait for it."
+        if not self.batches.is_dir() or not any(self.batches.glob("*.parquet")): return
+        try: self._open().pool.submit(self.ingest._ask, [])
+        except Problem: pass # who sends an event will be told
 
     def behind(self) -> bool:
         "Whether batches are logged that are not in the features: of this process, or of another that died."

@@ -321,6 +321,7 @@ def create_app(settings:Settings,
                     await asyncio.to_thread(current.refresh)
                     await taken.again()
                 except Exception: log.error("the watch over %s failed; trying again", current.path, exc_info=True)
+        taken.warm()
         task = asyncio.create_task(watch())
         yield
         task.cancel()

@@ -42,7 +42,8 @@ def present(settings:Settings) -> datetime:
 def move_clock(settings:Settings, as_of:date|datetime|str) -> datetime:
     "Move a finished log's clock forward. Raises ClockError."
     now, t = present(settings), utc(as_of)
-    if settings.features.serve_as_of == "now": raise ClockError("[features] serve_as_of = now: the wall clock can't be moved")
+    if settings.features.serve_as_of == "now":
+        raise ClockError("[features] serve_as_of = now: the wall clock can't be moved")
     if t < now: raise ClockError(f"{t:%FT%TZ} lies before the present, {now:%FT%TZ}; what was served can't be un-known")
     _clock(settings).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(_clock(settings), json.dumps({"as_of": t.isoformat()}))
@@ -106,7 +107,8 @@ class FeastOnline:
         if name not in self.services: # Feast reads its registry anew each time, which takes longer than all the rest
             service = self.store.get_feature_service(name)
             views = [(p, self.store.get_feature_view(p.name).ttl) for p in service.feature_view_projections]
-            self.services[name] = service, {f.name: ttl.total_seconds() if ttl else 0 for p, ttl in views for f in p.features}
+            seconds = {f.name: ttl.total_seconds() if ttl else 0 for p, ttl in views for f in p.features}
+            self.services[name] = service, seconds
         return self.services[name]
 
     def _read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:

@@ -7,7 +7,7 @@ __all__ = ['log', 'events_body', 'page_headers', 'Problem', 'problems_everywhere
            'json_only', 'JsonLines', 'Metrics', 'Around', 'predict_paths', 'page']
 
 # %% ../nbs/16_web.ipynb #67cb4ed9
-import base64, hashlib, json, logging, re, shlex, time, traceback, uuid
+import base64, hashlib, json, logging, re, shlex, time, traceback, uuid, warnings
 from collections.abc import Callable
 from html import escape
 from http import HTTPStatus
@@ -138,7 +138,7 @@ class Metrics:
                              "1 while the newest bundle on disk is refused and an older one answers", registry=r)
     def model(self, m:Manifest|None):
         "Say which model answers from now on."
-        self.info.clear()
+        with warnings.catch_warnings(action="ignore"): self.info.clear() # warns of a multi-process mode that is not in use
         if m: self.info.labels(m.name, m.version, m.run_id, m.dataset, m.data_hash).set(1)
     def text(self) -> bytes:
         "The exposition format that Prometheus reads."

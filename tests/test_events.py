@@ -64,7 +64,7 @@ def serve():
     def start(settings, alone=False, **limits):
         if alone: end()
         running.append(s := api_on(settings, **limits))
-        running.append(c := httpx.Client(base_url=s.url, timeout=30))
+        running.append(c := httpx.Client(base_url=s.url, timeout=90))
         return s, c
     yield start
     end()
@@ -224,7 +224,7 @@ def shop(stores, configured, tmp_path_factory, valkey):
     f.materialize(s, f.apply_store(s), keep=False)
     model_of(ws, ["transactions_total"])
     server = api_on(s, max_batch=50, max_body_bytes=20_000)
-    with httpx.Client(base_url=server.url, timeout=30) as c: yield s, c, customers(s)
+    with httpx.Client(base_url=server.url, timeout=90) as c: yield s, c, customers(s)
     server.stop()
 
 def of(c, i): return total_in(c.post("/predict", json={"customer_id": i}).json())

@@ -354,7 +354,7 @@ for over, (owner, *moment), n in json.loads(sys.argv[1]):
     print(os.waitpid(pid, 0)[1])
 '''
 MOMENTS = [("f", "write_windows", 1, False), ("os", "replace", 1, True), ("os", "replace", 5, False), ("os", "replace", 5, True), ("f", "apply_store", 1, True),
-           ("f", "write_parquet", 2, False), ("f", "write_parquet", 2, True), ("online", "online_write_batch", 1, False),
+           ("f", "write_parquet", 1, False), ("f", "write_parquet", 1, True), ("online", "online_write_batch", 1, False),
            ("online", "online_write_batch", 1, True), ("f", "materialize", 1, True)]
 
 @pytest.fixture(scope="module")
