@@ -67,7 +67,8 @@ def _code(ename:str, evalue:str) -> int:
 # %% ../nbs/12_pipeline.ipynb #75b01128
 def _failure(executed:Path) -> tuple[str, int]:
     "What an executed notebook says of its own failure: one line and the exit code; an empty line where all is well."
-    nb = json.loads(executed.read_text())
+    try: nb = json.loads(executed.read_text())
+    except ValueError: return "only a part of the executed notebook could be written", CRASHED # a full disk
     for i, c in enumerate(nb["cells"]):
         for o in c.get("outputs", []):
             if o["output_type"] == "error":
