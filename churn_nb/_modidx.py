@@ -324,6 +324,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.settings.Stores.sqlite_or_redis': ( 'settings.html#stores.sqlite_or_redis',
                                                                                  'churn_nb/settings.py'),
                                    'churn_nb.settings.Train': ('settings.html#train', 'churn_nb/settings.py'),
+                                   'churn_nb.settings.Train.decision_threshold': ( 'settings.html#train.decision_threshold',
+                                                                                   'churn_nb/settings.py'),
                                    'churn_nb.settings.Workspace': ('settings.html#workspace', 'churn_nb/settings.py'),
                                    'churn_nb.settings.Workspace.__init__': ('settings.html#workspace.__init__', 'churn_nb/settings.py'),
                                    'churn_nb.settings.Workspace.open': ('settings.html#workspace.open', 'churn_nb/settings.py'),

@@ -80,7 +80,13 @@ class Train(Section):
     model_name: str
     seed: int = Field(ge=0)
     n_jobs: int = Field(gt=0)
-    threshold: float = Field(ge=0, le=1)
+    search_customers: int = Field(ge=0)
+    threshold: Annotated[float, Field(ge=0, le=1)]|Literal["profit"]
+    offer_cost: float = Field(gt=0)
+    saved_margin: float = Field(gt=0)
+    def decision_threshold(self) -> float:
+        "The probability from which an offer pays: offer_cost / saved_margin, at most 1; or the fixed number."
+        return min(self.offer_cost/self.saved_margin, 1.) if self.threshold == "profit" else self.threshold
 
 class Gate(Section):
     "What a challenger must show before it is promoted."
@@ -89,6 +95,9 @@ class Gate(Section):
     beat_champion: _Strs
     drift: Literal["ignore", "warn", "block"]
     latency_calls: int = Field(gt=0)
+    alpha: float = Field(gt=0, lt=.5)
+    margin: float = Field(ge=0)
+    bootstrap: int = Field(ge=200)
 
 class Drift(Section):
     "Bands and levels of the drift report."
@@ -112,6 +121,7 @@ class Serve(Section):
     max_body_bytes: int = Field(gt=0)
     threads: int = Field(gt=0)
     store_timeout_ms: int = Field(gt=0)
+    shadow: bool
 
 class Stores(Section):
     "Services behind the pipeline."
@@ -253,6 +263,7 @@ class Workspace:
     mlflow_db = property(lambda self: self.root/"mlflow.db")
     artifacts = property(lambda self: self.root/"mlartifacts")
     feast = property(lambda self: self.root/"feast")
+    base = property(lambda self: self.feast/"base.parquet")
     runs = property(lambda self: self.root/"runs")
     reports = property(lambda self: self.root/"reports")
     results = property(lambda self: self.root/"results")

@@ -146,7 +146,7 @@ def train_candidate(name:str, model:BaseEstimator, data:dict, rows:pd.DataFrame,
                 mlflow.sklearn.autolog(disable=True)
                 X, y = data["validation"]
                 p = predict(_one_thread(model), X)
-                metrics = evaluate(y, p, settings.train.threshold)
+                metrics = evaluate(y, p, settings.train.decision_threshold())
                 mlflow.log_metrics({f"validation_{m}": v for m, v in metrics.items()})
                 fig = calibration_plot(y, p, f"{name}: calibration on validation")
                 mlflow.log_figure(fig, "calibration.png")
@@ -187,7 +187,7 @@ def log_test_metrics(c:Candidate, data:dict, settings:Settings) -> dict[str, flo
     "Evaluate on the test rows and record the result in the candidate's run as `test_...`."
     import mlflow # slow import, see `tracking`
     X, y = data["test"]
-    metrics = evaluate(y, predict(c.model, X), settings.train.threshold)
+    metrics = evaluate(y, predict(c.model, X), settings.train.decision_threshold())
     with hushed(), mlflow.start_run(run_id=c.run_id): mlflow.log_metrics({f"test_{m}": v for m, v in metrics.items()})
     return metrics
 
@@ -272,7 +272,7 @@ def make_manifest(c:Candidate, exported:bytes, data:dict, settings:Settings, met
     return Manifest(name=settings.train.model_name, version="0", run_id=c.run_id, git_sha=git_sha(),
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     dataset=settings.data.dataset, data_hash=log_hash(settings),
-                    threshold=settings.train.threshold, metrics=metrics,
+                    threshold=settings.train.decision_threshold(), metrics=metrics,
                     features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n])
                               for n, g, a, b in zip(names, gaps, lo, hi)],
                     example=dict(zip(names, as_json(shown))),
