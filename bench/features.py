@@ -320,7 +320,8 @@ def main():
     parts = [x for x in ("engines", "growth", "online") if getattr(a, x)] or ["engines", "growth", "online"]
     out = a.out or (Path(tempfile.mkdtemp()) if a.quick else Path(__file__).parent)
     found = json.loads((out/"features.json").read_text()) if (out/"features.json").exists() else {}
-    command = " ".join(["python bench/features.py", *(x for x in sys.argv[1:] if x.startswith("--") and not x.startswith("--out"))])
+    given = {k: v for k, v in vars(a).items() if v != p.get_default(k) and k != "out"}
+    command = " ".join(["python bench/features.py", *(f"--{k}" if v is True else f"--{k} {v}" for k, v in given.items())])
     rounds = 0 if a.quick else a.rounds # 0: the run whose results are compared is the measurement
     for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp: # on disk; /tmp may be memory

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BundleError', 'Feature', 'FileHash', 'SelfTest', 'Store', 'Manifest', 'parse_manifest', 'manifest_json',
-           'read_bundle', 'verify_bundle', 'write_bundle', 'switch_current', 'current_bundle']
+           'read_bundle', 'verify_bundle', 'write_bundle', 'switch_current', 'current_bundle', 'switch_shadow']
 
 # %% ../nbs/13_bundle.ipynb #b2530df7
 import contextlib, fcntl, hashlib, os, re, shutil, tempfile
@@ -61,6 +61,9 @@ class Manifest(_Part):
     self_test: SelfTest
     metrics: dict[str, float|None] = {}
     store: Store|None = None
+    reference: list[float|None]|None = None # The customer that contributions are counted from, in column order
+    calibration: str = ""           # Name of the method; documentation
+    decision: dict[str, float] = {} # What the threshold rests on, such as offer_cost, saved_margin; documentation
     input: str = "features"         # float32 [N, k]
     output: str = "probability"     # float32 [N]
     files: dict[str, FileHash] = {} # Filled in by `write_bundle`
@@ -81,6 +84,10 @@ def _nonsense(m:Manifest) -> str|None:
     t = m.self_test
     if not t.rows or len(t.rows) != len(t.probability): return "self_test: needs rows, and one probability for each"
     if any(len(r) != k for r in t.rows): return f"self_test: a row needs {k} values, one a feature"
+    if (r := m.reference) is None: return None
+    if len(r) != k: return f"reference: needs {k} values, one a feature"
+    if bad := [n for n, v in zip(m.names, r) if v is None and n not in may_miss]:
+        return f"reference: {bad[0]} is null but not nullable"
 
 # %% ../nbs/13_bundle.ipynb #1c47efe1
 def parse_manifest(data:bytes,        # Content of a manifest.json
@@ -186,21 +193,34 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
     return place
 
 # %% ../nbs/13_bundle.ipynb #9d97577e
-def switch_current(bundles:Path, version:str, # The version to put live
-                  ) -> Path:                  # Its folder
-    "Point `current` at a verified version, in one step. Raises BundleError."
+def _point(bundles:Path, link:str, version:str) -> Path:
+    "Let a link in `bundles` name a verified version, in one step; the version's folder."
     bundles = Path(bundles)
     verify_bundle(bundles/version)
     with _writing(bundles):
-        new = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))/"current"
+        new = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))/link
         new.symlink_to(version)
-        new.replace(bundles/"current")
+        new.replace(bundles/link)
         _sync(bundles)
         new.parent.rmdir()
     return bundles/version
+
+def switch_current(bundles:Path, version:str, # The version to put live
+                  ) -> Path:                  # Its folder
+    "Point `current` at a verified version, in one step. Raises BundleError."
+    return _point(bundles, "current", version)
 
 def current_bundle(bundles:Path) -> Path|None:
     "The folder that `current` points at, verified or not; None where nothing was ever put live."
     link = Path(bundles)/"current"
     if link.is_symlink(): return Path(bundles)/os.readlink(link)
     return link if link.is_dir() else None # an image build may have copied the folder instead of the link
+
+# %% ../nbs/13_bundle.ipynb #f359c42b
+def switch_shadow(bundles:Path, version:str|None, # The version to score in shadow; None: none from now on
+                 ) -> Path|None:                  # Its folder
+    "Point `shadow` at a verified version, in one step, or take it away. Raises BundleError."
+    if version is not None: return _point(bundles, "shadow", version)
+    with _writing(bundles := Path(bundles)):
+        (bundles/"shadow").unlink(missing_ok=True)
+        _sync(bundles)

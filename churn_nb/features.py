@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['LIFETIME', 'window_name', 'perishable', 'feature_names', 'feature_descriptions', 'known_sql', 'windows_sql',
            'with_request_time', 'point_in_time', 'labels', 'split_dates', 'offline_folder', 'feature_objects',
-           'apply_store', 'as_of_dates', 'write_windows', 'entity_frame', 'history', 'online', 'refresh', 'materialize',
-           'parity', 'spark_sql', 'build', 'training_rows', 'latest_rows']
+           'apply_store', 'open_store', 'as_of_dates', 'write_windows', 'entity_frame', 'history', 'online', 'refresh',
+           'materialize', 'parity', 'spark_sql', 'build', 'training_rows', 'latest_rows']
 
 # %% ../nbs/00_features.ipynb #ef53ae46
 import contextlib, inspect, io, json, logging, warnings
 from datetime import date, datetime, timedelta
 from pathlib import Path
-import filelock, numpy as np, pandas as pd, sqlglot
-from .data import DataError, load_events, some_customers
-from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, mark, pushed,
-                          refreshed, write_base, write_parquet)
+import filelock, pandas as pd, sqlglot
+from .data import DataError, load_events, one_in, some_customers
+from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
+                          write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
-from .store import FACTS, OF_THE_MOMENT, present, request_time, utc, write_config
+from .store import FACTS, OF_THE_MOMENT, mark, present, refreshed, request_time, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -204,6 +204,11 @@ def apply_store(settings:Settings):
         store.apply(feature_objects(settings))
     return store
 
+def open_store(settings:Settings):
+    "The `feast.FeatureStore` as it was wired and registered last; nothing is written."
+    from feast import FeatureStore # slow import, see feature_objects
+    with _quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
+
 # %% ../nbs/00_features.ipynb #62f9c856
 def _open_log(settings:Settings, where:str="TRUE"):
     "DuckDB with the log as tables `events` and `known`."
@@ -244,26 +249,23 @@ def history(store, entity_df:pd.DataFrame, settings:Settings) -> pd.DataFrame:
     names, key, out = feature_names(settings), ["customer_id", "event_timestamp"], entity_df
     asked = entity_df[key].assign(
         request_timestamp=entity_df.event_timestamp.astype("datetime64[s, UTC]").astype("int64"))
-    views = {"customer_windows": perishable(settings), "customer_lifetime": LIFETIME,
-             "customer_at_request": OF_THE_MOMENT}
-    for refs in _by_age(views):
+    for views in ({"customer_windows": perishable(settings)}, # what perishes, by itself
+                  {"customer_lifetime": LIFETIME, "customer_at_request": OF_THE_MOMENT}):
+        refs = [f"{view}:{n}" for view, found in views.items() for n in found]
         with _quiet():
             df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
         df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
-        df = df[key + [r.partition(":")[2] for r in refs]]
+        df = df[key + [n for found in views.values() for n in found]]
         out = out.merge(df, on=key, how="left", validate="one_to_one")
     out = out.sort_values(key[::-1], ignore_index=True)[[*entity_df.columns, *names]]
     return out.astype(dict.fromkeys(names, "float32"))
 
-def _by_age(views:dict[str, list[str]]) -> list[list[str]]:
-    "Feature references, what perishes apart from what doesn't."
-    windows, *others = [[f"{view}:{n}" for n in names] for view, names in views.items()]
-    return [windows, [ref for refs in others for ref in refs]]
-
 # %% ../nbs/00_features.ipynb #293c5134
-def online(store, customer_ids:list[int], settings:Settings) -> pd.DataFrame:
+def online(store, customer_ids:list[int], settings:Settings,
+           now:datetime|None=None, # The moment of asking; default: the present
+          ) -> pd.DataFrame:
     "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
-    now = int(present(settings).timestamp())
+    now = int((now or present(settings)).timestamp())
     with _quiet():
         got = store.get_online_features(
             features=store.get_feature_service("churn_v1"),
@@ -291,7 +293,7 @@ def refresh(settings:Settings, store,
         con = _open_log(settings, where)
         df = con.execute(_as_rows(settings, present(settings))).df()
         df["event_timestamp"] = df["created_timestamp"] = pd.Timestamp(tick)
-        with suppress_type_checks(): # Feast checks every field of its registry at each call: half of the time
+        with suppress_type_checks(): # else Feast checks the type of every field of its registry at each call
             store.push("customer_push", df, to=PushMode.ONLINE)
             if keep: store.write_to_offline_store("customer_windows", df)
         mark(settings, tick=tick.isoformat())
@@ -317,13 +319,16 @@ def materialize(settings:Settings, store,
 def parity(settings:Settings, store,
            some:int=0,  # About how many customers; 0: all
           ) -> tuple[int, list[int], int]: # Customers compared; those whose values differ; those with events not yet in
-    "Compare the online store with features computed from the log, as of the last refresh, exactly."
+    "Compare the online store with features computed from the log as of now, exactly; a living clock's without windows."
+    names = feature_names(settings)
+    if settings.features.serve_as_of == "now": names = [n for n in names if n not in perishable(settings)]
     with pushed(settings).lock:
-        names, everyone = feature_names(settings), pd.DataFrame({"customer_id": customers_of(settings)})
+        now = present(settings)
+        everyone = pd.DataFrame({"customer_id": customers_of(settings)})
         ids = some_customers(everyone, some).customer_id.tolist()
         log = _open_log(settings, f"customer_id IN ({', '.join(map(str, ids))})")
-        want = log.execute(_as_rows(settings, present(settings))).df()
-        got = pd.concat([online(store, ids[i:i + 2000], settings) for i in range(0, len(ids), 2000)])
+        want = log.execute(_as_rows(settings, now)).df()
+        got = pd.concat([online(store, ids[i:i + 2000], settings, now)[names] for i in range(0, len(ids), 2000)])
         files, done = pushed(settings).files(), refreshed(settings)["batch"]
         late = log.execute(f"SELECT count(DISTINCT customer_id) FROM {log_sql(settings)} WHERE batch > ?", [done]
                            ).fetchone()[0] if files else 0
@@ -338,9 +343,10 @@ def spark_sql(sql:str, # DuckDB's dialect
     return sqlglot.transpile(sql, read="duckdb", write="spark")[0]
 
 # %% ../nbs/00_features.ipynb #4dfbda40
-def _made_from(settings:Settings, customers:int) -> str:
-    "What the feature files depend on, as text."
-    return json.dumps({"log": log_hash(settings), "customers": customers, "stores": settings.stores.model_dump(),
+def _made_from(settings:Settings, customers:int, log:str) -> str:
+    "What the feature files depend on, as text; `log` is the log's hash."
+    return json.dumps({"log": log, "customers": customers,
+                       "stores": settings.stores.model_dump(include={"online", "offline"}),
                        **settings.features.model_dump(mode="json"),
                        "present": None if settings.features.serve_as_of == "now" else str(present(settings))},
                       sort_keys=True)
@@ -349,21 +355,22 @@ def build(settings:Settings,
           customers:int=0, # About how many customers; 0: all
          ) -> dict:        # Rows by split, customers, as-of dates, data hash
     "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store."
-    ws, everyone = Workspace(settings.paths.workspace), load_events(settings)
-    made_from, events = _made_from(settings, customers), some_customers(everyone, customers)
-    every = max(everyone.customer_id.nunique() // customers, 1) if customers else 1
-    (marker := ws.feast/"made_from.json").unlink(missing_ok=True) # until all is written, nothing counts as written
-    write_base(settings, events, every)
-    write_windows(settings)
+    everyone, ws = load_events(settings), Workspace(settings.paths.workspace)
+    with pushed(settings).lock: # an event that comes in between waits, and counts for the next build
+        read = log_hash(settings)
+        made_from = _made_from(settings, customers, read)
+        (marker := ws.feast/"made_from.json").unlink(missing_ok=True) # until all is written, nothing counts as written
+        write_base(settings, some_customers(everyone, customers), one_in(everyone, customers))
+        write_windows(settings)
+        log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
     store = apply_store(settings)
-    log = _open_log(settings).execute("SELECT * FROM events").df() if pushed(settings).last else events
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
     ends = max(everyone.event_timestamp.max(), log.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
     rows = history(store, entity_frame(settings, log, ends), settings)
     write_parquet(rows, ws.feast/"training_rows.parquet")
     known = materialize(settings, store, keep=False)
     atomic_write(marker, made_from)
-    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": log_hash(settings),
+    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": read,
             "events": len(log), "customers": known,
             "rows": rows.split.value_counts(sort=False).to_dict(),
             "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
@@ -375,7 +382,8 @@ def _ensure(settings:Settings, customers:int) -> Workspace:
     ws = Workspace(settings.paths.workspace).open()
     with filelock.FileLock(ws.feast/".build.lock"):
         f = ws.feast/"made_from.json"
-        if not f.exists() or f.read_text() != _made_from(settings, customers): build(settings, customers)
+        if not f.exists() or f.read_text() != _made_from(settings, customers, log_hash(settings)):
+            build(settings, customers)
     return ws
 
 def training_rows(settings:Settings,

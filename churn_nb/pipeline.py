@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 import typer
 from .settings import Settings, SettingsError, Workspace, WorkspaceError, atomic_write, load_settings
 
@@ -374,7 +375,7 @@ def materialize(as_of:Annotated[str, typer.Option(
 
 def _has_features(settings:Settings):
     "Raise UsageError where no features were ever built."
-    if not (Workspace(settings.paths.workspace).feast/"base.parquet").exists():
+    if not Workspace(settings.paths.workspace).base.exists():
         raise UsageError(f"no features in {settings.paths.workspace}; make them with `churn step 00_features`")
 
 # %% ../nbs/12_pipeline.ipynb #a0f74c4b
@@ -453,10 +454,14 @@ def _bundle(settings:Settings) -> str:
     return f"version {Model.load(b).manifest.version}, hashes and self test hold"
 
 def _online(settings:Settings) -> str:
-    if not (Workspace(settings.paths.workspace).feast/"base.parquet").exists(): return "empty; `churn run` fills it"
-    from churn_nb.features import apply_store, parity # each check imports what it needs
-    n, wrong, behind = parity(settings, apply_store(settings), some=500)
-    todo = "; run `churn materialize`"
+    ws, todo = Workspace(settings.paths.workspace), "; run `churn materialize`"
+    if not ws.base.exists() or not (ws.feast/"feature_store.yaml").exists(): return "empty; `churn run` fills it"
+    from churn_nb.features import open_store, parity # each check imports what it needs
+    store = open_store(settings)
+    there = getattr(store.config.online_store, "connection_string", "").partition(",")[0]
+    if there != urlsplit(settings.stores.online).netloc:
+        raise UsageError(f"{there or 'sqlite'} is in use, the settings say {settings.stores.online}{todo}")
+    n, wrong, behind = parity(settings, store, some=500)
     if wrong: raise UsageError(f"{len(wrong)} of {n} customers differ from the log, such as {wrong[0]}{todo}")
     if behind: raise UsageError(f"{behind} customers have events that are not in their features{todo}")
     return f"{settings.stores.online}: {n} customers, every feature equal to the log's"

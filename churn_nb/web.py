@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'events_body', 'page_headers', 'Problem', 'problems_everywhere', 'InvalidRows', 'invalid', 'read_body',
-           'json_only', 'JsonLines', 'Metrics', 'Around', 'predict_paths', 'page']
+           'json_only', 'ServeError', 'listen', 'is_loopback', 'JsonLines', 'Metrics', 'Around', 'predict_paths',
+           'page']
 
 # %% ../nbs/16_web.ipynb #67cb4ed9
-import base64, hashlib, json, logging, re, shlex, time, traceback, uuid, warnings
+import base64, hashlib, ipaddress, json, logging, re, shlex, socket, time, traceback, uuid, warnings
 from collections.abc import Callable
 from html import escape
 from http import HTTPStatus
@@ -109,6 +110,23 @@ def json_only(scope:dict):
     kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json": raise Problem(415, "Content-Type: expected application/json")
 
+# %% ../nbs/16_web.ipynb #6264c153
+class ServeError(OSError):
+    "The server can't start. One line; the command line answers it with exit code 2."
+
+def listen(host:str, port:int) -> socket.socket:
+    "A listening socket. Raises ServeError."
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try: return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as e:
+        raise ServeError(f"can't listen on {host} port {port}: {e.strerror or e}; "
+                         "choose another with --port or CHURN_SERVE_PORT") from None
+
+def is_loopback(host:str) -> bool:
+    "Whether only this machine can reach the address."
+    try: return ipaddress.ip_address(host).is_loopback
+    except ValueError: return host == "localhost"
+
 # %% ../nbs/16_web.ipynb #8d0cac01
 class JsonLines(logging.Formatter):
     "Log records as one JSON object a line; a dict given as `extra={'fields': ...}` is merged in."
@@ -132,6 +150,10 @@ class Metrics:
                                  buckets=(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5))
         self.rows = Counter("churn_rows_predicted", "Rows scored", ["version"], registry=r)
         self.events = Counter("churn_events", "Events taken: new, known, refused", ["outcome"], registry=r)
+        self.shadowed = Counter("churn_shadow_rows", "Rows that a challenger scored in shadow", registry=r)
+        self.dropped = Counter("churn_shadow_dropped", "Rows answered, not in the shadow's log: too many waited (full), "
+                               "no challenger (absent), it gave no answer (failed), the disk took none (unwritten)",
+                               ["reason"], registry=r)
         self.info = Gauge("churn_model_info", "1 for the model that answers",
                           ["name", "version", "run_id", "dataset", "data_hash"], registry=r)
         self.refused = Gauge("churn_bundle_refused",
@@ -217,11 +239,20 @@ def predict_paths(m:Manifest,
     properties = {"churn_risk": {"type": "integer", "enum": [0, 1]}, "probability": {"type": "number"},
                   "threshold": {"type": "number"}, "model_version": {"type": "string"},
                   "missing_features": {"type": "array", "items": {"type": "string"}}}
-    one = {"type": "object", "title": "Answer", "required": [*properties], "properties": properties}
+    def answered(more):
+        return {"type": "object", "title": "Answer", "required": [*properties], "properties": properties | more}
+    shares = {"type": "object", "additionalProperties": {"type": "number"},
+              "description": "With explain=true: what each feature adds to reference_probability, largest first"}
+    from_here = "With explain=true: probability of the customer that contributions are counted from"
+    explained = {"contributions": shares, "reference_probability": {"type": "number", "description": from_here}}
+    explain = {"name": "explain", "in": "query", "required": False, "schema": {"type": "boolean", "default": False},
+               "description": "Add exact contributions in probability: reference_probability + their sum = probability"}
     problems = {str(s): {"description": d, "content": {"application/problem+json": {"schema": {"type": "object"}}}}
-                for s, d in {400: "Not JSON", 404: "No such customer", 413: "Too large",
-                             415: "Not application/json", 422: "A field is unknown, missing or of the wrong type",
-                             503: "No model, or no online store"}.items()}
+                for s, d in {400: "Not JSON", 404: "No such customer",
+                             409: "explain=true, and the model has no reference",
+                             413: "Too large", 415: "Not application/json",
+                             422: "A field is unknown, missing or of the wrong type",
+                             503: "No model, no online store, or too many explanations wait"}.items()}
     def path(summary, schema, answer_schema, examples, example):
         body = {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
         answers = {"application/json": {"schema": answer_schema, "example": example}}
@@ -229,8 +260,11 @@ def predict_paths(m:Manifest,
         return {"post": {"tags": ["Predict"], "summary": summary, "requestBody": body, "responses": responses}}
     many = lambda s: {"type": "array", "minItems": 1, "items": s}
     in_lists = {k: {"value": [v["value"]]} for k, v in examples.items()}
-    return {"/predict": path("Will this customer leave?", row, one, examples, answer),
-            "/predict/batch": path("The same for a list", many(row), many(one), in_lists, [answer])}
+    one = path("Will this customer leave?", row, answered(explained), examples, answer)
+    one["post"]["parameters"] = [explain]
+    batch = path("The same for a list", many(row), many(answered({})), in_lists, [answer])
+    del batch["post"]["responses"]["409"]
+    return {"/predict": one, "/predict/batch": batch}
 
 # %% ../nbs/16_web.ipynb #a2402534
 _style = """
@@ -287,6 +321,8 @@ def _card(m:Manifest) -> str:
     model = f"SHA-256 {m.files['model.onnx'].sha256} (verified when it was loaded)" if m.files else "none"
     rows = {"Version": m.version, "Data set": m.dataset, "Data hash": m.data_hash, "Trained by run": m.run_id,
             "Code": m.git_sha, "Created": m.created, "Model file": model, "Threshold": m.threshold}
+    if m.calibration: rows["Calibration"] = m.calibration
+    rows |= {k: f"{v:g}" for k, v in m.decision.items()}
     rows |= {k: "unknown" if v is None else f"{v:.4g}" for k, v in m.metrics.items()}
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in rows.items()) + "</dl>"
 

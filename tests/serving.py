@@ -32,7 +32,7 @@ def manifest(version="1", bias=0., **kw):
         features=[Feature(name="age", min=18, max=80, description="years"), Feature(name="usage_minutes", min=0, max=900),
                   Feature(name="gap", nullable=True)],
         threshold=.5, metrics={"auc": .8}, example={"age": 42, "usage_minutes": 310.5, "gap": None},
-        store=Store(entity="customer_id", feature_service="churn_v1"),
+        store=Store(entity="customer_id", feature_service="churn_v1"), reference=[40., 200., 0.],
         self_test=SelfTest(rows=rows, probability=probability(np.array(rows, np.float32), bias).tolist())), **kw})
 
 def put_live(workspace, version="1", bias=0., **kw):

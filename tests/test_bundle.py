@@ -3,7 +3,7 @@ import fcntl, json, os, subprocess, sys, textwrap, threading
 import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb.bundle import (BundleError, Feature, Manifest, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle,
-                             switch_current, verify_bundle, write_bundle)
+                             switch_current, switch_shadow, verify_bundle, write_bundle)
 
 def manifest(version="1", **kw):
     return Manifest(**{**dict(name="churn_predictor", version=version, run_id="r", git_sha="g", created="2026-01-01T00:00:00Z",
@@ -164,3 +164,36 @@ def test_a_file_in_the_place_of_a_version_is_replaced(tmp_path):
     for _ in range(2): assert verify_bundle(write_bundle(tmp_path, b"m", manifest())).version == "1"
     write_bundle(tmp_path, b"n", manifest("2"))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "1", "2"]
+
+# --- what came later ---
+
+def test_an_older_manifest_is_read_and_later_fields_survive():
+    m = manifest(reference=[3.0, float("nan")], calibration="sigmoid", decision={"offer_cost": 2.0, "saved_margin": 30.0})
+    back = parse_manifest(manifest_json(m))
+    assert back.reference == [3.0, None] and back.calibration == "sigmoid" and back.decision == {"offer_cost": 2.0, "saved_margin": 30.0}
+    older = {k: v for k, v in json.loads(manifest_json(m)).items() if k not in ("reference", "calibration", "decision")}
+    assert parse_manifest(json.dumps(older).encode()) == manifest()
+
+@pytest.mark.parametrize("reference,says", [([1.0], "needs 2 values"), ([1.0, 2.0, 3.0], "needs 2 values"), ([], "needs 2 values"),
+                                            ([None, 1.0], "age is null but not nullable"), (["1", 2], "str"), ({"age": 1}, "array")])
+def test_a_reference_that_is_no_row_of_the_model_is_refused(reference, says):
+    data = json.dumps(json.loads(manifest_json(manifest())) | {"reference": reference}).encode()
+    with pytest.raises(BundleError, match=f"x.json: .*{says}"): parse_manifest(data, "x.json")
+
+def test_the_shadow_is_a_link_of_its_own(tmp_path):
+    for v, model in (("1", b"one"), ("2", b"two")): write_bundle(tmp_path, model, manifest(v))
+    switch_current(tmp_path, "1")
+    assert switch_shadow(tmp_path, "2") == tmp_path/"2" and os.readlink(tmp_path/"shadow") == "2"
+    assert os.readlink(tmp_path/"current") == "1" and verify_bundle(tmp_path/"shadow").version == "2"
+    switch_current(tmp_path, "2")
+    switch_shadow(tmp_path, "1")
+    assert [os.readlink(tmp_path/n) for n in ("current", "shadow")] == ["2", "1"]
+    for _ in range(2): assert switch_shadow(tmp_path, None) is None and not (tmp_path/"shadow").is_symlink()
+    assert os.readlink(tmp_path/"current") == "2" and sorted(p.name for p in tmp_path.iterdir()) == [".lock", "1", "2", "current"]
+
+def test_what_cannot_be_verified_does_not_get_into_the_shadow(tmp_path):
+    write_bundle(tmp_path, b"one", manifest("1")); switch_shadow(tmp_path, "1")
+    (write_bundle(tmp_path, b"two", manifest("2"))/"model.onnx").write_bytes(b"2")
+    for v in ("2", "3"):
+        with pytest.raises(BundleError): switch_shadow(tmp_path, v)
+    assert os.readlink(tmp_path/"shadow") == "1"

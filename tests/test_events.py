@@ -39,7 +39,7 @@ def model_of(ws, names=NAMES, scale=.1):
     features = [Feature(name=n, nullable=n.startswith(("transactions_", "spend_")) and not n.endswith("total")) for n in names]
     rows = [[1.]*len(names), [2.] + [None if g.nullable else 3. for g in features[1:]]]
     p = 1/(1 + np.exp(-(np.nan_to_num(np.array(rows, float)) @ w)))
-    m = manifest(features=features, example=dict(zip(names, rows[0])), self_test=SelfTest(rows=rows, probability=p.tolist()),
+    m = manifest(features=features, reference=None, example=dict(zip(names, rows[0])), self_test=SelfTest(rows=rows, probability=p.tolist()),
                  store=Store(entity="customer_id", feature_service="churn_v1_stored"))
     write_bundle(Workspace(ws).bundles, onnx_model(k=len(names), scale=scale), m)
     switch_current(Workspace(ws).bundles, "1")

@@ -8,6 +8,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -330,6 +331,37 @@ def test_the_online_store_answers_while_it_is_filled_again(small, tmp_path, monk
     monkeypatch.setattr(sqlite.SqliteOnlineStore, "online_write_batch", look)
     f.build(s, N)
     assert seen and not any(row.isna().any() for row in seen)
+
+def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
+    "Build, online and parity by the wall clock; a day later the stored windows are old, which is no fault, and a spoilt total is one."
+    from feast.data_source import PushMode
+
+    from churn_nb.events import push_rows
+    s, now = configured(tmp_path/"ws", features__serve_as_of="now"), dt.datetime.now(UTC)
+    assert f.training_rows(s, 60).split.value_counts().to_dict() == {"train": 420, "validation": 60, "test": 60}
+    latest, store = f.latest_rows(s, 60), f.apply_store(s)
+    assert len(latest) == 60 and (latest.event_timestamp > now).all() and f.parity(s, store) == (60, [], 0)
+    c = int(latest.customer_id[7])
+    assert push_rows(s, store, [{"event_id": 10**7, "customer_id": c, "event_timestamp": now.isoformat(), "amount": 5.}]) == (["new"], "")
+    assert f.parity(s, store) == (60, [], 0)
+    monkeypatch.setattr(f, "present", lambda s: now + dt.timedelta(hours=25))
+    seen = f.online(store, [c], s).iloc[0]
+    assert seen.transactions_24h == 1 and seen.recency_days == np.float32(25/24)
+    assert f.parity(s, store) == f.parity(s, f.open_store(s)) == (60, [], 0)
+    row = pd.read_parquet(max(f.offline_folder(s).glob("as-of-*.parquet"))).iloc[[9]]
+    store.push("customer_push", row.assign(spend_total=row.spend_total + 1), to=PushMode.ONLINE)
+    assert f.parity(s, store) == (60, [int(row.customer_id.iloc[0])], 0)
+
+def test_a_build_holds_the_lock_of_the_log(tmp_path, monkeypatch):
+    "While the log is read and the notes beside the features are changed, nobody adds to it."
+    s, real, seen = configured(tmp_path/"ws"), f.write_windows, []
+    def look(*a):
+        with pytest.raises(filelock.Timeout): filelock.FileLock(Workspace(s.paths.workspace).events/".lock").acquire(timeout=0)
+        seen.append(1)
+        return real(*a)
+    monkeypatch.setattr(f, "write_windows", look)
+    f.training_rows(s, 60)
+    assert seen and "tracking_uri" not in (Workspace(s.paths.workspace).feast/"made_from.json").read_text()
 
 KILLED = '''
 import contextlib, json, os, signal, sys

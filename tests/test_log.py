@@ -13,7 +13,7 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
 from churn_nb.data import load_events
-from churn_nb.log import Segments, compact, load_log, log_hash, pushed
+from churn_nb.log import Segments, compact, connection, copy_parquet, load_log, log_hash, pushed, write_parquet
 
 
 def batch(*values): return pd.DataFrame({"value": values})
@@ -49,6 +49,13 @@ def test_other_files_are_not_batches(tmp_path):
     log.append(batch(1))
     for name in (".abc", "notes.txt", "1-1.parquet.tmp", "x-1.parquet", "2.parquet", ".2-2.parquet", "as-of-19980701T000000.parquet"): (tmp_path/name).write_text("no")
     assert values(log) == [1] and log.last == 1 and log.append(batch(2)) == 2 and values(log) == [1, 2]
+
+@pytest.mark.parametrize("write", [lambda p: copy_parquet(connection(), "SELECT CASE i WHEN 999999 THEN error('no') ELSE i END FROM range(1000000) t(i)", p),
+                                   lambda p: write_parquet(pd.DataFrame({"value": [object()]}), p)], ids=["copy", "write"])
+def test_what_fails_leaves_the_old_file_and_no_other(tmp_path, write):
+    write_parquet(batch(1), tmp_path/"x.parquet")
+    with pytest.raises(Exception): write(tmp_path/"x.parquet")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"] and pd.read_parquet(tmp_path/"x.parquet").value.tolist() == [1]
 
 # Killed at every step
 
@@ -156,6 +163,8 @@ def test_load_log_is_the_data_set_and_what_was_pushed(tmp_path, configured):
     pd.testing.assert_frame_equal(both.iloc[:len(base)], base)
     assert both.dtypes.equals(base.dtypes) and both.event_id.tolist()[-3:] == [10**6, 10**6 + 1, 10**6 + 2] and both.amount.tolist()[-3:] == [20.5]*3
     assert set(load_log(s, 40).event_id) - set(few.event_id) >= {10**6} and 10**6 + 2 in set(both.event_id)
+    pushed(s).append(pd.concat([event(2*10**6 + i, customer_id=10**9 + i) for i in range(1000)])) # new customers make no other sample of the old ones
+    assert {c for c in load_log(s, 40).customer_id if c < 10**9} == set(few.customer_id)
 
 def test_the_hash_names_the_events_not_the_files(tmp_path, configured):
     one, two = configured(tmp_path/"one"), configured(tmp_path/"two")

@@ -449,7 +449,8 @@ def test_feature_names_may_be_any_text(tmp_path):
     names = ["Day Mins", "class", "f0", 'a`b - at `$.c<', "é"]
     rows = [[1., 2., 3., 4., 5.]]
     p = 1 / (1 + np.exp(-float(np.array(rows[0]) @ np.resize([.03, -.01, .2], 5))))
-    m = manifest(features=[Feature(name=n) for n in names], example=dict(zip(names, rows[0], strict=True)), self_test=SelfTest(rows=rows, probability=[p]))
+    m = manifest(features=[Feature(name=n) for n in names], example=dict(zip(names, rows[0], strict=True)), reference=None,
+                 self_test=SelfTest(rows=rows, probability=[p]))
     write_bundle(tmp_path/"bundle", onnx_model(k=5), m); switch_current(tmp_path/"bundle", "1")
     c = TestClient(create_app(settings_for(tmp_path)))
     assert c.post("/predict", json=m.example).status_code == 200

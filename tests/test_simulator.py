@@ -4,7 +4,10 @@ from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 import duckdb, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
-from churn_nb import data as d
+from test_data import refused
+
+from churn_nb import simulator as d
+from churn_nb.data import EVENTS, check_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = d.Simulation(customers=2500, days=100, label_days=40, seed=7)
@@ -14,13 +17,6 @@ def sha(out): return {f.relative_to(out).as_posix(): hashlib.sha256(f.read_bytes
 def made(out, sim, **k): return d.simulate(out, sim, **k) and out
 def read(out): return [pd.read_parquet(out/f) for f in ("customers.parquet", "events", "truth.parquet")]
 def blocks(sim, *tables): return [pa.concat_tables(ts).to_pandas() for ts in zip(*([b[x] for x in tables] for b in d.simulated_blocks(sim)))]
-
-def refused(f, *says):
-    "The one line with which `f` refuses; all of `says` are in it."
-    with pytest.raises(d.DataError) as e: f()
-    line = str(e.value)
-    assert "\n" not in line and all(s in line for s in says), line
-    return line
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory): return made(tmp_path_factory.mktemp("sim")/"small", SMALL, chunk=1000)
@@ -33,7 +29,7 @@ def daily(tmp_path_factory):
 # The same bytes
 
 def test_two_processes_write_the_same_bytes(small, tmp_path):
-    code = "import sys; from churn_nb.data import *; simulate(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
+    code = "import sys; from churn_nb.simulator import *; simulate(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path/"again")], cwd=ROOT, env={"PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo", "PATH": ""}, check=True)
     assert sha(tmp_path/"again") == sha(small)
     assert [*sha(small)] == ["customers.parquet", *(f"events/part-{k:05}.parquet" for k in range(3)), "truth.parquet"]
@@ -75,9 +71,9 @@ def test_columns_and_their_types(small):
 
 def test_the_log_keeps_the_contract(small, tmp_path):
     people, log, _ = read(small)
-    names = [c.name for c in d.EVENTS]
+    names = [c.name for c in EVENTS]
     log[names].assign(event_timestamp=log.event_timestamp.dt.strftime("%F %T")).to_csv(tmp_path/"log.csv", index=False)
-    again = d.check_csv(tmp_path/"log.csv", d.EVENTS, now="2026-01-01")
+    again = check_csv(tmp_path/"log.csv", EVENTS, now="2026-01-01")
     assert again.event_id.tolist() == [*range(1, len(log) + 1)] and set(log.columns) >= {*names, "created_timestamp"}
     assert (again.event_timestamp == log.event_timestamp.dt.tz_localize(None)).all() and (again.amount == log.amount).all()
     assert people.customer_id.tolist() == [*range(1, 2501)] and log.customer_id.isin(people.customer_id).all()
@@ -213,7 +209,7 @@ def test_an_effect_acts_in_its_direction():
 # Memory, faults, parameters
 
 def test_memory_does_not_grow_with_the_number_of_customers(tmp_path):
-    code = ("import resource, sys; from churn_nb.data import *; n = int(sys.argv[1])\n"
+    code = ("import resource, sys; from churn_nb.simulator import *; n = int(sys.argv[1])\n"
             "r = simulate(sys.argv[2], Simulation(customers=n, days=180)); print(r['events'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)")
     got = [subprocess.run([sys.executable, "-c", code, str(n), str(tmp_path/str(n))], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for n in (5000, 20_000)]
     (n1, mb1), (n4, mb4) = [(int(n), float(mb)) for n, mb in got]
@@ -271,7 +267,7 @@ def test_one_who_comes_first_keeps_the_name(tmp_path, monkeypatch):
 # The contract's upper end
 
 def test_the_largest_amount_fits_the_feature_sql(tmp_path):
-    row = lambda amount: (tmp_path/"x.csv").write_text(f"event_id,customer_id,event_timestamp,quantity,amount\n1,1,2024-01-01,1,{amount}\n") and d.check_csv(tmp_path/"x.csv", d.EVENTS)
+    row = lambda amount: (tmp_path/"x.csv").write_text(f"event_id,customer_id,event_timestamp,quantity,amount\n1,1,2024-01-01,1,{amount}\n") and check_csv(tmp_path/"x.csv", EVENTS)
     largest = float(np.nextafter(1e14, 0))
     assert row(repr(largest)).amount[0] == largest
     assert duckdb.execute("SELECT CAST(? AS DECIMAL(18, 4))", [largest]).fetchone()[0] > 0

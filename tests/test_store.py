@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import math
 import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -178,6 +179,18 @@ def test_doctor_sees_what_was_logged_and_not_refreshed(cli, capsys):
     code, out, _ = churn(capsys, "doctor", "--workspace", s.paths.workspace)
     assert features_line(out).startswith("ok") and code == 0
 
+def test_doctor_reads_and_does_not_write(cli, capsys, monkeypatch):
+    ws = Workspace(cli.paths.workspace)
+    tree = lambda: {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in ws.feast.rglob("*") if p.is_file()}
+    before = tree()
+    assert features_line(churn(capsys, "doctor", "--workspace", ws.root)[1]).startswith("ok")
+    monkeypatch.setenv("CHURN_STORES_ONLINE", "redis://127.0.0.1:1" if cli.stores.online == "sqlite" else "sqlite") # not what the API uses
+    code, out, _ = churn(capsys, "doctor", "--workspace", ws.root)
+    assert code == 2 and features_line(out).startswith("!!") and "churn materialize" in features_line(out)
+    assert tree() == before
+    (ws.feast/"feature_store.yaml").unlink()
+    assert "empty" in features_line(churn(capsys, "doctor", "--workspace", ws.root)[1]) and not (ws.feast/"feature_store.yaml").exists()
+
 # Wiring
 
 def config(s): return json.loads((Workspace(s.paths.workspace).feast/"feature_store.yaml").read_text())
@@ -235,3 +248,16 @@ def test_no_store_and_a_feature_it_lacks_are_told_apart(copied, tmp_path, config
     api = FeastOnline(s)
     got = asyncio.run(api.lookup(WHERE, ["recency_days", "transactions_total"], [customers(s)[0], 10**9]))
     assert got[1] is None and got[0][1] >= 1
+
+def test_only_the_first_opening_may_take_long(copied):
+    "It imports; after a failure a store that opens slowly is a store that is away."
+    s = copied("few", serve__store_timeout_ms=1000)
+    api, ids = FeastOnline(s), customers(s)[:2]
+    opened, ask = api._open, lambda: asyncio.run(api.lookup(WHERE, ["transactions_total"], ids))
+    def slow(): time.sleep(1.5); return opened()
+    api._open = slow
+    assert None not in (first := ask())
+    api.store, api.services = None, {} # as a failure leaves it
+    with pytest.raises(StoreAway, match="within 1000 ms"): ask()
+    api.pool.submit(int).result() # what was asked goes on, and opens it
+    assert ask() == first
