@@ -32,14 +32,18 @@ def parameters(notebook:Path, # A notebook with a cell tagged `parameters`
     tree = ast.parse("".join(cells[0]["source"]))
     return {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)}
 
+def _typed(v:str, type_:type):
+    "Text as a value of a type; bool('no') would be True."
+    return {"true": True, "yes": True, "false": False, "no": False}[str(v).lower()] if type_ is bool else type_(v)
+
 def fitting(given:dict, known:dict, where:str) -> dict:
     """The given values, converted to the type of the default.
     Raises UsageError for an unknown name or a value of another type."""
     out = {}
     for name, v in given.items():
         if name not in known: raise UsageError(f"{where}: unknown parameter {name}; it knows {', '.join(known)}")
-        try: out[name] = v if isinstance(v, type(known[name])) else type(known[name])(v)
-        except ValueError:
+        try: out[name] = v if isinstance(v, type(known[name])) else _typed(v, type(known[name]))
+        except (ValueError, KeyError):
             raise UsageError(f"{where}: parameter {name} = {v!r}: expected {type(known[name]).__name__}, "
                              f"such as {known[name]!r}") from None
     return out
@@ -296,7 +300,10 @@ def _table(rows:list[dict], columns:list[str]):
 
 # %% ../nbs/12_pipeline.ipynb #959e704c
 @app.command(epilog="Example: `churn promote`")
-def promote(dataset:_Dataset="", workspace:_Workspace=""):
+def promote(dataset:_Dataset="",
+            refresh:Annotated[bool, typer.Option(
+                "--refresh", help="On newer data not being worse than the champion is enough.")]=False,
+            workspace:_Workspace=""):
     "Judge the registry's challenger by the gate; promote and deploy it, or refuse with exit code 1."
     from churn_nb.features import training_rows # each command imports what it needs
     from churn_nb.promote import deploy_champion, run_gate
@@ -306,7 +313,7 @@ def promote(dataset:_Dataset="", workspace:_Workspace=""):
             raise UsageError(f"workspace {ws.root}: no features and no challenger there; "
                              "make them with `churn run`")
         rows = training_rows(settings, made["customers_asked"])
-        decision, result = run_gate(settings, rows[rows.split == "test"])
+        decision, result = run_gate(settings, rows[rows.split == "test"], refresh)
         ws.write_result("02_promote", result)
         _table(result["checks"], ["criterion", "required", "measured", "verdict"])
         typer.echo(f"version {decision.version}: {decision.verdict}")
@@ -321,14 +328,15 @@ def rollback(to:Annotated[str, typer.Option(
     "Make an earlier version champion again, and deploy it."
     from churn_nb.promote import rollback as back # each command imports what it needs
     settings = _settings(workspace)
-    record = back(settings, to or None, why) # waits for no run: the registry has a lock of its own
+    record = back(settings, to or None, why) # waits for no run: the registry's log takes one change at a time
     typer.echo(f"version {record['version']} is champion again, in place of {record['replaces']}")
 
 @app.command(epilog="Example: `churn history`")
 def history(workspace:_Workspace=""):
     "All decisions and rollbacks, oldest first."
-    from churn_nb.promote import read_history # each command imports what it needs
-    records = read_history(Workspace(_settings(workspace).paths.workspace))
+    settings = _settings(workspace)
+    from churn_nb.registry import history as all_of_it # each command imports what it needs
+    records = all_of_it(settings) if settings.stores.tracking_uri or _own_registry(settings) else []
     for r in records:
         failed = ", ".join(c["criterion"] for c in r["checks"] if c["verdict"] == "fail")
         r |= {"failed": failed or r["why"], "git_sha": r["git_sha"][:10]}
@@ -438,12 +446,13 @@ def _data(settings:Settings) -> str:
     from churn_nb.data import data_hash # each check imports what it needs
     return f"{settings.data.dataset} {data_hash(settings)}"
 
+def _own_registry(settings:Settings) -> bool: return Workspace(settings.paths.workspace).mlflow_db.exists()
+
 def _registry(settings:Settings) -> str:
-    from churn_nb.promote import version_of # each check imports what it needs
-    from churn_nb.train import tracking
-    if not settings.stores.tracking_uri and not Workspace(settings.paths.workspace).mlflow_db.exists():
+    from churn_nb.registry import connect, version_of # each check imports what it needs
+    if not settings.stores.tracking_uri and not _own_registry(settings):
         return "empty; `churn run` fills it"
-    client = tracking(settings)
+    client = connect(settings)
     return ", ".join(f"{a} {version_of(client, settings, a) or 'none'}" for a in ("champion", "challenger", "previous"))
 
 def _bundle(settings:Settings) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 import filelock, msgspec, requests, sqlalchemy
-from .bundle import Manifest, parse_manifest, switch_current, write_bundle
+from .bundle import Manifest, parse_manifest, switch_current, switch_shadow, write_bundle
 from .settings import Settings, Workspace, atomic_write
 from .train import hushed, tracking
 
@@ -300,7 +300,14 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
         bundles = Workspace(settings.paths.workspace).bundles
         manifest, model = load_version(client, settings, version)
         write_bundle(bundles, model, manifest)
+        _deploy_shadow(client, settings, bundles)
         return switch_current(bundles, version)
+
+def _deploy_shadow(client, settings:Settings, bundles:Path):
+    "With [serve] shadow the challenger's bundle stands beside the champion's; without, or without a challenger, none."
+    version = version_of(client, settings, "challenger") if settings.serve.shadow else None
+    if version: write_bundle(bundles, *reversed(load_version(client, settings, version)))
+    switch_shadow(bundles, version)
 
 # %% ../nbs/14_registry.ipynb #4e6e1796
 def lineage(history:list[dict]) -> list[str]:

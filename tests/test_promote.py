@@ -115,3 +115,13 @@ def test_another_file_than_the_registered_one_is_not_used(registry, request, har
     assert registry.state(s) == before
     with t.hushed(): registry.client.set_registered_model_alias(s.train.model_name, "champion", v) # by hand
     assert p.deploy_champion(s).name == registry.aliases(s)["champion"] == "1" # the log is the truth
+
+def test_with_shadow_the_refused_challenger_stands_beside_the_champion(registry):
+    s = registry.world("shadow", 1, "weak")
+    on = s.model_copy(update={"serve": s.serve.model_copy(update={"shadow": True})})
+    assert not p.run_gate(on, ROWS)[0].promoted
+    bundles = Workspace(s.paths.workspace).bundles
+    p.deploy_champion(on)
+    assert (current(s), (bundles/"shadow").resolve().name) == ("1", "2")
+    p.deploy_champion(s) # switched off again
+    assert current(s) == "1" and not (bundles/"shadow").exists()
