@@ -63,7 +63,7 @@ class Manifest(_Part):
     store: Store|None = None
     reference: list[float|None]|None = None # The customer that contributions are counted from, in column order
     calibration: str = ""           # Name of the method; documentation
-    decision: dict[str, float] = {} # What the threshold rests on, such as offer_cost, saved_margin; documentation
+    decision: dict[str, float] = {} # What the threshold and the gate's profit rest on: offer_cost and saved_margin
     input: str = "features"         # float32 [N, k]
     output: str = "probability"     # float32 [N]
     files: dict[str, FileHash] = {} # Filled in by `write_bundle`

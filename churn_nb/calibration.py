@@ -7,13 +7,13 @@ __all__ = ['CALIBRATORS', 'reliability', 'calibration_plot', 'brier_parts', 'Pla
            'log_loss', 'choose_calibration', 'Calibrated', 'core', 'excess_log_loss']
 
 # %% ../nbs/27_calibration.ipynb #9fd445d0
-import copy
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
+from .evaluation import row_terms
 
 # %% ../nbs/27_calibration.ipynb #c006990e
 def reliability(y:np.ndarray, p:np.ndarray, # Labels in {0, 1} and probabilities, shape (n,)
@@ -109,14 +109,15 @@ def cross_fitted(kind, y:np.ndarray, p:np.ndarray,
 
 def log_loss(y:np.ndarray, p:np.ndarray) -> float:
     "Mean of -ln of the probability given to what happened; p is kept 1e-7 away from 0 and 1."
-    q = np.clip(np.asarray(p, dtype=np.float64), 1e-7, 1 - 1e-7)
-    return float(-np.where(np.asarray(y) == 1, np.log(q), np.log1p(-q)).mean())
+    return float(row_terms(np.asarray(y), np.asarray(p, dtype=np.float64))["log_loss"].mean())
 
 def choose_calibration(y:np.ndarray, p:np.ndarray, customers:np.ndarray, seed:int=0
-                      ) -> tuple[object, dict[str, float]]: # Fitted on all rows; cross-fitted log-loss by name
+                      ) -> tuple[object, dict[str, float], np.ndarray]: # Fitted on all rows; losses by name; q cross-fitted
     "The correction with the smallest cross-fitted log-loss, fitted on all rows. Equal losses: the simpler one."
-    losses = {n: log_loss(y, cross_fitted(c, y, p, customers, seed=seed)) for n, c in CALIBRATORS.items()}
-    return CALIBRATORS[min(losses, key=losses.get)].fit(y, p), losses
+    q = {n: cross_fitted(c, y, p, customers, seed=seed) for n, c in CALIBRATORS.items()}
+    losses = {n: log_loss(y, v) for n, v in q.items()}
+    best = min(losses, key=losses.get)
+    return CALIBRATORS[best].fit(y, p), losses, q[best]
 
 # %% ../nbs/27_calibration.ipynb #faafbb55
 class Calibrated(ClassifierMixin, BaseEstimator):

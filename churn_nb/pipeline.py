@@ -336,7 +336,7 @@ def history(workspace:_Workspace=""):
     "All decisions and rollbacks, oldest first."
     settings = _settings(workspace)
     from churn_nb.registry import history as all_of_it # each command imports what it needs
-    records = all_of_it(settings) if settings.stores.tracking_uri or _own_registry(settings) else []
+    records = all_of_it(settings)
     for r in records:
         failed = ", ".join(c["criterion"] for c in r["checks"] if c["verdict"] == "fail")
         r |= {"failed": failed or r["why"], "git_sha": r["git_sha"][:10]}
@@ -446,11 +446,9 @@ def _data(settings:Settings) -> str:
     from churn_nb.data import data_hash # each check imports what it needs
     return f"{settings.data.dataset} {data_hash(settings)}"
 
-def _own_registry(settings:Settings) -> bool: return Workspace(settings.paths.workspace).mlflow_db.exists()
-
 def _registry(settings:Settings) -> str:
     from churn_nb.registry import connect, version_of # each check imports what it needs
-    if not settings.stores.tracking_uri and not _own_registry(settings):
+    if not settings.stores.tracking_uri and not Workspace(settings.paths.workspace).mlflow_db.exists():
         return "empty; `churn run` fills it"
     client = connect(settings)
     return ", ".join(f"{a} {version_of(client, settings, a) or 'none'}" for a in ("champion", "challenger", "previous"))

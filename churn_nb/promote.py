@@ -11,8 +11,8 @@ import html, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
-from .bundle import Manifest, write_bundle
-from .evaluation import compare
+from .bundle import BundleError, Manifest, write_bundle
+from .evaluation import compare, smaller_is_better
 from .features import training_rows
 from .registry import (RegistryError, apply_decision, champion, connect, deploy_champion, history, load_version,
                                read_history, rollback, settle, version_of)
@@ -64,7 +64,7 @@ class Decision:
                 f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 
 # %% ../nbs/02_promote.ipynb #55d7657c
-_smaller_is_better = {"log_loss", "brier", "latency_ms"}
+_smaller_is_better = {*smaller_is_better, "latency_ms"}
 
 def beats(metrics:dict[str, float], other:dict[str, float], which:list[str], who:str) -> list[Check]:
     "The challenger must be strictly better than `other` in each metric named."
@@ -148,9 +148,12 @@ def decide(manifest:Manifest, model:bytes,          # The challenger
     "Measure the challenger on the test rows and check every criterion. What can't be measured fails in a row of its own."
     now = champion[0].version if champion else None
     X, y = rows[manifest.names].to_numpy("float32"), rows.churn.to_numpy()
-    try: metrics = evaluate(y, p := onnx_predict(model, X), manifest.threshold, **manifest.decision)
-    except ValueError as e: return Decision(manifest.version, now, [check("test rows", "can be evaluated", str(e), False)])
-    metrics |= latency(as_served(manifest, model), X, gate.latency_calls)
+    unfit = lambda what, required, e: Decision(manifest.version, now, [check(what, required, str(e), False)])
+    try:
+        metrics = evaluate(y, p := onnx_predict(model, X), manifest.threshold, **manifest.decision)
+        metrics |= latency(as_served(manifest, model), X, gate.latency_calls)
+    except BundleError as e: return unfit("bundle", "can be served", e)
+    except ValueError as e: return unfit("test rows", "can be evaluated", e)
     baseline = {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
     checks = [*floors(metrics, gate.floors), *beats(metrics, baseline, gate.beat_baseline, "baseline"),
               *against_champion(champion, manifest, p, rows, gate, refresh, seed),

@@ -8,7 +8,6 @@ __all__ = ['log', 'row_type', 'RowReader', 'Answer', 'Model', 'CurrentModel', 'C
 
 # %% ../nbs/04_serve.ipynb #12494617
 import asyncio, logging, os, threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated

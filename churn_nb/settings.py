@@ -8,7 +8,7 @@ __all__ = ['SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 
            'Workspace', 'temporary_workspace']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
-import atexit, configparser, errno, json, os, re, shutil, tempfile
+import atexit, configparser, json, os, re, shutil, tempfile
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple

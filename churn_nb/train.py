@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'matrices', 'recency_baseline', 'fit', 'candidates', 'variant', 'time_folds', 'stopped', 'with_rounds',
-           'Trial', 'search', 'tracking', 'git_sha', 'inputs_of', 'describe_run', 'Candidate', 'train_candidate',
+           'Trial', 'search', 'tracking', 'git_sha', 'provenance', 'describe_run', 'Candidate', 'train_candidate',
            'train_all', 'log_test_metrics', 'slice_groups', 'rival', 'importance', 'reference_row',
            'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'markdown_table', 'model_card', 'register',
            'train']
@@ -180,7 +180,9 @@ def tracking(settings:Settings):
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(settings.train.experiment) is None:
             location = None if settings.stores.tracking_uri else ws.artifacts.resolve().as_uri()
-            client.create_experiment(settings.train.experiment, location)
+            try: client.create_experiment(settings.train.experiment, location)
+            except mlflow.MlflowException as e: # another pipeline made it meanwhile
+                if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
         mlflow.set_experiment(settings.train.experiment)
     return client
 
@@ -191,21 +193,23 @@ def git_sha() -> str:
                        capture_output=True, text=True)
     return r.stdout.strip() if r.returncode == 0 else "unknown"
 
-def inputs_of(settings:Settings, rows:pd.DataFrame) -> list[tuple]: # (MLflow dataset, name of the split)
-    "The rows as MLflow's dataset records, with the hash of the data they were made from."
+def provenance(settings:Settings, rows:pd.DataFrame) -> tuple[list, dict]: # (MLflow dataset, split) each; tags
+    "Where a run comes from: the rows as MLflow's dataset records, and data set, data hash and commit."
     import mlflow # slow import, see `tracking`
     from mlflow.data.code_dataset_source import CodeDatasetSource
     h = log_hash(settings)
     source = CodeDatasetSource(tags={"dvc": f"data/{settings.data.dataset}.csv.dvc", "hash": h})
-    return [(mlflow.data.from_pandas(part, source=source, targets="churn", name=f"{settings.data.dataset}_{split}",
-                                     digest=h.removeprefix("md5:")), split)
-            for split, part in rows.groupby("split", sort=False)]
+    inputs = [(mlflow.data.from_pandas(part, source=source, targets="churn", name=f"{settings.data.dataset}_{split}",
+                                       digest=h.removeprefix("md5:")), split)
+              for split, part in rows.groupby("split", sort=False)]
+    return inputs, {"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()}
 
-def describe_run(settings:Settings, inputs:list[tuple]):
+def describe_run(settings:Settings, made_from:tuple[list, dict]):
     "Attach to the active run what every run must know: data with hash, commit, seed."
     import mlflow # slow import, see `tracking`
+    inputs, tags = made_from
     for data, split in inputs: mlflow.log_input(data, context=split)
-    mlflow.set_tags({"dataset": settings.data.dataset, "data_hash": log_hash(settings), "git_sha": git_sha()})
+    mlflow.set_tags(tags)
     mlflow.log_param("seed", settings.train.seed)
 
 # %% ../nbs/01_train.ipynb #42709c4d
@@ -224,7 +228,7 @@ def _judge(y:np.ndarray, p:np.ndarray, settings:Settings) -> dict[str, float]:
     s = settings.train
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
-def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], inputs:list[tuple], settings:Settings,
+def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], made_from:tuple[list, dict], settings:Settings,
                     trials:list[Trial]=()) -> Candidate:
     "Fit, calibrate and judge one model inside an MLflow run of its own: parameters, metrics, calibration, data, commit."
     import mlflow # slow import, see `tracking`
@@ -232,8 +236,7 @@ def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], inputs
     with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
         p = predict(fit(model, *data["train"][:2]), V.X)
         mlflow.log_params({k: v for k, v in model.get_params().items() if isinstance(v, (str, int, float, tuple, type(None)))})
-        calibrator, losses = choose_calibration(V.y, p, V.customer, settings.train.seed)
-        q = cross_fitted(CALIBRATORS[calibrator.name], V.y, p, V.customer, seed=settings.train.seed)
+        calibrator, losses, q = choose_calibration(V.y, p, V.customer, settings.train.seed)
         metrics = _judge(V.y, q, settings)
         mlflow.log_metrics({f"validation_{m}": v for m, v in metrics.items()} |
                            {f"calibration_{n}": v for n, v in losses.items()})
@@ -241,7 +244,7 @@ def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], inputs
         fig = calibration_plot(V.y, q, f"{name}: calibration on validation")
         mlflow.log_figure(fig, "calibration.png")
         plt.close(fig)
-        describe_run(settings, inputs)
+        describe_run(settings, made_from)
         _log_trials(trials)
     return Candidate(name, Calibrated(model, calibrator), run.info.run_id, metrics, losses, list(trials))
 
@@ -260,8 +263,8 @@ def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings) -> tu
     import mlflow # slow import, see `tracking`
     found = search(settings, data["train"])
     with hushed(), mlflow.start_run(run_name="training"):
-        describe_run(settings, inputs := inputs_of(settings, rows))
-        go = lambda name, model, trials=(): train_candidate(name, model, data, inputs, settings, trials)
+        describe_run(settings, made_from := provenance(settings, rows))
+        go = lambda name, model, trials=(): train_candidate(name, model, data, made_from, settings, trials)
         baseline = go("recency_baseline", recency_baseline(feature_names(settings)))
         tried = [go(kind, clone(trials[0].model), trials) for kind, trials in found.items()]
     return baseline, tried

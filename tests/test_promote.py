@@ -125,3 +125,11 @@ def test_with_shadow_the_refused_challenger_stands_beside_the_champion(registry)
     assert (current(s), (bundles/"shadow").resolve().name) == ("1", "2")
     p.deploy_champion(s) # switched off again
     assert current(s) == "1" and not (bundles/"shadow").exists()
+
+def test_a_broken_challenger_keeps_no_champion_from_going_live(registry, caplog):
+    s = registry.world("brokenshadow", 1, "weak")
+    on = s.model_copy(update={"serve": s.serve.model_copy(update={"shadow": True})})
+    registry.client.set_model_version_tag(s.train.model_name, "2", "sha256", "0"*64) # not the file that was registered
+    p.deploy_champion(on)
+    assert current(s) == "1" and not (Workspace(s.paths.workspace).bundles/"shadow").exists()
+    assert "no challenger in shadow: " in caplog.text and "version 2: model.onnx is not the file that was registered" in caplog.text
