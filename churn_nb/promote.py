@@ -92,8 +92,8 @@ def against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, p:
     out = [] if newer or not refresh else [Check("refresh", "newer data", "the champion's; it has to be better", "note")]
     for m in dict.fromkeys([*gate.beat_champion, *_watched]):
         asked = m in gate.beat_champion
-        try: d = compare(y, p, q, rows.get("customer_id"), m, manifest.threshold, theirs.threshold, margin*asked, gate.alpha,
-                         gate.bootstrap, seed, **manifest.decision)
+        try: d = compare(y, p, q, rows.get("customer_id"), m, manifest.threshold, theirs.threshold, margin*asked,
+                         gate.alpha, gate.bootstrap, seed, **manifest.decision)
         except ValueError as e: # a metric that is not known, or needs costs
             out += [check(f"{m} against {who}", required, str(e), False)]*asked
             continue

@@ -228,14 +228,15 @@ def _judge(y:np.ndarray, p:np.ndarray, settings:Settings) -> dict[str, float]:
     s = settings.train
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
-def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], made_from:tuple[list, dict], settings:Settings,
-                    trials:list[Trial]=()) -> Candidate:
-    "Fit, calibrate and judge one model inside an MLflow run of its own: parameters, metrics, calibration, data, commit."
+def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], made_from:tuple[list, dict],
+                    settings:Settings, trials:list[Trial]=()) -> Candidate:
+    "Fit, calibrate and judge one model inside an MLflow run of its own, which knows all about it."
     import mlflow # slow import, see `tracking`
     V = data["validation"]
     with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
         p = predict(fit(model, *data["train"][:2]), V.X)
-        mlflow.log_params({k: v for k, v in model.get_params().items() if isinstance(v, (str, int, float, tuple, type(None)))})
+        plain = (str, int, float, tuple, type(None)) # not the steps of a pipeline themselves
+        mlflow.log_params({k: v for k, v in model.get_params().items() if isinstance(v, plain)})
         calibrator, losses, q = choose_calibration(V.y, p, V.customer, settings.train.seed)
         metrics = _judge(V.y, q, settings)
         mlflow.log_metrics({f"validation_{m}": v for m, v in metrics.items()} |
@@ -336,7 +337,8 @@ def make_manifest(c:Candidate, exported:bytes, data:dict[str, Split], settings:S
     return Manifest(name=s.model_name, version="0", run_id=c.run_id, git_sha=git_sha(),
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     dataset=settings.data.dataset, data_hash=log_hash(settings), metrics=metrics,
-                    threshold=s.decision_threshold(), decision={"offer_cost": s.offer_cost, "saved_margin": s.saved_margin},
+                    threshold=s.decision_threshold(),
+                    decision={"offer_cost": s.offer_cost, "saved_margin": s.saved_margin},
                     calibration=c.model.calibrator.name, reference=as_json(reference),
                     features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n])
                               for n, g, a, b in zip(names, gaps, lo, hi)],
@@ -368,21 +370,30 @@ def markdown_table(records:list[dict]) -> str:
 
 def model_card(c:Candidate, manifest:Manifest, facts:dict, rows:pd.DataFrame) -> str:
     "What a person must know before using the model, in Markdown."
-    spans = rows.groupby("split", sort=False).agg(rows=("churn", "size"), customers=("customer_id", "nunique"), churned=("churn", "mean"),
-                                                  first=("event_timestamp", lambda t: f"{t.min():%F}"), last=("event_timestamp", lambda t: f"{t.max():%F}"))
+    spans = rows.groupby("split", sort=False).agg(
+        rows=("churn", "size"), customers=("customer_id", "nunique"), churned=("churn", "mean"),
+        first=("event_timestamp", lambda t: f"{t.min():%F}"), last=("event_timestamp", lambda t: f"{t.max():%F}"))
     metrics = [{"metric": m, "value": v["value"], "95 % from": v["low"], "to": v["high"],
                 "baseline": manifest.metrics.get(f"baseline_{m}", "")} for m, v in facts["intervals"].items()]
-    m, worst = manifest, facts["monotone_in_recency"]
+    m, moved = manifest, facts["monotone_in_recency"]
+    looks_at = [{"feature": k, "rise of log-loss when shuffled": v} for k, v in facts["importance"].items()]
+    inputs = [{"feature": f.name, "from": f.min, "to": f.max, "may be missing": f.nullable, "meaning": f.description}
+              for f in m.features]
     return "\n\n".join([
         f"# {m.name}: {c.name.replace('_', ' ')}",
-        f"Probability that a customer buys nothing in the days after the as-of date. Data set `{m.dataset}`, {m.data_hash}; code {m.git_sha}; run {m.run_id}.",
-        "## For what, and for what not", f"To choose whom to make an offer: act at {m.threshold:g} or above, which is an offer of {m.decision['offer_cost']:g} against a kept margin of "
-        f"{m.decision['saved_margin']:g}. Not for decisions about a single person that matter to them; not for customers without a purchase.",
+        "Probability that a customer buys nothing in the days after the as-of date. "
+        f"Data set `{m.dataset}`, {m.data_hash}; code {m.git_sha}; run {m.run_id}.",
+        "## For what, and for what not",
+        f"To choose whom to make an offer: act at {m.threshold:g} or above, which is an offer of "
+        f"{m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}. Not for decisions about "
+        "a single person that matter to them; not for customers without a purchase.",
         "## Data", markdown_table(spans.reset_index().to_dict("records")),
         "## On the test date", markdown_table(metrics), "## By slice", markdown_table(facts["slices"]),
-        "## What it looks at", markdown_table([{"feature": k, "rise of log-loss when shuffled": v} for k, v in facts["importance"].items()]),
-        "## Behaviour", f"Correction: {m.calibration}. With the last purchase brought 10 % nearer, the risk rose for {worst['risen']:.1%} of {worst['rows']} rows, by at most {worst['worst']:.3f}.",
-        "## Inputs", markdown_table([{"feature": f.name, "from": f.min, "to": f.max, "may be missing": f.nullable, "meaning": f.description} for f in m.features]),
+        "## What it looks at", markdown_table(looks_at),
+        "## Behaviour",
+        f"Correction: {m.calibration}. With the last purchase brought 10 % nearer, the risk rose for "
+        f"{moved['risen']:.1%} of {moved['rows']} rows, by at most {moved['worst']:.3f}.",
+        "## Inputs", markdown_table(inputs),
     ]) + "\n"
 
 # %% ../nbs/01_train.ipynb #37ecae6e
@@ -424,7 +435,8 @@ def train(settings:Settings,
              for Z in (X, probes(winner.model, X), expired(X, names, settings)))
     metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
     manifest, facts = make_manifest(winner, exported, data, settings, metrics), facts_of(winner, data, rows, settings)
-    against = compare(data["test"].y, predict(winner.model, X), rival(rows, settings), data["test"].customer, "log_loss")
+    T = data["test"]
+    against = compare(T.y, predict(winner.model, X), rival(rows, settings), T.customer, "log_loss")
     version = register(winner, exported, manifest, data["train"].X[:5], settings,
                        model_card(winner, manifest, facts, rows))
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
