@@ -117,6 +117,9 @@ def to_onnx(model:BaseEstimator, # Fitted classifier on a matrix of k numbers, t
     with hushed():
         graph = convert_sklearn(inner, name="churn", initial_types=inputs, options={id(inner): {"zipmap": False}},
                                 target_opset={"": 17, "ai.onnx.ml": 3})
+    domains = sorted(graph.opset_import, key=lambda o: o.domain) # a set's order in skl2onnx: another one in every process
+    del graph.opset_import[:]
+    graph.opset_import.extend(domains)
     g = graph.graph
     nodes, constants = _correction(getattr(model, "calibrator", None))
     g.initializer.extend([*constants, onnx.numpy_helper.from_array(np.array([1]), "churned"),
