@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'CRASHED', 'app', 'CHECKS', 'UsageError', 'parameters', 'fitting', 'StepRun', 'run_step', 'one_run',
            'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'run', 'step', 'serve', 'promote',
-           'rollback', 'history', 'push', 'materialize', 'drift', 'score', 'doctor', 'main']
+           'rollback', 'history', 'push', 'materialize', 'drift', 'retrain', 'score', 'doctor', 'main']
 
 # %% ../nbs/12_pipeline.ipynb #27314be4
 import ast, contextlib, importlib.metadata, json, os, platform, shutil, socket, sys, time, warnings
@@ -131,7 +131,7 @@ def one_run(settings:Settings):
     "Hold the workspace for one run. Raises UsageError where another run has it."
     import filelock # see run_step
     ws = Workspace(settings.paths.workspace).open()
-    lock = filelock.FileLock(ws.root/".run.lock", timeout=0)
+    lock = filelock.FileLock(ws.root/".run.lock", timeout=.2) # `retrain` looks whether it is free
     try: lock.acquire()
     except filelock.Timeout:
         raise UsageError(f"workspace {ws.root}: another run is at work there; "
@@ -154,11 +154,15 @@ _say = {
     "01_train": lambda r: (f"{r['winner']} is challenger, version {r['version']}: "
                            f"log-loss {r['test']['log_loss']:.4f}, baseline {r['baseline']['log_loss']:.4f}"),
     "03_drift": lambda r: (f"level {r['level']}: {sum(f['level'] != 'none' for f in r['features'])} "
-                           f"of {len(r['features'])} features moved"),
+                           f"of {len(r['features'])} features moved{_same_age(r)}"),
     "02_promote": lambda r: f"version {r['version']} {r['verdict']}" + "".join(
         f"; {c['criterion']}: {c['measured']}, required {c['required']}"
         for c in r["checks"] if c["verdict"] == "fail"),
     "04_serve": lambda r: f"bundle of version {r['version']} is current"}
+
+def _same_age(r:dict) -> str:
+    "What is left of the drift when customers of the same age are compared."
+    return f"; at the same age: {r['same_age']['level']}" if r.get("same_age") else ""
 
 def line(run:StepRun) -> str:
     "One line on a finished step: its time, and what came of it."
@@ -215,7 +219,7 @@ td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:lef
 {% if facts %}<h2>What was used</h2><table>{% for k, v in facts %}<tr><th>{{ k }}<td><code>{{ v }}</code></tr>{% endfor %}</table>{% endif %}
 {% if metrics %}<h2>Metrics on the test date</h2><table><tr><th>metric<th>{{ metrics.winner }}<th>recency baseline</tr>{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>{% endif %}
 {% if gate %}<h2>Gate: version {{ gate.version }} <span class="{{ gate.verdict }}">{{ gate.verdict }}</span></h2><table><tr><th>criterion<th>required<th>measured<th>verdict</tr>{% for c in gate.checks %}<tr><td>{{ c.criterion }}<td>{{ c.required }}<td>{{ c.measured }}<td class="{{ c.verdict }}">{{ c.verdict }}</tr>{% endfor %}</table>{% endif %}
-{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S statistic<th>p-value</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.pvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S distance<th>p, adjusted</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.qvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
 </html>"""
 
 # %% ../nbs/12_pipeline.ipynb #e488eb42
@@ -389,23 +393,69 @@ def _has_features(settings:Settings):
 # %% ../nbs/12_pipeline.ipynb #a0f74c4b
 _not_features = {"customer_id", "event_timestamp", "created_timestamp", "churn", "split"}
 
-@app.command(epilog="Example: `churn drift last_month.parquet today.csv --json drift.json`")
-def drift(reference:Annotated[Path, typer.Argument(help="CSV or parquet: rows the model was trained on.")],
-          current:Annotated[Path, typer.Argument(help="CSV or parquet: rows it is asked about now.")],
+@app.command(epilog="Examples: `churn drift` · `churn drift last_month.parquet today.csv --json drift.json`")
+def drift(reference:Annotated[Path|None, typer.Argument(
+              help="CSV or parquet: rows the model was trained on; default: those logged with the champion.")]=None,
+          current:Annotated[Path|None, typer.Argument(
+              help="CSV or parquet: rows it is asked about now; default: the API's request log.")]=None,
           columns:Annotated[str, typer.Option(
-              help="Columns to compare, with commas; default: all but ids, times, label and split.")]="",
+              help="Columns of the files to compare, with commas; default: all but ids, times, label and split.")]="",
+          customers:Annotated[str, typer.Option(
+              help="Column of the files with customers' ids: those who occur twice are kept whole.")]="",
           json_file:Annotated[str, typer.Option("--json", help="Write the report there as JSON.")]="",
+          html_file:Annotated[str, typer.Option("--html", help="Write Evidently's page with these numbers there.")]="",
           workspace:_Workspace=""):
-    "Compare two tables; exit code 3 where the drift asks for retraining."
+    "Compare two tables, or the champion's world with the API's; exit code 3 where the drift asks for retraining."
+    if (reference is None) != (current is None): raise UsageError("churn drift takes two files, or none")
+    settings = _settings(workspace)
+    if reference is None:
+        from churn_nb.watch import watch # each command imports what it needs
+        seen = watch(settings)
+        report, found, level = seen.report, seen.to_dict(), seen.level
+        if html_file: _evidently(seen.report, html_file, *seen.frames)
+    else:
+        report, *frames = _of_files(reference, current, columns, customers, settings)
+        found, level = report.to_dict(), report.level
+        if html_file: _evidently(report, html_file, *frames)
+    if json_file: atomic_write(Path(json_file), json.dumps(found, indent=1) + "\n")
+    _drift_table(found)
+    typer.echo(f"drift: {level}")
+    raise typer.Exit(3 if level == "retrain" else 2 if report.unusable else 0)
+
+def _of_files(reference:Path, current:Path, columns:str, customers:str, settings:Settings) -> tuple:
+    "The report on two files, and their tables."
     from churn_nb.drift import drift_report, read_table # each command imports what it needs
     a, b = read_table(reference), read_table(current)
     names = columns.split(",") if columns else [c for c in dict.fromkeys([*a, *b]) if c not in _not_features]
-    report = drift_report(a, b, _settings(workspace).drift, names)
-    if json_file: atomic_write(Path(json_file), json.dumps(report.to_dict(), indent=1) + "\n")
-    shown = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in report.to_dict()["features"]]
-    _table(shown, ["name", "level", "psi", "statistic", "pvalue", "note"])
-    typer.echo(f"drift: {report.level}")
-    raise typer.Exit(3 if report.level == "retrain" else 0)
+    for side, frame in ((reference, a), (current, b)):
+        if customers and customers not in frame: raise UsageError(f"{side}: no column {customers}; see --customers")
+    return drift_report(a, b, settings.drift, names, customers or None, seed=settings.train.seed), a, b
+
+def _evidently(report, file:str, reference, current):
+    from churn_nb.drift import evidently_html # slow import
+    if not evidently_html(report, reference, current, Path(file)):
+        typer.echo(f"{file}: not written; no column has finite numbers on both sides", err=True)
+
+def _drift_table(found:dict):
+    "The features, and what is known of the performance."
+    shown = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in found["features"]]
+    for r in shown: r |= {"D": r["statistic"], "p adjusted": r["qvalue"]}
+    _table(shown, ["name", "level", "psi", "D", "p adjusted", "note"])
+    typer.echo(f"{found['reference_rows']:,} reference rows, {found['current_rows']:,} current rows")
+    if w := found.get("losses"):
+        typer.echo(f"log-loss of {w['rows']:,} outcomes: {w['loss']:.4f}, promised {w['baseline']:.4f}; "
+                   + (f"worse, proved on {w['alarm_at']}" if w["alarm"] else "not proved worse"))
+
+@app.command(epilog="Examples: `churn retrain --why drift` · `churn retrain --force -p seed=7`")
+def retrain(why:Annotated[str, typer.Option(help="Reason, kept in retrains.jsonl.")]="asked for",
+            force:Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")]=False,
+            dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
+    "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0."
+    from churn_nb.retrain import retrain as once # each command imports what it needs
+    settings = _settings(workspace, dataset)
+    outcome = once(settings, why, lambda: run_pipeline(settings, _pairs(param), say=typer.echo).exit_code, force=force)
+    typer.echo(f"{outcome.action}: {outcome.reason}")
+    raise typer.Exit(outcome.exit_code or 0)
 
 @app.command(epilog="Example: `churn score customers.csv scored.parquet`")
 def score(source:Annotated[Path, typer.Argument(

@@ -22,6 +22,7 @@ from .bundle import BundleError, Feature, Manifest, Store, read_bundle
 from .explain import Explainer, wants_explanation
 from .ingest import EventsIn
 from .oip import v2_routes
+from .request_log import DriftGauges, RequestLog
 from .settings import Settings, Workspace
 from .shadow import Shadow
 from .store import FeastOnline, StoreAway
@@ -234,9 +235,10 @@ class Challenger(CurrentModel):
 class Predict:
     "ASGI endpoint for `POST /predict` and, with `many`, `POST /predict/batch`."
     def __init__(self, settings:Settings, current:CurrentModel, store:FeastOnline, many:bool,
-                 explainer:Explainer|None=None, shadow:Shadow|None=None):
+                 explainer:Explainer|None=None,
+                 after:list[Shadow|RequestLog]=()): # Get the rows that were answered
         self.limits, self.current, self.store, self.many = settings.serve, current, store, many
-        self.explainer, self.shadow = explainer, shadow
+        self.explainer, self.after = explainer, after
 
     async def __call__(self, scope, receive, send):
         scope["state"]["route"] = scope["path"]
@@ -248,7 +250,7 @@ class Predict:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        if self.shadow: self.shadow.put(*scope["state"]["answered"])
+        for part in self.after: part.put(*scope["state"]["answered"])
 
     async def answer(self, scope, receive) -> bytes:
         "From request to JSON. Raises Problem and InvalidRows."
@@ -268,7 +270,7 @@ class Predict:
         else: out = msgspec.json.encode(answers if self.many else answers[0])
         scope["state"]["rows"] = len(answers)
         self.current.metrics.rows.labels(model.manifest.version).inc(len(answers))
-        if self.shadow:
+        if self.after:
             ids = [None if t[0] is UNSET else t[0] for t in tuples]
             scope["state"]["answered"] = model, X, [a.probability for a in answers], ids
         return out
@@ -340,6 +342,9 @@ def create_app(settings:Settings,
     store, taken, explainer = FeastOnline(settings), EventsIn(settings, metrics), Explainer()
     challenger = Challenger(ws.bundles/"shadow", settings.serve.threads, metrics)
     shadow = Shadow(challenger, ws.root/"shadow", metrics) if settings.serve.shadow else None
+    share, mb, seconds = (getattr(settings.serve, f"request_log{x}") for x in ("", "_mb", "_seconds"))
+    requests = RequestLog(ws.root/"requests", share, mb, seconds, metrics) if share else None
+    metrics.registry.register(DriftGauges(ws.reports/"drift.json"))
 
     @asynccontextmanager
     async def lifespan(app):
@@ -357,14 +362,14 @@ def create_app(settings:Settings,
         task.cancel()
         store.pool.shutdown(wait=False, cancel_futures=True)
         explainer.close()
-        for part in (taken, shadow): # what is being written is finished
+        for part in (taken, shadow, requests): # what is being written is finished
             if part: await asyncio.to_thread(part.close)
 
     app = FastAPI(title="churn_nb", version=__version__, description="Will this customer leave?",
                   lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    app.state.current, app.state.store, app.state.shadow = current, store, shadow
+    app.state.current, app.state.store, app.state.shadow, app.state.request_log = current, store, shadow, requests
     for path, many in (("/predict", False), ("/predict/batch", True)):
-        endpoint = Predict(settings, current, store, many, explainer, shadow)
+        endpoint = Predict(settings, current, store, many, explainer, [part for part in (shadow, requests) if part])
         app.router.routes.insert(0, Route(path, endpoint, include_in_schema=False))
     app.include_router(info_routes(current, taken))
     app.include_router(v2_routes(settings.serve, current))

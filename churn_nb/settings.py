@@ -105,6 +105,11 @@ class Drift(Section):
     alpha: float = Field(gt=0, lt=1)
     psi_warn: float = Field(gt=0)
     psi_retrain: float = Field(gt=0)
+    reference_rows: int = Field(ge=100)
+    window_days: float = Field(gt=0)
+    permutations: int = Field(ge=99)
+    loss_margin: float = Field(ge=0)
+    cooldown_hours: float = Field(ge=0)
     @field_validator("psi_retrain")
     @classmethod
     def above_warn(cls, v, info):
@@ -122,6 +127,9 @@ class Serve(Section):
     threads: int = Field(gt=0)
     store_timeout_ms: int = Field(gt=0)
     shadow: bool
+    request_log: float = Field(ge=0, le=1)
+    request_log_mb: int = Field(gt=0)
+    request_log_seconds: float = Field(gt=0)
 
 class Stores(Section):
     "Services behind the pipeline."

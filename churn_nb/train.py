@@ -6,13 +6,14 @@
 __all__ = ['Split', 'matrices', 'recency_baseline', 'fit', 'candidates', 'variant', 'time_folds', 'stopped', 'with_rounds',
            'Trial', 'search', 'tracking', 'git_sha', 'provenance', 'describe_run', 'Candidate', 'train_candidate',
            'train_all', 'log_test_metrics', 'slice_groups', 'rival', 'importance', 'reference_row',
-           'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'markdown_table', 'model_card', 'register',
-           'train']
+           'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'markdown_table', 'model_card',
+           'reference_file', 'register', 'train']
 
 # %% ../nbs/01_train.ipynb #1723a4e2
-import hashlib, itertools, os, subprocess, warnings
+import hashlib, itertools, json, os, subprocess, tempfile, warnings
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt, numpy as np, onnx, onnxruntime as ort, pandas as pd
 from sklearn.base import BaseEstimator, clone
@@ -31,6 +32,7 @@ from .bundle import Feature, Manifest, SelfTest, Store, manifest_json
 from .calibration import (
     CALIBRATORS, Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
 from .data import some_customers
+from .drift import whole_customers
 from .evaluation import compare, deciles, evaluate, gain_table, intervals, plot_gain, plot_profit, slices
 from .export import LogScale, floor32, hushed, onnx_predict, parity, predict, probes, to_onnx
 from .features import feature_descriptions, feature_names, training_rows, perishable
@@ -397,23 +399,42 @@ def model_card(c:Candidate, manifest:Manifest, facts:dict, rows:pd.DataFrame) ->
     ]) + "\n"
 
 # %% ../nbs/01_train.ipynb #37ecae6e
+def reference_file(rows:pd.DataFrame, exported:bytes, settings:Settings) -> bytes:
+    "Training rows of some customers as parquet: customer_id, event_timestamp, features, churn, probability."
+    names = feature_names(settings)
+    some = whole_customers(rows[rows.split == "train"], settings.drift.reference_rows, settings.train.seed)
+    p = onnx_predict(exported, some[names].to_numpy("float32"))
+    return some[["customer_id", "event_timestamp", *names, "churn"]].assign(probability=p).to_parquet(index=False)
+
+def _log_bytes(name:str, content:bytes):
+    "A file of the active run."
+    import mlflow # slow import, see `tracking`
+    with tempfile.TemporaryDirectory() as d:
+        (Path(d)/name).write_bytes(content)
+        mlflow.log_artifact(str(Path(d)/name))
+
+# %% ../nbs/01_train.ipynb #9b2fff40
 def register(c:Candidate, exported:bytes, manifest:Manifest,
              X:np.ndarray,      # A few training rows, for signature and input example; float32 (n, k)
              settings:Settings,
              card:str="",       # Model card, Markdown
+             more:dict[str, bytes]|None=None, # Further files by name, such as the reference rows
             ) -> str:           # The new version
-    "Log the ONNX model, manifest and card into the candidate's run, register the model, and make it the challenger."
+    "Log model, manifest, card and further files into the candidate's run, register, and make it the challenger."
     import mlflow # slow import, see `tracking`
     example, text = pd.DataFrame(X, columns=manifest.names), manifest_json(manifest).decode()
     with hushed(), mlflow.start_run(run_id=c.run_id):
         signature = mlflow.models.infer_signature(example, onnx_predict(exported, X))
         mlflow.log_text(text, "manifest.json")
         if card: mlflow.log_text(card, "model_card.md")
+        for name, content in (more or {}).items(): _log_bytes(name, content)
         info = mlflow.onnx.log_model(
             onnx.load_from_string(exported), name="model", signature=signature, input_example=example,
             registered_model_name=settings.train.model_name, pip_requirements=[f"onnxruntime=={ort.__version__}"])
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
-        for tag, content in (("sha256", exported), ("manifest_sha256", text.encode())):
+        hashed = {"sha256": exported, "manifest_sha256": text.encode(),
+                  **{f"{name}.sha256": content for name, content in (more or {}).items()}}
+        for tag, content in hashed.items():
             client.set_model_version_tag(settings.train.model_name, version, tag, hashlib.sha256(content).hexdigest())
         client.set_registered_model_alias(settings.train.model_name, "challenger", version)
         client.transition_model_version_stage(settings.train.model_name, version, "Staging")
@@ -438,7 +459,9 @@ def train(settings:Settings,
     T = data["test"]
     against = compare(T.y, predict(winner.model, X), rival(rows, settings), T.customer, "log_loss")
     version = register(winner, exported, manifest, data["train"].X[:5], settings,
-                       model_card(winner, manifest, facts, rows))
+                       model_card(winner, manifest, facts, rows),
+                       {"reference.parquet": reference_file(rows, exported, settings),
+                        "facts.json": json.dumps(facts, indent=1).encode()})
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
             "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "calibration": winner.model.calibrator.name, "threshold": t, **facts, "against_bgnbd": asdict(against),

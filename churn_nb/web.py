@@ -154,6 +154,10 @@ class Metrics:
         self.dropped = Counter("churn_shadow_dropped", "Rows answered, not in the shadow's log: too many waited (full), "
                                "no challenger (absent), it gave no answer (failed), the disk took none (unwritten)",
                                ["reason"], registry=r)
+        self.logged = Counter("churn_request_log_rows", "Rows written to the request log", registry=r)
+        self.unlogged = Counter("churn_request_log_dropped", "Rows answered, not in the request log: too many waited (full), "
+                                "the disk took none (unwritten), a feature has the name of another column (names)",
+                                ["reason"], registry=r)
         self.info = Gauge("churn_model_info", "1 for the model that answers",
                           ["name", "version", "run_id", "dataset", "data_hash"], registry=r)
         self.refused = Gauge("churn_bundle_refused",

@@ -111,6 +111,56 @@ def test_drift_exit_codes(ran, tmp_path):
     assert drifted.returncode == 3 and json.loads((tmp_path/"d.json").read_text())["level"] == "retrain"
     assert churn("drift", tmp_path/"ref.parquet", tmp_path/"nothing.csv").returncode == 2
 
+def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
+    plans = pd.DataFrame({"customer_id": range(400), "plan": ["basic", "pro"]*200, "calls": range(400)})
+    plans.to_csv(tmp_path/"a.csv", index=False)
+    plans.assign(plan="new").to_csv(tmp_path/"b.csv", index=False)
+    moved = churn("drift", tmp_path/"a.csv", tmp_path/"b.csv", "--html", tmp_path/"e.html")
+    assert moved.returncode == 3 and "unseen: new" in moved.stdout and (tmp_path/"e.html").stat().st_size > 10_000
+    plans.drop(columns="calls").to_csv(tmp_path/"c.csv", index=False)
+    lacking = churn("drift", tmp_path/"a.csv", tmp_path/"c.csv")
+    assert lacking.returncode == 2 and "calls  warn" in lacking.stdout and "not in the current table" in lacking.stdout
+    assert churn("drift", tmp_path/"a.csv").returncode == 2 and churn("drift", tmp_path/"a.csv", tmp_path/"b.csv", "--customers", "who").returncode == 2
+
+def test_the_service_is_watched_and_retrained(ran, tmp_path):
+    "Nothing asked, what training was like, another world; then one retraining, which the gate refuses: the data are the same."
+    ws, _ = ran
+    look = lambda: churn("drift", "--workspace", ws, "--json", tmp_path/"w.json")
+    nothing = look()
+    assert nothing.returncode == 2 and "no rows in the current table" in nothing.stdout and "drift: warn" in nothing.stdout
+    rows = pd.read_parquet(ws/"feast"/"training_rows.parquet")
+    names = results(ws)["00_features"]["features"]
+    rows = rows.loc[rows.split == "train"].sample(700, random_state=1)[names]
+    bodies = lambda frame: [{n: None if v != v else v for n, v in zip(names, r)} for r in frame.to_numpy(float).tolist()]
+    port = free_port()
+    env = {**os.environ, "CHURN_SERVE_REQUEST_LOG_SECONDS": "0.2"}
+    api = subprocess.Popen([CHURN, "serve", "--port", str(port), "--workspace", str(ws)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    try:
+        assert f":{port}" in api.stdout.readline()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as c:
+            def ask(frame):
+                before = len(list(ws.glob("requests/*/*.parquet")))
+                assert c.post("/predict/batch", json=bodies(frame)).status_code == 200
+                wait_for(lambda: len(list(ws.glob("requests/*/*.parquet"))) > before)
+            ask(rows)
+            calm = look()
+            assert calm.returncode == 0 and "drift: none" in calm.stdout and "700 current rows" in calm.stdout, calm.stdout + calm.stderr
+            gauges = c.get("/metrics").text
+            assert "churn_drift_level 0.0" in gauges and 'churn_drift_psi{feature="probability"}' in gauges
+            for _ in range(3): ask(rows.assign(spend_total=rows.spend_total*4, recency_days=rows.recency_days*.2))
+            moved = look()
+            assert moved.returncode == 3 and "churn_drift_level 2.0" in c.get("/metrics").text, moved.stdout + moved.stderr
+    finally:
+        api.terminate()
+        api.wait(30)
+    found = json.loads((tmp_path/"w.json").read_text())
+    assert found["model_version"] == "1" and {f["name"] for f in found["features"] if f["level"] == "retrain"} >= {"spend_total", "recency_days"}
+    once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
+    assert once.returncode == 1 and "version 3 refused" in once.stdout, once.stdout + once.stderr
+    again = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
+    assert again.returncode == 0 and again.stdout.startswith("cooling down: ") and not executed(ws)[3:]
+    assert [json.loads(line)["action"] for line in (ws/"retrains.jsonl").read_text().splitlines()] == ["started", "finished", "declined"]
+
 def test_serve_answers_raw_features_and_customer_ids(ran):
     ws, _ = ran
     port = free_port()
