@@ -158,8 +158,8 @@ def categories_drift(name:str,
     remark = "; ".join(f"{what}: {_some(list(found))}" for what, found in (("unseen", unseen), ("vanished", vanished))
                        if len(found))
     gap = [sum(v is None or v != v for v in s)/len(s) for s in (x, y)]
-    return FeatureDrift(name, "category", len(x), len(y), *gap, pvalue=float(chi_square(*pool_rare(*counts))[2]), remark=remark,
-                        **_share_of(counts))
+    pvalue = float(chi_square(*pool_rare(*counts))[2])
+    return FeatureDrift(name, "category", len(x), len(y), *gap, pvalue=pvalue, remark=remark, **_share_of(counts))
 
 # %% ../nbs/03_drift.ipynb #123b1297
 def _column(frame:"pd.DataFrame", name:str, side:str): # values (None: unusable), what is wrong with them
@@ -231,7 +231,14 @@ def verdicts(rows:list[FeatureDrift], drift:Drift,
                        importance=gains.get(r.name, 0.)/total if importance else None)
     return sorted(map(judge, rows), key=lambda r: (-r.weight, -levels.index(r.level), r.name))
 
-def _by_customer(rows:list[FeatureDrift], reference, current, customers:str, drift:Drift, seed:int):
+def _codes(reference, current, customers:str) -> tuple[np.ndarray, np.ndarray]:
+    "A number for each customer, the same on both sides; a row without an id is a customer of its own."
+    import pandas as pd # here: the statistics need numpy alone
+    codes, ids = pd.factorize(np.concatenate([f[customers].to_numpy(object) for f in (reference, current)]))
+    codes = np.where(codes < 0, len(ids) + np.arange(len(codes)), codes)
+    return codes[:len(reference)], codes[len(reference):]
+
+def _by_customer(rows:list[FeatureDrift], reference, current, ids:tuple, drift:Drift, seed:int):
     "The same rows, with p-values of the customer-level permutation test for features of numbers."
     names = [r.name for r in rows if r.kind == "number"]
     if not names: return rows
@@ -239,8 +246,8 @@ def _by_customer(rows:list[FeatureDrift], reference, current, customers:str, dri
     gaps = [r.name for r in rows if r.kind == "number" and (r.missing_reference or r.missing_current)]
     X, Y = (np.column_stack([number(f, n) for n in names] + [np.isnan(number(f, n)).astype(float) for n in gaps])
             for f in (reference, current))
-    _, p = permutation_pvalues(X, Y, reference[customers].to_numpy(), current[customers].to_numpy(),
-                               drift.permutations, seed)
+    rounds = max(drift.permutations, int(np.ceil(2*len(rows)/drift.alpha))) # fewer could never be significant
+    _, p = permutation_pvalues(X, Y, *ids, rounds, seed)
     found = {n: [v] for n, v in zip(names, p)}
     for n, v in zip(gaps, p[len(names):]): found[n].append(v)
     found = {n: [v for v in vs if v == v] for n, vs in found.items()}
@@ -258,12 +265,11 @@ def drift_report(reference:"pd.DataFrame",    # Rows the model was trained on
     columns = list(dict.fromkeys([*reference.columns, *current.columns])) if columns is None else list(columns)
     if not (columns := [c for c in columns if c != customers]): raise DriftInputError("no columns to compare")
     rows = [compare_column(reference, current, c, drift) for c in columns]
-    ids = [f[customers] for f in (reference, current) if customers in f.columns and len(f)] if customers else []
-    repeated = len(ids) == 2 and sum(s.nunique() for s in ids) > len(set(ids[0]) | set(ids[1])) or any(
-        s.duplicated().any() for s in ids)
-    if repeated and len(ids) == 2: rows = _by_customer(rows, reference, current, customers, drift, seed)
-    return DriftReport(verdicts(rows, drift, importance), drift, len(reference), len(current),
-                       bool(repeated and len(ids) == 2))
+    known = customers and all(customers in f.columns for f in (reference, current))
+    ids = known and _codes(reference, current, customers)
+    repeated = bool(ids) and len(np.unique(np.concatenate(ids))) < len(reference) + len(current)
+    if repeated: rows = _by_customer(rows, reference, current, ids, drift, seed)
+    return DriftReport(verdicts(rows, drift, importance), drift, len(reference), len(current), repeated)
 
 # %% ../nbs/03_drift.ipynb #f6772c5a
 def _read(path:Path) -> "pd.DataFrame":

@@ -402,6 +402,8 @@ def drift(reference:Annotated[Path|None, typer.Argument(
               help="Columns of the files to compare, with commas; default: all but ids, times, label and split.")]="",
           customers:Annotated[str, typer.Option(
               help="Column of the files with customers' ids: those who occur twice are kept whole.")]="",
+          stream:Annotated[bool, typer.Option("--stream", help="Parquet files (or folders of them) of any size, numbers "
+                                              "only, in constant memory: each statistic with its bound.")]=False,
           json_file:Annotated[str, typer.Option("--json", help="Write the report there as JSON.")]="",
           html_file:Annotated[str, typer.Option("--html", help="Write Evidently's page with these numbers there.")]="",
           workspace:_Workspace=""):
@@ -413,10 +415,11 @@ def drift(reference:Annotated[Path|None, typer.Argument(
         seen = watch(settings)
         report, found, level = seen.report, seen.to_dict(), seen.level
         if html_file: _evidently(seen.report, html_file, *seen.frames)
-    else:
-        report, *frames = _of_files(reference, current, columns, customers, settings)
+    elif stream: report, frames = _of_streams(reference, current, columns, settings), None
+    else: report, *frames = _of_files(reference, current, columns, customers, settings)
+    if reference is not None:
         found, level = report.to_dict(), report.level
-        if html_file: _evidently(report, html_file, *frames)
+        if html_file and frames: _evidently(report, html_file, *frames)
     if json_file: atomic_write(Path(json_file), json.dumps(found, indent=1) + "\n")
     _drift_table(found)
     typer.echo(f"drift: {level}")
@@ -431,6 +434,22 @@ def _of_files(reference:Path, current:Path, columns:str, customers:str, settings
         if customers and customers not in frame: raise UsageError(f"{side}: no column {customers}; see --customers")
     return drift_report(a, b, settings.drift, names, customers or None, seed=settings.train.seed), a, b
 
+def _of_streams(reference:Path, current:Path, columns:str, settings:Settings):
+    "The report on two tables that need not fit into memory."
+    from churn_nb.drift import DriftReport, FeatureDrift, verdicts # each command imports what it needs
+    from churn_nb.sketches import sketch_parquet, sketch_table
+    a, b = (sketch_parquet(f, columns.split(",") if columns else None) for f in (reference, current))
+    for s in (a, b):
+        for c in set() if columns else _not_features & {*s.columns}: s.columns.pop(c)
+    known = lambda v: None if v != v else float(v)
+    rows = [FeatureDrift(r.Index, "number", r.n_reference, r.n_current, r.missing_reference/max(r.n_reference, 1),
+                         r.missing_current/max(r.n_current, 1), known(r.D), known(r.pvalue), known(r.psi),
+                         remark=f"D within {r.D_bound:.4f}, PSI within {r.psi_bound:.4f}",
+                         trouble="" if r.D == r.D else "all missing on a side")
+            for r in sketch_table(a, b, settings.drift.bins).itertuples()]
+    n = [max((getattr(r, k) for r in rows), default=0) for k in ("n_reference", "n_current")]
+    return DriftReport(verdicts(rows, settings.drift), settings.drift, *n)
+
 def _evidently(report, file:str, reference, current):
     from churn_nb.drift import evidently_html # slow import
     if not evidently_html(report, reference, current, Path(file)):
@@ -442,6 +461,8 @@ def _drift_table(found:dict):
     for r in shown: r |= {"D": r["statistic"], "p adjusted": r["qvalue"]}
     _table(shown, ["name", "level", "psi", "D", "p adjusted", "note"])
     typer.echo(f"{found['reference_rows']:,} reference rows, {found['current_rows']:,} current rows")
+    if "auc" in (t := found.get("together") or {}):
+        typer.echo(f"all inputs together: told apart with AUC {t['auc']:.3f} ({t['low']:.3f} to {t['high']:.3f})")
     if w := found.get("losses"):
         typer.echo(f"log-loss of {w['rows']:,} outcomes: {w['loss']:.4f}, promised {w['baseline']:.4f}; "
                    + (f"worse, proved on {w['alarm_at']}" if w["alarm"] else "not proved worse"))

@@ -198,6 +198,8 @@ def test_repeated_customers_are_kept_whole():
     once = d.drift_report(a.drop_duplicates("id"), b.drop_duplicates("id"), RULES, ["x"], "id")
     assert not once.by_customer # nobody occurs twice: rows are customers
     assert "id" not in by_name(d.drift_report(a, b, RULES, customers="id"))
+    named = [t.assign(id=("customer " + t.id.astype(str)).where(t.index % 2 == 0)) for t in (a, b)] # every other row has no id
+    assert d.drift_report(*named, RULES, ["x"], "id").by_customer
 
 def test_whole_customers_are_chosen_whole_and_again():
     t = pd.DataFrame({"customer_id": np.repeat(np.arange(100), 7), "x": range(700)})

@@ -110,6 +110,11 @@ def test_drift_exit_codes(ran, tmp_path):
     drifted = churn("drift", tmp_path/"ref.parquet", tmp_path/"test.parquet", "--json", tmp_path/"d.json")
     assert drifted.returncode == 3 and json.loads((tmp_path/"d.json").read_text())["level"] == "retrain"
     assert churn("drift", tmp_path/"ref.parquet", tmp_path/"nothing.csv").returncode == 2
+    exact = {f["name"]: f for f in json.loads((tmp_path/"d.json").read_text())["features"]}
+    streamed = churn("drift", tmp_path/"ref.parquet", tmp_path/"test.parquet", "--stream", "--json", tmp_path/"s.json")
+    assert streamed.returncode == 3 and "PSI within" in streamed.stdout
+    for f in json.loads((tmp_path/"s.json").read_text())["features"]:
+        assert abs(f["statistic"] - exact[f["name"]]["statistic"]) <= float(f["remark"].split("D within ")[1].split(",")[0]) + 1e-4
 
 def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
     plans = pd.DataFrame({"customer_id": range(400), "plan": ["basic", "pro"]*200, "calls": range(400)})
