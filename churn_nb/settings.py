@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate', 'Drift',
            'Serve', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write', 'WorkspaceError',
-           'Workspace', 'temporary_workspace']
+           'Workspace', 'temporary_workspace', 'step_settings']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
 import atexit, configparser, json, os, re, shutil, tempfile
@@ -311,3 +311,15 @@ def temporary_workspace() -> Path:
     d = Path(tempfile.mkdtemp(prefix="churn-"))
     atexit.register(shutil.rmtree, d, ignore_errors=True)
     return d
+
+# %% ../nbs/10_settings.ipynb #5a3faa7b
+def step_settings(workspace:str|Path="",     # Empty: a lesson, in a temporary workspace with services of its own
+                  overrides:dict|None=None,  # As in `load_settings`
+                  environ:dict|None=None,
+                 ) -> Settings:
+    "The settings that a notebook works with. Raises SettingsError."
+    over = overrides or {}
+    s = load_settings({**over, "paths.workspace": workspace or temporary_workspace()}, environ=environ)
+    if workspace: return s
+    own = {"tracking_uri": over.get("stores.tracking_uri", ""), "online": over.get("stores.online", "sqlite")}
+    return s.model_copy(update={"stores": s.stores.model_copy(update=own)})
