@@ -93,6 +93,7 @@ def infer(m:Manifest,
 # %% ../nbs/17_oip.ipynb #e76bd4db
 def v2_routes(limits, # settings.serve
               current, # serve.CurrentModel; the request's own model is in request.state.model
+              logs:list=(), # request_log.RequestLog: gets the rows that were answered, without ids
              ) -> APIRouter:
     "The Open Inference Protocol v2 over REST: health, metadata, inference with the binary-tensor extension."
     r = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
@@ -134,9 +135,14 @@ def v2_routes(limits, # settings.serve
         if n is not None and not re.fullmatch(r"\d{1,12}", n, re.A):
             raise Problem(400, "Inference-Header-Content-Length: expected a number of bytes")
         sent = await read_body(request.scope, request.receive, limits.max_body_bytes)
-        body, json_part, rows = infer(model.manifest, lambda X: model.score(model.reader.check(X)), sent,
-                                      None if n is None else int(n), limits.max_batch)
+        asked = []
+        def answer(X):
+            asked.append((X, p := model.score(model.reader.check(X))))
+            return p
+        body, json_part, rows = infer(model.manifest, answer, sent, None if n is None else int(n), limits.max_batch)
         request.state.rows = rows
+        for log in logs:
+            for X, p in asked: log.put(model, X, p.tolist(), [None]*len(p))
         current.metrics.rows.labels(model.manifest.version).inc(rows)
         if json_part is None: return Response(body, media_type="application/json")
         return Response(body, headers={"Inference-Header-Content-Length": str(json_part)},

@@ -372,7 +372,7 @@ def create_app(settings:Settings,
         endpoint = Predict(settings, current, store, many, explainer, [part for part in (shadow, requests) if part])
         app.router.routes.insert(0, Route(path, endpoint, include_in_schema=False))
     app.include_router(info_routes(current, taken))
-    app.include_router(v2_routes(settings.serve, current))
+    app.include_router(v2_routes(settings.serve, current, [requests] if requests else []))
     problems_everywhere(app)
     app.add_middleware(Around, metrics=metrics, current=lambda: current.model)
     def openapi():
