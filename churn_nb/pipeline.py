@@ -440,7 +440,8 @@ def _of_streams(reference:Path, current:Path, columns:str, settings:Settings):
     from churn_nb.sketches import sketch_parquet, sketch_table
     a, b = (sketch_parquet(f, columns.split(",") if columns else None) for f in (reference, current))
     for s in (a, b):
-        for c in set() if columns else _not_features & {*s.columns}: s.columns.pop(c)
+        for c in [] if columns else [c for c in s.columns if c in _not_features or c.startswith("__index_level_")]:
+            s.columns.pop(c) # the second is what pandas calls a table's index
     known = lambda v: None if v != v else float(v)
     rows = [FeatureDrift(r.Index, "number", r.n_reference, r.n_current, r.missing_reference/max(r.n_reference, 1),
                          r.missing_current/max(r.n_current, 1), known(r.D), known(r.pvalue), known(r.psi),

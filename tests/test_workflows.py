@@ -69,7 +69,8 @@ def runner(tmp_path):
     "A folder in which a step's script runs as a runner would run it; fakes on the way to it note how they were called."
     (tmp_path/".venv/bin").mkdir(parents=True)
     (tmp_path/"fakes").mkdir()
-    (tmp_path/".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path/".venv/bin/python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (tmp_path/".venv/bin/python").chmod(0o755)
     def fake(name, script, where="fakes"):
         f = tmp_path/where/name
         f.write_text(f'#!/bin/bash\necho "{name} $*" >> {tmp_path}/called\n{script}\n')
