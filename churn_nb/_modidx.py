@@ -455,6 +455,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.registry._lock': ('registry.html#_lock', 'churn_nb/registry.py'),
                                    'churn_nb.registry._make_log': ('registry.html#_make_log', 'churn_nb/registry.py'),
                                    'churn_nb.registry._mirror': ('registry.html#_mirror', 'churn_nb/registry.py'),
+                                   'churn_nb.registry._readable': ('registry.html#_readable', 'churn_nb/registry.py'),
                                    'churn_nb.registry._talking': ('registry.html#_talking', 'churn_nb/registry.py'),
                                    'churn_nb.registry._target': ('registry.html#_target', 'churn_nb/registry.py'),
                                    'churn_nb.registry._versions': ('registry.html#_versions', 'churn_nb/registry.py'),

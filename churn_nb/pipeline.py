@@ -409,17 +409,20 @@ def drift(reference:Annotated[Path|None, typer.Argument(
           workspace:_Workspace=""):
     "Compare two tables, or the champion's world with the API's; exit code 3 where the drift asks for retraining."
     if (reference is None) != (current is None): raise UsageError("churn drift takes two files, or none")
+    if reference is None and (columns or customers or stream):
+        raise UsageError("--columns, --customers and --stream are for two files; name them")
+    if stream and (customers or html_file): raise UsageError("--stream keeps no rows: leave out --customers and --html")
     settings = _settings(workspace)
     if reference is None:
         from churn_nb.watch import watch # each command imports what it needs
         seen = watch(settings)
         report, found, level = seen.report, seen.to_dict(), seen.level
-        if html_file: _evidently(seen.report, html_file, *seen.frames)
-    elif stream: report, frames = _of_streams(reference, current, columns, settings), None
-    else: report, *frames = _of_files(reference, current, columns, customers, settings)
-    if reference is not None:
+        frames = seen.frames
+    else:
+        report, *frames = (_of_streams(reference, current, columns, settings) if stream
+                           else _of_files(reference, current, columns, customers, settings))
         found, level = report.to_dict(), report.level
-        if html_file and frames: _evidently(report, html_file, *frames)
+    if html_file: _evidently(report, html_file, *frames)
     if json_file: atomic_write(Path(json_file), json.dumps(found, indent=1) + "\n")
     _drift_table(found)
     typer.echo(f"drift: {level}")
@@ -434,8 +437,8 @@ def _of_files(reference:Path, current:Path, columns:str, customers:str, settings
         if customers and customers not in frame: raise UsageError(f"{side}: no column {customers}; see --customers")
     return drift_report(a, b, settings.drift, names, customers or None, seed=settings.train.seed), a, b
 
-def _of_streams(reference:Path, current:Path, columns:str, settings:Settings):
-    "The report on two tables that need not fit into memory."
+def _of_streams(reference:Path, current:Path, columns:str, settings:Settings) -> tuple:
+    "The report on two tables that need not fit into memory; nothing else is kept of them."
     from churn_nb.drift import DriftReport, FeatureDrift, verdicts # each command imports what it needs
     from churn_nb.sketches import sketch_parquet, sketch_table
     a, b = (sketch_parquet(f, columns.split(",") if columns else None) for f in (reference, current))
@@ -449,7 +452,7 @@ def _of_streams(reference:Path, current:Path, columns:str, settings:Settings):
                          trouble="" if r.D == r.D else "all missing on a side")
             for r in sketch_table(a, b, settings.drift.bins).itertuples()]
     n = [max((getattr(r, k) for r in rows), default=0) for k in ("n_reference", "n_current")]
-    return DriftReport(verdicts(rows, settings.drift), settings.drift, *n)
+    return DriftReport(verdicts(rows, settings.drift), settings.drift, *n),
 
 def _evidently(report, file:str, reference, current):
     from churn_nb.drift import evidently_html # slow import

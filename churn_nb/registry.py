@@ -83,20 +83,24 @@ def _fetch(client, uri:str) -> dict[str, bytes]:
         got = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tmp, tracking_uri=client.tracking_uri))
         return {f.name: f.read_bytes() for f in ([got] if got.is_file() else got.iterdir()) if f.is_file()}
 
+@contextlib.contextmanager
+def _readable(settings:Settings, what:str, do:str):
+    "Whatever keeps a version's files from being read is a RegistryError; a server that is away stays one."
+    with _talking(settings):
+        try: yield
+        except Exception as e: # MLflow, the file system, S3: each has its own
+            if _away(e): raise
+            raise RegistryError(f"{what} can't be read ({' '.join(str(e).split())[:150]}); {do}") from None
+
 def load_version(client, settings:Settings, version:str) -> tuple[Manifest, bytes]:
     """Manifest and ONNX file of a registered version.
     Raises RegistryError where it is not there, or a file is not the one that was registered."""
     name = settings.train.model_name
     what = f"{name} version {version}"
-    with _talking(settings):
-        try:
-            mv = client.get_model_version(name, version)
-            files = _fetch(client, f"models:/{name}/{version}") | _fetch(client, f"runs:/{mv.run_id}/manifest.json")
-            model, text = files["model.onnx"], files["manifest.json"]
-        except Exception as e: # MLflow, the file system, S3: each has its own
-            if _away(e): raise
-            said = " ".join(str(e).split())[:150]
-            raise RegistryError(f"{what}: its files can't be read ({said}); train again or roll back") from None
+    with _readable(settings, f"{what}: its files", "train again or roll back"):
+        mv = client.get_model_version(name, version)
+        files = _fetch(client, f"models:/{name}/{version}") | _fetch(client, f"runs:/{mv.run_id}/manifest.json")
+        model, text = files["model.onnx"], files["manifest.json"]
     digest = {"sha256": hashlib.sha256(model).hexdigest(), "manifest_sha256": hashlib.sha256(text).hexdigest()}
     for tag, file in (("sha256", "model.onnx"), ("manifest_sha256", "manifest.json")):
         if mv.tags.get(tag, digest[tag] if tag != "sha256" else None) != digest[tag]: # older versions have no second tag
@@ -107,13 +111,9 @@ def load_file(client, settings:Settings, version:str, name:str) -> bytes:
     """A file that was logged with a version, such as `reference.parquet`.
     Raises RegistryError where it is not there, or is not the one that was registered."""
     what = f"{settings.train.model_name} version {version}"
-    with _talking(settings):
-        try:
-            mv = client.get_model_version(settings.train.model_name, version)
-            content = _fetch(client, f"runs:/{mv.run_id}/{name}")[name]
-        except Exception as e: # as in load_version
-            if _away(e): raise
-            raise RegistryError(f"{what}: {name} can't be read ({' '.join(str(e).split())[:150]}); train again") from None
+    with _readable(settings, f"{what}: {name}", "train again"):
+        mv = client.get_model_version(settings.train.model_name, version)
+        content = _fetch(client, f"runs:/{mv.run_id}/{name}")[name]
     if mv.tags.get(f"{name}.sha256") != hashlib.sha256(content).hexdigest():
         raise RegistryError(f"{what}: {name} is not the file that was registered; train again")
     return content

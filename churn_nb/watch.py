@@ -132,7 +132,7 @@ def watch(settings:Settings,
          ) -> Watched:
     "Compare what the API is asked with what its champion learned from. Raises RegistryError and ConnectionError."
     now, ref = now or datetime.now(timezone.utc), reference_of(settings)
-    names, ws = [*ref.manifest.names, "probability"], Workspace(settings.paths.workspace)
+    names, ws = [*ref.manifest.names, "probability"], Workspace(settings.paths.workspace).open()
     weights = {k: max(v, 0.) for k, v in ref.importance.items()} # the prediction weighs as much as all of them
     seen = current_rows(settings, ref, now)
     report = drift_report(ref.rows, seen, settings.drift, names, "customer_id",

@@ -1,5 +1,5 @@
 "The whole way in a temporary workspace, through the `churn` command: two runs, kills, a full disk, and every exit code."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pandas as pd, pytest
 from churn_nb.bundle import current_bundle, verify_bundle
@@ -125,6 +125,9 @@ def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
     plans.drop(columns="calls").to_csv(tmp_path/"c.csv", index=False)
     lacking = churn("drift", tmp_path/"a.csv", tmp_path/"c.csv")
     assert lacking.returncode == 2 and "calls  warn" in lacking.stdout and "not in the current table" in lacking.stdout
+    for wrong in (["--stream"], ["--columns", "a"], [tmp_path/"a.csv", tmp_path/"b.csv", "--stream", "--customers", "customer_id"]):
+        refused = churn("drift", *wrong)
+        assert refused.returncode == 2 and "--stream" in refused.stderr and len(refused.stderr.splitlines()) == 1
     assert churn("drift", tmp_path/"a.csv").returncode == 2 and churn("drift", tmp_path/"a.csv", tmp_path/"b.csv", "--customers", "who").returncode == 2
 
 def test_the_service_is_watched_and_retrained(ran, tmp_path):
@@ -159,6 +162,10 @@ def test_the_service_is_watched_and_retrained(ran, tmp_path):
         api.terminate()
         api.wait(30)
     found = json.loads((tmp_path/"w.json").read_text())
+    (runner := tmp_path/"runner").mkdir() # as in drift.yaml: a workspace with nothing but the log, the registry elsewhere
+    shutil.copytree(ws/"requests", runner/"requests")
+    elsewhere = churn("drift", "--workspace", runner, env={"CHURN_STORES_TRACKING_URI": f"sqlite:///{ws}/mlflow.db"})
+    assert elsewhere.returncode == 3 and (runner/"reports"/"drift.json").exists(), elsewhere.stdout + elsewhere.stderr
     assert found["model_version"] == "1" and {f["name"] for f in found["features"] if f["level"] == "retrain"} >= {"spend_total", "recency_days"}
     once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
     assert once.returncode == 1 and "version 3 refused" in once.stdout, once.stdout + once.stderr
