@@ -143,7 +143,6 @@ def v2_routes(limits, # settings.serve
         request.state.rows = rows
         for log in logs:
             for X, p in asked: log.put(model, X, p.tolist(), [None]*len(p))
-        current.metrics.rows.labels(model.manifest.version).inc(rows)
         if json_part is None: return Response(body, media_type="application/json")
         return Response(body, headers={"Inference-Header-Content-Length": str(json_part)},
                         media_type="application/octet-stream")

@@ -124,6 +124,8 @@ class Serve(Section):
     port: int = Field(ge=0, le=65535)
     max_batch: int = Field(gt=0)
     max_body_bytes: int = Field(gt=0)
+    deadline_ms: int = Field(gt=0)
+    max_queue: int = Field(gt=0)
     threads: int = Field(gt=0)
     store_timeout_ms: int = Field(gt=0)
     shadow: bool

@@ -1,0 +1,141 @@
+"The lane answers what it takes exactly as the long way does, and leaves everything else to it."
+import json, signal, socket, struct, threading, time
+from urllib.parse import urlsplit
+import httpx, pytest
+from hypothesis import given, settings as hyp, strategies as st
+from serving import Server, put_live, rss_mb, serving, wait_for
+
+ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
+GOOD = json.dumps(ROW).encode()
+LANE, LONG = "application/json", "application/json; charset=utf-8" # a content type that the lane does not take
+
+def request(body=GOOD, kind=LANE, path="/predict", version="1.1", method="POST", **headers):
+    more = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
+    return f"{method} {path} HTTP/{version}\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+
+def connect(url):
+    at = urlsplit(url)
+    return socket.create_connection((at.hostname, at.port), timeout=20)
+
+def answer(f):
+    "(status, headers, body) of the next answer on a connection."
+    status, headers = int(f.readline().split()[1]), {}
+    while (line := f.readline()) not in (b"\r\n", b""): headers.update([line.decode().strip().lower().split(": ", 1)])
+    return status, headers, f.read(int(headers["content-length"]))
+
+def ask(url, *pieces, n=1, pause=0.):
+    with connect(url) as s, s.makefile("rb") as f:
+        for p in pieces: s.sendall(p); time.sleep(pause)
+        return [answer(f) for _ in range(n)]
+
+def same(a, b):
+    varying = ("date", "x-request-id", "server-timing")
+    strip = lambda r: (r[0], {k: v for k, v in r[1].items() if k not in varying}, r[2])
+    assert strip(a) == strip(b) and {*a[1]} == {*b[1]}
+
+values = st.none() | st.booleans() | st.integers(-10**40, 10**40) | st.floats() | st.text(max_size=3) | st.floats(-1e3, 1e3)
+bodies = st.fixed_dictionaries(dict.fromkeys(ROW, values)).map(lambda v: json.dumps(v).encode()) | st.binary(max_size=40) | \
+    st.dictionaries(st.sampled_from([*ROW, "customer_id"]), st.integers(-9, 9)).map(lambda v: json.dumps(v).encode())
+
+@given(bodies, st.sampled_from([None, "abc-1", "a b", "x"*65]))
+@hyp(max_examples=300, deadline=None)
+def test_both_ways_give_the_same_answer(server, body, rid):
+    headers = {"X_Request_Id": rid} if rid else {}
+    lane, long = (ask(server.url, request(body, kind, **headers))[0] for kind in (LANE, LONG))
+    same(lane, long)
+    if rid == "abc-1": assert lane[1]["x-request-id"] == "abc-1" == long[1]["x-request-id"]
+    else: assert len(lane[1]["x-request-id"]) == 32 and lane[1]["x-request-id"] != long[1]["x-request-id"]
+
+def test_the_lane_is_taken_by_the_ordinary_case(server):
+    "Its answer says so by nothing but its speed; so the server is asked how often its lane was used."
+    from churn_nb.lane import LaneProtocol
+    from churn_nb.serve import create_app
+    from serving import settings_for
+    p = create_app(settings_for(server.workspace, request_log=0)).state.protocol
+    assert issubclass(p, LaneProtocol) and p.lane.path == b"/predict"
+
+@pytest.mark.parametrize("how", [dict(version="1.0"), dict(Connection="close"), dict(path="/predict?explain=false"), dict(Expect="100-continue"), dict(Content_Encoding="identity")])
+def test_what_is_not_ordinary_is_answered_all_the_same(server, how):
+    with connect(server.url) as s, s.makefile("rb") as f:
+        s.sendall(request(**how))
+        if "Expect" in how:
+            assert b"100 Continue" in f.readline() and f.readline() == b"\r\n"
+        status, headers, body = answer(f)
+        assert status == 200 and json.loads(body)["churn_risk"] == 0
+        if how.get("version") == "1.0" or "Connection" in how: assert headers["connection"] == "close" and f.read() == b""
+
+def test_a_chunked_body_and_other_methods(server):
+    chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    assert ask(server.url, chunked)[0][0] == 200
+    assert [ask(server.url, request(method=m))[0][0] for m in ("PUT", "DELETE")] == [405, 405]
+    assert ask(server.url, request(b"", LANE))[0][0] == 400
+    assert ask(server.url, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n")[0][0] == 413
+
+def test_a_request_that_comes_byte_by_byte(server):
+    whole = request()
+    assert ask(server.url, *[whole[i:i + 1] for i in range(len(whole))], pause=.001)[0][0] == 200
+
+@given(st.lists(st.sampled_from(["lane", "long", "bad", "health"]), min_size=1, max_size=12), st.data())
+@hyp(max_examples=60, deadline=None)
+def test_requests_in_one_packet_are_answered_in_their_order(server, kinds, data):
+    parts = {"lane": request(X_Request_Id="lane"), "long": request(kind=LONG, X_Request_Id="long"), "bad": request(b"{}", X_Request_Id="bad"),
+             "health": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-Id: health\r\n\r\n"}
+    whole = b"".join(parts[k] for k in kinds)
+    cut = data.draw(st.integers(0, len(whole)))
+    got = ask(server.url, whole[:cut], whole[cut:], n=len(kinds))
+    assert [r[1]["x-request-id"] for r in got] == kinds
+    assert [r[0] for r in got] == [422 if k == "bad" else 200 for k in kinds]
+
+def test_clients_that_leave_cost_nothing_and_the_server_goes_on(tmp_path):
+    put_live(tmp_path)
+    with serving(tmp_path) as s:
+        for i in range(200):
+            c = connect(s.url)
+            c.sendall(request() if i % 2 else request()[:-5])
+            c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)) # a reset instead of an orderly end
+            c.close()
+        assert ask(s.url, request())[0][0] == 200
+        text = lambda: httpx.get(s.url + "/metrics").text
+        assert wait_for(lambda: "churn_queue_rows 0.0" in text())
+        assert not [line for line in s.logged() if line["level"] == "error"]
+
+def test_a_client_that_sends_without_reading_is_cut_off(server):
+    "What waits for it must not grow without a bound."
+    before = rss_mb(server.pid)
+    with connect(server.url) as s:
+        s.settimeout(5)
+        sent, piece = 0, request()*500
+        try:
+            while sent < 300_000_000: sent += s.send(piece)
+        except (TimeoutError, ConnectionError): pass
+    assert sent < 300_000_000 and rss_mb(server.pid) < before + 100
+    assert ask(server.url, request())[0][0] == 200
+
+def test_sigterm_lets_requests_under_way_be_answered(tmp_path):
+    put_live(tmp_path)
+    s = Server(tmp_path)
+    seen, stop = [], threading.Event()
+    def caller():
+        with connect(s.url) as c, c.makefile("rb") as f:
+            try:
+                while not stop.is_set():
+                    c.sendall(request())
+                    seen.append("sent")
+                    line = f.readline()
+                    if not line: seen[-1] = "closed between requests"; return
+                    assert b" 200 " in line
+                    while f.readline() != b"\r\n": pass
+                    assert f.read(1) == b"{" and b"}" in f.readline(111)
+                    seen[-1] = "answered"
+            except ConnectionError: seen[-1] = "closed between requests"
+    crowd = [threading.Thread(target=caller) for _ in range(8)]
+    for t in crowd: t.start()
+    assert wait_for(lambda: seen.count("answered") > 200, 20)
+    s.process.send_signal(signal.SIGTERM)
+    assert s.process.wait(20) == 0
+    stop.set()
+    for t in crowd: t.join(20)
+    s.process.stdout.close()
+    assert not any(t.is_alive() for t in crowd)
+    log = [line for line in s.logged() if line.get("route") == "/predict"]
+    assert {line["status"] for line in log} == {200} and len(log) >= seen.count("answered")
