@@ -338,7 +338,7 @@ def main():
     a = p.parse_args()
     if not shutil.which("wrk"): sys.exit("wrk is not installed; on Debian: apt-get install wrk")
     if os.cpu_count() < 2: sys.exit("the server and the load need a core each, here is one")
-    times, seconds, models = (1, 2, a.models[:1]) if a.quick else (a.rounds, a.seconds, a.models)
+    times, seconds, models = (1, 1, a.models[:1]) if a.quick else (a.rounds, a.seconds, a.models)
     out = a.out or (Path(tempfile.mkdtemp()) if a.quick or a.only else Path(__file__).parent)
     found = {"machine": machine(), "command": "python bench/serve.py" + (" --quick" if a.quick else "" if a.rounds == 3 else f" --rounds {a.rounds}"), "measured": f"{datetime.now(timezone.utc):%F}", "parts": []}
     for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def main():
     os.sched_setaffinity(0, {0}) # Redis inherits it
     with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp, ValkeyServer() as redis:
         os.sched_setaffinity(0, {0, 1})
-        prepare(Path(tmp), 1000 if a.quick else 4000, f"redis://127.0.0.1:{redis.port}")
+        prepare(Path(tmp), 500 if a.quick else 4000, f"redis://127.0.0.1:{redis.port}")
         os.sched_setaffinity(0, {0}) # this process drives the steady load
         for i, model in enumerate(models): # the ladders are climbed with the first
             found["parts"].append(rounds(Path(tmp), model, {k: v for k, v in python.items() if i == 0 or k in SERVERS}, left_out, times, seconds, a.pythonpath))
