@@ -150,6 +150,7 @@ class Server:
             try: os.kill(p, signal.SIGKILL)
             except OSError: pass
         self.process.wait()
+        shutil.rmtree(f"/tmp/bench-ray-{self.port}", ignore_errors=True)
 
 LUA = """local bodies, i = {}, 0
 function init(args)
@@ -319,13 +320,13 @@ def plot(found:dict, to:Path):
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
     for ax, (title, rungs) in zip(axes, LADDERS.items()):
         shown = [k for k in rungs if k in runs and k != "tutorial"][::-1]
-        us = [1e6/median(runs[k], "at_32", "rate") for k in shown]
+        us = [median(runs[k], "at_32", "cpu_us") for k in shown]
         ax.barh([rungs[k] for k in shown], us, color=["#0072B2" if k == "ours" else "#56B4E9" if title == "ASGI" else "#E69F00" for k in shown], height=.7)
         for i, v in enumerate(us): ax.annotate(f"{v:.0f}", (v, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set(xlabel="microseconds a request", title=f"{title}: each bar adds a layer")
-        ax.title.set_size(10)
+        ax.set(xlabel=f"CPU microseconds a request, {title}")
         ax.margins(x=.12)
         ax.spines[["top", "right"]].set_visible(False)
+    fig.suptitle("The framework costs more than the model: each bar adds a layer", size=10)
     fig.savefig(to, dpi=90)
     assert to.stat().st_size <= 60_000
 
@@ -340,7 +341,7 @@ def main():
     if os.cpu_count() < 2: sys.exit("the server and the load need a core each, here is one")
     times, seconds, models = (1, 1, a.models[:1]) if a.quick else (a.rounds, a.seconds, a.models)
     out = a.out or (Path(tempfile.mkdtemp()) if a.quick or a.only else Path(__file__).parent)
-    found = {"machine": machine(), "command": "python bench/serve.py" + (" --quick" if a.quick else "" if a.rounds == 3 else f" --rounds {a.rounds}"), "measured": f"{datetime.now(timezone.utc):%F}", "parts": []}
+    found = {"machine": machine(), "command": "python bench/serve.py" + (" --quick" if a.quick else "" if a.rounds == 3 else f" --rounds {a.rounds}") + (" --pythonpath ..." if a.pythonpath else ""), "measured": f"{datetime.now(timezone.utc):%F}", "parts": []}
     for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
     ladder = dict.fromkeys(k for rungs in LADDERS.values() for k in rungs)
     every = a.only or [*dict.fromkeys([*SERVERS, *ladder])]
