@@ -51,7 +51,7 @@ def probability(server:str, said:bytes) -> float:
 
 def prepare(folder:Path, customers:int, redis:str):
     "Both models as a bundle, an ONNX file and an MLflow model; customers in SQLite and Redis; `rows.json`: who is asked for and what scikit-learn says."
-    import mlflow, numpy as np, pandas as pd
+    import mlflow, pandas as pd
     from mlflow.models import infer_signature
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from churn_nb import features as f
@@ -323,8 +323,9 @@ def plot(found:dict, to:Path):
         us = [median(runs[k], "at_32", "cpu_us") for k in shown]
         ax.barh([rungs[k] for k in shown], us, color=["#0072B2" if k == "ours" else "#56B4E9" if title == "ASGI" else "#E69F00" for k in shown], height=.7)
         for i, v in enumerate(us): ax.annotate(f"{v:.0f}", (v, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set(xlabel=f"CPU microseconds a request, {title}")
-        ax.margins(x=.12)
+        ax.set(xlabel="CPU time a request, us")
+        ax.set_title(title, size=10, loc="left")
+        ax.margins(x=.2)
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle("The framework costs more than the model: each bar adds a layer", size=10)
     fig.savefig(to, dpi=90)
