@@ -5,8 +5,8 @@
 
 `wrk` loads one server at a time over loopback; a server has core 1 for itself with all its processes, wrk has core 0, where Redis runs too. Rounds are
 interleaved: what disturbs one disturbs all; ratios are taken within a round. Bodies are CDNOW's customers without a gap, another one each request.
-Each server's answers are compared with scikit-learn's probability before it is timed, one at a time and 32 at once, and again in every answer of the
-constant-rate run. That run sends at half of what wrk reached, at times drawn beforehand (Poisson), and counts from the moment a request was due, so a
+Each server's answers are compared with scikit-learn's probability before it is timed, one at a time and at 200 a second over 32 connections, and again in
+every answer of the constant-rate run; wrk's own answers are only counted by status. That run sends at half of what wrk reached, at times drawn beforehand (Poisson), and counts from the moment a request was due, so a
 server that stalls is charged for all that waited. wrk itself is a closed loop: its percentiles leave out what was not sent meanwhile (coordinated omission).
 Writes serve.json, serve.md and serve.png.
 """
@@ -248,7 +248,7 @@ def pythons(only:list[str]) -> tuple[dict, dict]:
     out, left_out = {}, {}
     for name in only:
         if name == "ours_triton":
-            left_out[name] = "measured where this version has `churn_nb.triton`"
+            left_out[name] = "not wired into this measurement yet"
             continue
         try: out[name] = str(environment(f"serve-{ENVIRONMENTS[name]}", f"bench/serve.requirements.{ENVIRONMENTS[name]}.txt")) if name in ENVIRONMENTS else sys.executable
         except subprocess.CalledProcessError as e: left_out[name] = f"could not be installed: {e}"

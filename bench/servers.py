@@ -1,7 +1,8 @@
 """The servers that bench/serve.py measures, each started as `python bench/servers.py NAME PORT FOLDER` in an environment that has what it needs.
 
 FOLDER holds model.onnx, names.json (the features in order) and sklearn/ (the same model, saved by MLflow). One worker process everywhere, uvicorn with
-uvloop and httptools wherever a server is ours to start, no access log. The peers are set up as their documentation says, for one worker on a CPU.
+uvloop and httptools wherever a server is ours to start, no access log. The peers run one worker on a CPU, otherwise with
+their defaults and without request tracking or access logs; tuned by nobody. What runs many processes or threads is held to the same one core.
 """
 import asyncio, json, logging, os, shutil, sys, time, uuid
 from pathlib import Path
@@ -184,7 +185,7 @@ if os.environ.get("BENCH_FOLDER"): # BentoML imports this file
             return {"churn_risk": int(p >= .44), "probability": p}
 
 def mlserver(port, folder):
-    "A model class of our own around ONNX Runtime, inference in the server's process (its documented setting for light models)."
+    "A model class of our own around ONNX Runtime, inference in the server's process (`parallel_workers` 0)."
     import socket
     free = []
     for _ in range(2):
