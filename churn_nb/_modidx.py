@@ -318,6 +318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'churn_nb.lane': { 'churn_nb.lane.Lane': ('lane.html#lane', 'churn_nb/lane.py'),
                                'churn_nb.lane.Lane.__init__': ('lane.html#lane.__init__', 'churn_nb/lane.py'),
                                'churn_nb.lane.Lane.answer': ('lane.html#lane.answer', 'churn_nb/lane.py'),
+                               'churn_nb.lane.Lane.default': ('lane.html#lane.default', 'churn_nb/lane.py'),
                                'churn_nb.lane.Lane.open_to': ('lane.html#lane.open_to', 'churn_nb/lane.py'),
                                'churn_nb.lane.Lane.take': ('lane.html#lane.take', 'churn_nb/lane.py'),
                                'churn_nb.lane.LaneProtocol': ('lane.html#laneprotocol', 'churn_nb/lane.py'),
