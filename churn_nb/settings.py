@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate', 'Drift',
-           'Serve', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write', 'WorkspaceError',
+           'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write', 'WorkspaceError',
            'Workspace', 'temporary_workspace', 'step_settings']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
@@ -132,6 +132,18 @@ class Serve(Section):
     request_log: float = Field(ge=0, le=1)
     request_log_mb: int = Field(gt=0)
     request_log_seconds: float = Field(gt=0)
+    backend: Literal["onnxruntime", "triton"]
+
+class Triton(Section):
+    "A Triton server that scores, where `[serve] backend = triton`."
+    url: str = Field(pattern=r"^[^\s:/@]+:\d+$")
+    deadline_ms: float = Field(gt=0)
+    retries: int = Field(ge=0, le=10)
+    fallback: bool
+    breaker_failures: int = Field(gt=0)
+    breaker_seconds: float = Field(gt=0)
+    max_queue_delay_microseconds: int = Field(ge=0)
+    preferred_batch_size: _Ints
 
 class Stores(Section):
     "Services behind the pipeline."
@@ -155,6 +167,7 @@ class Settings(Section):
     gates: dict[str, Gate] # The sections [gate.<dataset>], each completed from [gate]
     drift: Drift
     serve: Serve
+    triton: Triton
     stores: Stores
     file: Path|None = None # The file these were read from; None: only the package's own
     def gate_for(self, dataset:str) -> Gate:
