@@ -130,12 +130,12 @@ class Model:
         "Load a bundle if it proves to be what it says. Raises BundleError."
         manifest, files = read_bundle(bundle_dir)
         try:
-            session = _session(files["model.onnx"], threads)
+            session = _session(files[manifest.serves], threads)
             _check_graph(session, manifest)
             return cls(manifest, session).self_test()
         except BundleError as e: why = str(e)
         except Exception as e: # its errors have no common class
-            why = f"ONNX Runtime refuses model.onnx: {' '.join(str(e).split())[:200]}"
+            why = f"ONNX Runtime refuses {manifest.serves}: {' '.join(str(e).split())[:200]}"
         raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
     def self_test(self) -> "Model":

@@ -98,6 +98,7 @@ class Gate(Section):
     alpha: float = Field(gt=0, lt=.5)
     margin: float = Field(ge=0)
     bootstrap: int = Field(ge=200)
+    int8_loss: float = Field(ge=0, lt=1)
 
 class Drift(Section):
     "Bands and levels of the drift report."
@@ -127,6 +128,7 @@ class Serve(Section):
     deadline_ms: int = Field(gt=0)
     max_queue: int = Field(gt=0)
     threads: int = Field(gt=0)
+    precision: Literal["float32", "int8"]
     store_timeout_ms: int = Field(gt=0)
     shadow: bool
     request_log: float = Field(ge=0, le=1)
