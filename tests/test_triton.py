@@ -1,5 +1,6 @@
 "A real Triton (Triton core with a Python ONNX backend): what 40_triton writes loads, batches, answers as ONNX Runtime does, and may die at any moment."
 import asyncio, shutil, subprocess, sys, time
+from pathlib import Path
 from types import SimpleNamespace
 import httpx, numpy as np, pytest
 from churn_nb.bundle import write_bundle
@@ -7,6 +8,8 @@ from churn_nb.serve import Model
 from churn_nb.settings import load_settings
 from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
 from serving import manifest, onnx_model, wait_for
+
+ROOT = Path(__file__).resolve().parents[1]
 
 def put(ws, version="1", bias=0., **config):
     "A version as a bundle and in the model repository; the loaded model."
@@ -161,3 +164,37 @@ def test_a_new_version_is_found_by_polling(triton_here, tmp_path):
 def test_the_client_is_imported_only_when_asked():
     code = "import sys, churn_nb.triton; assert not {'tritonclient', 'grpc', 'onnx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+# --- the repository, without a server ---
+
+@pytest.mark.parametrize("name", ["churn", "churn_int8"])
+def test_the_configuration_in_git_is_what_the_function_writes(name):
+    from churn_nb.features import feature_names
+    from churn_nb.triton import triton_options
+    s = load_settings(environ={})
+    x = [Tensor("features", "FP32", (len(feature_names(s)),))]
+    text = triton_config(name, x, [Tensor("probability", "FP32", ())], **triton_options(s))
+    assert (ROOT/"triton"/name/"config.pbtxt").read_text() == text
+
+def written(ws): return {str(f.relative_to(ws/"triton")) for f in (ws/"triton").rglob("*") if f.is_file()}
+
+def test_int8_is_a_model_of_its_own_and_goes_when_a_bundle_has_none(tmp_path, monkeypatch):
+    import churn_nb.triton as module
+    files = {"model.onnx": onnx_model(), "model.int8.onnx": onnx_model(.1)}
+    monkeypatch.setattr(module, "read_bundle", lambda _: (manifest("3"), files))
+    write_model_repository("", tmp_path/"triton")
+    assert written(tmp_path) == {f"{m}/{f}" for m in ("churn", "churn_int8") for f in ("3/model.onnx", "config.pbtxt")}
+    assert (tmp_path/"triton/churn_int8/3/model.onnx").read_bytes() == files["model.int8.onnx"]
+    del files["model.int8.onnx"]
+    write_model_repository("", tmp_path/"triton")
+    assert written(tmp_path) == {"churn/3/model.onnx", "churn/config.pbtxt", "churn_int8/config.pbtxt"}
+
+def test_versions_with_other_features_do_not_stay_and_writing_twice_changes_nothing(tmp_path, monkeypatch):
+    import churn_nb.triton as module
+    put(tmp_path); put(tmp_path, "2", bias=1.)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")}
+    put(tmp_path, "2", bias=1.)
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")} == before
+    monkeypatch.setattr(module, "read_bundle", lambda _: (manifest("5"), {"model.onnx": onnx_model(k=4)}))
+    write_model_repository("", tmp_path/"triton")
+    assert written(tmp_path) == {"churn/5/model.onnx", "churn/config.pbtxt"}
