@@ -143,8 +143,9 @@ class Model:
         "Score the manifest's rows, its reference, and its example without each nullable feature. Raises BundleError."
         t, m = self.manifest.self_test, self.manifest
         off = np.abs(self.predict(np.array(t.rows, np.float32)) - np.array(t.probability)).max()
-        if not off <= 1e-5:
-            raise BundleError(f"self test: a probability is off by {off:.2g} (at most 1e-5); "
+        most = 1e-5 if self.manifest.serves == "model.onnx" else 1e-3 # int8: another CPU's last bit may move a rounding
+        if not off <= most:
+            raise BundleError(f"self test: a probability is off by {off:.2g} (at most {most:g}); "
                               "the graph is not the model that was tested")
         left_out = [g.name for g in m.features if g.nullable] + [None]
         gaps = [[None if n == g else m.example[n] for n in m.names] for g in left_out]
