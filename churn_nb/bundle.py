@@ -66,6 +66,7 @@ class Manifest(_Part):
     decision: dict[str, float] = {} # What the threshold and the gate's profit rest on: offer_cost and saved_margin
     input: str = "features"         # float32 [N, k]
     output: str = "probability"     # float32 [N]
+    serves: str = "model.onnx"      # The listed file that answers
     files: dict[str, FileHash] = {} # Filled in by `write_bundle`
     names = property(lambda self: [f.name for f in self.features])
 
@@ -122,8 +123,8 @@ def read_bundle(path:str|Path, # Folder of one version, or a link to it
     try: data = (folder/"manifest.json").read_bytes()
     except OSError as e: raise BundleError(f"{folder}/manifest.json: {e.strerror}; {_again}") from None
     m = parse_manifest(data, folder/"manifest.json")
-    if "model.onnx" not in m.files:
-        raise BundleError(f"{folder}/manifest.json: files: model.onnx is not listed; {_again}")
+    for name in dict.fromkeys(("model.onnx", m.serves)):
+        if name not in m.files: raise BundleError(f"{folder}/manifest.json: files: {name} is not listed; {_again}")
     for name in m.files:
         if Path(name).name != name or name in ("", "..") or (folder/name).is_symlink():
             raise BundleError(f"{folder}/manifest.json: files: {name!r} is not a plain file in the folder; {_again}")
@@ -165,17 +166,22 @@ def _kept(place:Path, manifest:Manifest) -> bool:
     try: there = verify_bundle(place)
     except BundleError: return False
     if msgspec.structs.replace(there, created=manifest.created) == manifest: return True
+    if there.serves != manifest.serves: # the self test's numbers are those of the file that answers
+        other = msgspec.structs.replace(there, created=manifest.created, serves=manifest.serves, self_test=manifest.self_test)
+        if other == manifest: return False
     raise BundleError(f"{place}: version {manifest.version} exists with other content; "
                       "a version never changes, register a new one")
 
 def write_bundle(bundles:Path,      # The folder of all versions; made if missing
                  model:bytes,       # The ONNX file
                  manifest:Manifest, # `files` is filled in here
+                 more:dict[str, bytes]={}, # Further files, such as model.int8.onnx
                 ) -> Path:          # `bundles`/<version>
     "Write one version, whole or not at all. Raises BundleError."
     bundles = Path(bundles)
-    onnx_file = FileHash(sha256=hashlib.sha256(model).hexdigest(), bytes=len(model))
-    manifest = msgspec.structs.replace(manifest, files={"model.onnx": onnx_file})
+    contents = {"model.onnx": model, **more}
+    hashes = {n: FileHash(sha256=hashlib.sha256(b).hexdigest(), bytes=len(b)) for n, b in contents.items()}
+    manifest = msgspec.structs.replace(manifest, files=hashes)
     # as a reader will see it: nan becomes null
     manifest = parse_manifest(manifest_json(manifest), f"version {manifest.version}")
     place = bundles/manifest.version
@@ -183,7 +189,7 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
         if _kept(place, manifest): return place
         tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))
         tmp.chmod(0o755)
-        _put(tmp/"model.onnx", model)
+        for name, content in contents.items(): _put(tmp/name, content)
         _put(tmp/"manifest.json", manifest_json(manifest))
         _sync(tmp)
         if place.exists(): place.rename(tmp.with_name(f"{tmp.name}-broken"))

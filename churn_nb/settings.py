@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate', 'Drift',
-           'Serve', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write', 'WorkspaceError',
+           'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write', 'WorkspaceError',
            'Workspace', 'temporary_workspace', 'step_settings']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
@@ -98,6 +98,7 @@ class Gate(Section):
     alpha: float = Field(gt=0, lt=.5)
     margin: float = Field(ge=0)
     bootstrap: int = Field(ge=200)
+    int8_loss: float = Field(ge=0, lt=1)
 
 class Drift(Section):
     "Bands and levels of the drift report."
@@ -134,11 +135,24 @@ class Serve(Section):
     max_header_bytes: int = Field(ge=1000)
     max_headers: int = Field(gt=0)
     threads: int = Field(gt=0)
+    precision: Literal["float32", "int8"]
     store_timeout_ms: int = Field(gt=0)
     shadow: bool
     request_log: float = Field(ge=0, le=1)
     request_log_mb: int = Field(gt=0)
     request_log_seconds: float = Field(gt=0)
+    backend: Literal["onnxruntime", "triton"]
+
+class Triton(Section):
+    "A Triton server that scores, where `[serve] backend = triton`."
+    url: str = Field(pattern=r"^[^\s:/@]+:\d+$")
+    deadline_ms: float = Field(gt=0)
+    retries: int = Field(ge=0, le=10)
+    fallback: bool
+    breaker_failures: int = Field(gt=0)
+    breaker_seconds: float = Field(gt=0)
+    max_queue_delay_microseconds: int = Field(ge=0)
+    preferred_batch_size: _Ints
 
 class Stores(Section):
     "Services behind the pipeline."
@@ -162,6 +176,7 @@ class Settings(Section):
     gates: dict[str, Gate] # The sections [gate.<dataset>], each completed from [gate]
     drift: Drift
     serve: Serve
+    triton: Triton
     stores: Stores
     file: Path|None = None # The file these were read from; None: only the package's own
     def gate_for(self, dataset:str) -> Gate:

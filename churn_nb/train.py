@@ -37,6 +37,7 @@ from .evaluation import compare, deciles, evaluate, gain_table, intervals, plot_
 from .export import LogScale, floor32, hushed, onnx_predict, parity, predict, probes, to_onnx
 from .features import feature_descriptions, feature_names, training_rows, perishable
 from .log import log_hash
+from .quantise import int8_of
 from .settings import Settings, Workspace
 
 # %% ../nbs/01_train.ipynb #50ea7f1f
@@ -461,7 +462,7 @@ def train(settings:Settings,
     version = register(winner, exported, manifest, data["train"].X[:5], settings,
                        model_card(winner, manifest, facts, rows),
                        {"reference.parquet": reference_file(rows, exported, settings),
-                        "facts.json": json.dumps(facts, indent=1).encode()})
+                        "facts.json": json.dumps(facts, indent=1).encode(), **int8_of(exported, data["train"].X)})
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
             "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "calibration": winner.model.calibrator.name, "threshold": t, **facts, "against_bgnbd": asdict(against),

@@ -111,3 +111,20 @@ def registries(tmp_path_factory, request):
                 made[kind] = Registry(root, uri, crew)
             return made[kind]
         yield get
+
+# Triton
+
+@pytest.fixture(scope="session")
+def triton_here():
+    "Skips, and says so at the end of the test run, where a real Triton can't run."
+    import tritons
+    if why := tritons.no_triton():
+        pytest.skip(f"no real Triton: {why}")
+    return tritons.Triton
+
+def pytest_terminal_summary(terminalreporter):
+    "A test that needs Triton and did not run is said aloud."
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no real Triton" in str(r.longrepr)]
+    if not skipped: return
+    terminalreporter.section("Triton", red=True, bold=True)
+    terminalreporter.line(f"{len(skipped)} tests did not run: {skipped[0].longrepr[-1]}")
