@@ -82,7 +82,8 @@ class Guard:
     def __init__(self, limits, # settings.serve
                  told:Callable=lambda reason: None): # Hears why a connection or a request was refused
         self.limits, self.told, self.most = limits, told, limits.max_connections
-        self.tick = min(1., limits.header_seconds/4, limits.body_seconds/4, limits.idle_seconds/4)
+        self.seconds = limits.idle_seconds, limits.header_seconds, limits.body_seconds # of IDLE, HEAD, BODY
+        self.tick = min(1., min(self.seconds)/4)
         self.now, self.under_way, self.timer = 0., 0, None
         self.connections, self.leaving = set(), set()
 
@@ -96,7 +97,9 @@ class Guard:
         at = loop.time()
         self.now += min(at - last, 2*self.tick)
         try:
-            for p in [*self.connections]: p.look()
+            ends = [self.now - self.tick - s for s in self.seconds] # a note may be a tick old
+            for p in [*self.connections]:
+                if p.since < ends[p.phase]: p.look()
             for p in [*self.leaving]:
                 if self.now - p.since > self.linger: p.transport.abort()
         finally:
@@ -108,6 +111,7 @@ IDLE, HEAD, BODY = range(3)
 class GuardedProtocol(HttpToolsProtocol):
     "uvicorn's HTTP protocol, with an end to everything. `guard` is set by `guarded`."
     guard = None
+    most_waiting = 1000 # requests that one connection may send ahead of its answers
     phase, since, owed, got, chunk, full, left = IDLE, 0., 0, 0, 0, False, False # owed: answers to whole requests
 
     def data_received(self, data:bytes):
@@ -133,10 +137,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self):
         g = self.guard
+        if len(self.pipeline) >= self.most_waiting: # uvicorn would go on reading
+            self.transport.abort()
+            raise ValueError("the parser stops here")
         if len(self.headers) > g.limits.max_headers: return self.stop(f"more than {g.limits.max_headers} headers")
         if self.chunk + self.got > g.limits.max_header_bytes < sum(len(k) + len(v) + 4 for k, v in self.headers) + len(self.url):
             return self.stop(f"the headers are over {g.limits.max_header_bytes} bytes")
-        if g.under_way < g.limits.max_inflight or self.url.decode("latin-1") in open_paths: super().on_headers_complete()
+        if g.under_way < g.limits.max_inflight or self.owed or self.url.decode("latin-1") in open_paths: super().on_headers_complete()
         else:
             g.told("busy")
             app, self.app = self.app, busy
@@ -147,13 +154,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def stop(self, why:str):
         "Refuse, from within the parser."
         self.refuse(431, why, "large")
-        raise ValueError(why) # the parser stops here
+        raise ValueError(why)
 
     def on_message_complete(self):
         self.phase, self.since = IDLE, self.guard.now
         if not self.cycle.response_complete:
+            self.guard.under_way += not self.owed
             self.owed += 1
-            self.guard.under_way += 1
         super().on_message_complete()
 
     def on_response_complete(self): # as uvicorn's, but for its timer
@@ -166,21 +173,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def settle(self, n:int):
         "So many answers are owed no more."
-        n = min(n, self.owed)
-        self.owed -= n
-        self.guard.under_way -= n
+        if not self.owed: return
+        self.owed = max(0, self.owed - n)
+        self.guard.under_way -= not self.owed
 
     def look(self):
-        "End what takes too long; called by each sweep."
-        limits, waited = self.guard.limits, self.guard.now - self.since - self.guard.tick # a note may be a tick old
-        if self.flow.write_paused:
-            if waited > limits.body_seconds: self.guard.told("unread"); self.transport.abort()
+        "The time of this part is over."
+        if self.flow.write_paused: self.guard.told("unread"); self.transport.abort()
         elif self.flow.read_paused or self.owed: self.since = self.guard.now # our time, not the client's
-        elif self.phase == IDLE:
-            if waited > limits.idle_seconds: self.transport.close()
-        elif waited > (seconds := limits.header_seconds if self.phase == HEAD else limits.body_seconds):
-            what = "headers" if self.phase == HEAD else "body"
-            self.refuse(408, f"the {what} did not come within {seconds:g} s", what)
+        elif self.phase == IDLE: self.transport.close()
+        else:
+            what = (None, "headers", "body")[self.phase]
+            self.refuse(408, f"the {what} did not come within {self.guard.seconds[self.phase]:g} s", what)
 
     def pause_writing(self):
         self.since = self.guard.now
