@@ -1,5 +1,5 @@
 "Who may ask, how slowly, and how many at once: against real server processes, and against bytes of all kinds."
-import asyncio, json, os, re, socket, subprocess, sys, threading, time
+import asyncio, itertools, json, os, re, socket, subprocess, sys, threading, time
 from types import SimpleNamespace
 import httpx, pytest, uvicorn
 from hypothesis import given, settings as hyp, strategies as st
@@ -237,7 +237,7 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
     whole, s = b"".join(parts), socket.create_connection(at, timeout=20)
     marks = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
     try:
-        for a, b in zip(marks, marks[1:]): s.sendall(whole[a:b])
+        for a, b in itertools.pairwise(marks): s.sendall(whole[a:b])
         if end == "reset": s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         if end != "reset": s.shutdown(socket.SHUT_WR)
         got = b"".join(iter(lambda: s.recv(65536), b"")) if end == "read" else b""
