@@ -873,6 +873,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'churn_nb.triton._warmup': ('triton.html#_warmup', 'churn_nb/triton.py'),
                                  'churn_nb.triton.signature': ('triton.html#signature', 'churn_nb/triton.py'),
                                  'churn_nb.triton.triton_config': ('triton.html#triton_config', 'churn_nb/triton.py'),
+                                 'churn_nb.triton.triton_options': ('triton.html#triton_options', 'churn_nb/triton.py'),
                                  'churn_nb.triton.write_model_repository': ('triton.html#write_model_repository', 'churn_nb/triton.py')},
             'churn_nb.watch': { 'churn_nb.watch.Reference': ('watch.html#reference', 'churn_nb/watch.py'),
                                 'churn_nb.watch.Watched': ('watch.html#watched', 'churn_nb/watch.py'),

@@ -26,6 +26,7 @@ def table(head:list[str], rows:list[list], # Texts; shown as they are
     "A table whose first column names the rows."
     def line(first, *rest): return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
     safe = [[escape(str(v)) for v in r] for r in rows]
+    for r in safe: r[0] = r[0].replace("_", "_<wbr>") # where a long name may break
     top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
     return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(about)}"><table><thead><tr>{top}</tr></thead>'
             f'<tbody>{"".join(line(*r) for r in safe)}</tbody></table></div>')
@@ -136,7 +137,7 @@ def drift_part(now:Now) -> str:
     moved = [f for f in r.features if f.level in ("warn", "retrain")]
     show = lambda x: "-" if x is None else f"{x:.3g}"
     rows = [[f.name, f.level or "-", show(f.psi), show(f.statistic), show(f.pvalue)] for f in (moved or r.features)[:5]]
-    says = f"{len(moved)} of {len(r.features)} features moved" + (f"; the {len(rows)} that matter most:" if rows else "")
+    says = f"{len(moved)} of {len(r.features)} features moved" + ("; those that matter most:" if rows else "")
     head = ["feature", "level", "PSI", "K-S distance", "p-value"]
     return broken + (f"<p>Level <strong>{r.level}</strong>, made {utc(now.drift_at)} ({ago(now.at - now.drift_at)}). "
                      f"{says}</p>{table(head, rows, 'Features that lead the drift report') if rows else ''}")
@@ -267,7 +268,8 @@ a { color: var(--accent) } section { border: 1px solid var(--line); border-radiu
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; margin: 0 0 .5rem } dt { color: var(--muted) } dd { margin: 0 } dt, dd { overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left; font-weight: 600 }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); overflow-wrap: break-word } th[scope=row] { font-weight: 400; overflow-wrap: anywhere; min-width: 6rem }
-thead th { color: var(--muted) } figure { margin: 0 } figcaption { max-width: 34rem } svg { max-width: 100%; height: auto } summary { cursor: pointer }
+thead th { color: var(--muted); overflow-wrap: normal } @media (max-width: 30rem) { body { padding: .6rem } section { padding: .75rem } table { font-size: .8rem } th, td { padding-right: .4rem } th[scope=row] { min-width: 5rem } }
+ figure { margin: 0 } figcaption { max-width: 34rem } svg { max-width: 100%; height: auto } summary { cursor: pointer }
 form { margin: 0 0 1rem } .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: .75rem 1rem; margin-bottom: 1rem }
 label { display: block; font-weight: 600; overflow-wrap: anywhere } small { display: block; color: var(--muted); overflow-wrap: anywhere }
 input { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background: var(--soft); color: inherit } input[aria-invalid] { border: 2px solid var(--bad) }
