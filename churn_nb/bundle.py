@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BundleError', 'Feature', 'FileHash', 'SelfTest', 'Store', 'Interval', 'Group', 'GateRow', 'Card', 'Manifest',
-           'parse_manifest', 'manifest_json', 'read_bundle', 'verify_bundle', 'write_bundle', 'switch_current',
-           'current_bundle', 'switch_shadow']
+           'parse_manifest', 'manifest_json', 'read_bundle', 'verify_bundle', 'public_keys', 'signing_key',
+           'check_signature', 'write_bundle', 'switch_current', 'current_bundle', 'switch_shadow']
 
 # %% ../nbs/13_bundle.ipynb #b2530df7
-import contextlib, fcntl, hashlib, os, re, shutil, tempfile
+import contextlib, fcntl, hashlib, json, os, re, shutil, stat, tempfile, unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,8 +33,8 @@ class Feature(_Part):
 
 class FileHash(_Part):
     "What a file of the bundle must be."
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    bytes: int
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 class SelfTest(_Part):
     "Rows and the probabilities that the model gave for them when it was exported."
@@ -80,7 +80,7 @@ class Card(_Part):
 class Manifest(_Part):
     "All that the API knows of a model besides its graph. Written as `manifest.json`."
     name: str
-    version: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]  # Also the folder's name
+    version: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] # Also the folder's name
     run_id: str
     git_sha: str
     created: str      # ISO 8601
@@ -103,17 +103,22 @@ class Manifest(_Part):
     names = property(lambda self: [f.name for f in self.features])
 
 # %% ../nbs/13_bundle.ipynb #056067e4
+_plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z") # a file of a bundle
+
 def _nonsense(m:Manifest) -> str|None:
     "What contradicts itself in a manifest, in a few words; None where nothing does."
     k, may_miss = len(m.features), {f.name for f in m.features if f.nullable}
-    if len(set(m.names)) < k: return "features: a name occurs twice"
+    if len({unicodedata.normalize("NFKC", n) for n in m.names}) < k:
+        return "features: a name occurs twice, or looks like another"
     if bad := {"", "customer_id"} & set(m.names): return f"features: {bad.pop()!r} can't be the name of a feature"
-    if bad := [n for n in m.names if re.search(r'["\\\x00-\x1f]', n)]:
-        return f"features: {bad[0]!r} holds a quote, a backslash or a control character; rename the column"
+    if bad := [n for n in m.names if re.search(r'["\\]', n) or not n.isprintable()]:
+        return f"features: {ascii(bad[0])} holds a quote, a backslash or an invisible character; rename the column"
     if set(m.example) != set(m.names):
         return f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
     if bad := [n for n, v in m.example.items() if v is None and n not in may_miss]:
         return f"example: {bad[0]} is null but not nullable"
+    if bad := [n for n in m.files if not _plain.match(n) or n.startswith("manifest.")]:
+        return f"files: {ascii(bad[0])[:80]} is not a plain file in the folder"
     t = m.self_test
     if not t.rows or len(t.rows) != len(t.probability): return "self_test: needs rows, and one probability for each"
     if any(len(r) != k for r in t.rows): return f"self_test: a row needs {k} values, one a feature"
@@ -128,9 +133,17 @@ def parse_manifest(data:bytes,        # Content of a manifest.json
                   ) -> Manifest:
     "Decode and check a manifest. Raises BundleError."
     try: m = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e: raise BundleError(f"{where}: {e}; {_again}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise BundleError(f"{where}: {e}; {_again}") from None
+    json.loads(data, object_pairs_hook=lambda pairs: _once(pairs, where))
     if wrong := _nonsense(m): raise BundleError(f"{where}: {wrong}; {_again}")
     return m
+
+def _once(pairs:list[tuple], where) -> dict:
+    "A JSON object. Raises BundleError for a key that occurs twice: two readers might take two values."
+    if len(d := dict(pairs)) == len(pairs): return d
+    twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+    raise BundleError(f"{where}: {ascii(twice)[:80]} occurs twice in one object; {_again}")
 
 def manifest_json(m:Manifest) -> bytes:
     "The manifest as indented JSON, the inverse of `parse_manifest`."
@@ -138,33 +151,101 @@ def manifest_json(m:Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(m, enc_hook=lambda x: x.item()), indent=1) + b"\n"
 
 # %% ../nbs/13_bundle.ipynb #6ce7758c
+_manifest_mb = 4 # self test and reference included; ours have some kB
+
+def _read(f:Path, most:int) -> bytes:
+    "The content of a plain file of at most so many bytes; no link is followed, no pipe waited for. Raises BundleError."
+    try:
+        fd = os.open(f, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|os.O_CLOEXEC)
+        try: data = open(fd, "rb", closefd=False).read(most + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        finally: os.close(fd)
+    except OSError as e:
+        if not f.is_symlink(): raise BundleError(f"{f}: {e.strerror}; {_again}") from None
+        data = None
+    if data is None: raise BundleError(f"{f}: not a plain file; {_again}")
+    if len(data) > most: raise BundleError(f"{f}: {f.stat().st_size} bytes, at most {most} are read; {_again}")
+    return data
+
 def _read_checked(folder:Path, name:str, want:FileHash) -> bytes:
     "The content of one file of a bundle, if it is the one that was written."
     f = folder/name
-    try: data = f.read_bytes()
-    except OSError as e: raise BundleError(f"{f}: {e.strerror}; {_again}") from None
+    data = _read(f, max(want.bytes, 1))
     if len(data) != want.bytes: raise BundleError(f"{f}: {len(data)} bytes, the manifest says {want.bytes}; {_again}")
     if hashlib.sha256(data).hexdigest() != want.sha256:
         raise BundleError(f"{f}: SHA-256 differs from the manifest's; {_again}")
     return data
 
-def read_bundle(path:str|Path, # Folder of one version, or a link to it
+def read_bundle(path:str|Path,            # Folder of one version, or a link to it
+                public_key:str|None=None, # `[serve] public_key`: PEM files or PEM text; empty: no signatures
+                max_mb:float=200,         # `[serve] max_model_mb`: of one file
                ) -> tuple[Manifest, dict[str, bytes]]: # Manifest; content of each file it lists
     "Read a bundle and prove every byte of it. Raises BundleError."
     folder = Path(os.path.realpath(path)) # a link that is switched while we read must not mix two versions
-    try: data = (folder/"manifest.json").read_bytes()
-    except OSError as e: raise BundleError(f"{folder}/manifest.json: {e.strerror}; {_again}") from None
+    data = _read(folder/"manifest.json", _manifest_mb*2**20)
+    if public_key: check_signature(folder/"manifest.sig", data, public_keys(public_key))
     m = parse_manifest(data, folder/"manifest.json")
     for name in dict.fromkeys(("model.onnx", m.serves)):
         if name not in m.files: raise BundleError(f"{folder}/manifest.json: files: {name} is not listed; {_again}")
-    for name in m.files:
-        if Path(name).name != name or name in ("", "..") or (folder/name).is_symlink():
-            raise BundleError(f"{folder}/manifest.json: files: {name!r} is not a plain file in the folder; {_again}")
+    if large := [n for n, want in m.files.items() if want.bytes > max_mb*10**6]:
+        raise BundleError(f"{folder/large[0]}: {m.files[large[0]].bytes/10**6:.1f} MB, at most {max_mb:g} are read; "
+                          "make the model smaller or raise [serve] max_model_mb")
     return m, {name: _read_checked(folder, name, want) for name, want in m.files.items()}
 
-def verify_bundle(path:str|Path) -> Manifest:
-    "The manifest of a bundle whose hashes all hold. Raises BundleError."
-    return read_bundle(path)[0]
+def verify_bundle(path:str|Path, public_key:str|None=None) -> Manifest:
+    "The manifest of a bundle whose hashes all hold, and its signature where one is asked for. Raises BundleError."
+    return read_bundle(path, public_key)[0]
+
+# %% ../nbs/13_bundle.ipynb #4443514c
+_make_key = "make one with openssl genpkey -algorithm ed25519"
+
+def _pem(text:str, what:str, kind:bytes) -> list[bytes]:
+    "The PEM blocks of a kind in a text or in the file it names. Raises BundleError, which does not quote the text."
+    data = text.replace("\\n", "\n").encode() # a variable of a CI system often has its newlines as two characters
+    if b"-----BEGIN" not in data:
+        try: data = _read(Path(os.path.realpath(text.strip())), 10**5)
+        except (BundleError, ValueError):
+            raise BundleError(f"{what}: neither PEM text nor a PEM file that can be read") from None
+    blocks = re.findall(rb"-----BEGIN %b KEY-----.+?-----END %b KEY-----" % (kind, kind), data, re.S)
+    if not blocks: raise BundleError(f"{what}: no {kind.decode().lower()} key in PEM form; {_make_key}")
+    return blocks
+
+def _key(load, block:bytes, what:str, **how):
+    "One Ed25519 key from a PEM block. Raises BundleError."
+    try: key = load(block, **how)
+    except (ValueError, TypeError): key = None
+    if "Ed25519" in type(key).__name__: return key
+    raise BundleError(f"{what}: not an Ed25519 key without a password; {_make_key}")
+
+def public_keys(where:str, # `[serve] public_key`
+               ) -> list:  # Ed25519PublicKey
+    "The keys that may vouch for a bundle. Raises BundleError."
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key # needed only where signatures are
+    what = "[serve] public_key"
+    blocks = [b for part in where.split(",") if part.strip() for b in _pem(part, what, b"PUBLIC")]
+    return [_key(load_pem_public_key, b, what) for b in blocks]
+
+def signing_key(public_key:str|None=None, # `[serve] public_key`: what a server will ask for
+                environ=None):            # Ed25519PrivateKey, or None where bundles are not signed
+    "The pipeline's key, `CHURN_SIGNING_KEY`. Raises BundleError where a server of these settings would not take it."
+    what, text = "CHURN_SIGNING_KEY", (os.environ if environ is None else environ).get("CHURN_SIGNING_KEY", "")
+    if not text and not public_key: return None
+    if not text: raise BundleError(f"{what}: not set, and [serve] public_key asks for it; set it to a private key's file")
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key # needed only where signatures are
+    key = _key(load_pem_private_key, _pem(text, what, b"PRIVATE")[0], what, password=None)
+    if public_key and key.public_key() not in public_keys(public_key):
+        raise BundleError(f"{what}: its public key is not in [serve] public_key; add it there first")
+    return key
+
+# %% ../nbs/13_bundle.ipynb #42f0f6f1
+def check_signature(path:Path, # Of the signature
+                    data:bytes, keys:list):
+    "Raise BundleError unless one of the keys signed the data."
+    from cryptography.exceptions import InvalidSignature # needed only where signatures are
+    todo = "sign it: `churn step 04_serve` with CHURN_SIGNING_KEY"
+    if not os.path.lexists(path): raise BundleError(f"{path}: missing, and [serve] public_key asks for it; {todo}")
+    for key in keys:
+        with contextlib.suppress(InvalidSignature): return key.verify(_read(path, 64), data)
+    raise BundleError(f"{path}: not a signature of this manifest by a key of [serve] public_key; {todo}")
 
 # %% ../nbs/13_bundle.ipynb #ff361647
 def _sync(path:Path):
@@ -193,25 +274,32 @@ def _writing(bundles:Path) -> Iterator[None]:
         raise BundleError(f"{bundles}: {e.strerror or e}; make room or choose another workspace") from None
 
 # %% ../nbs/13_bundle.ipynb #4591741a
-def _kept(place:Path, manifest:Manifest) -> bool:
-    "Whether the version is there already, sound and equal. Other content under its number raises BundleError."
-    try: there = verify_bundle(place)
+def _kept(place:Path, manifest:Manifest, key) -> bool:
+    "Whether the version is there already, sound, equal and signed. Other content under its number raises BundleError."
+    try: there = read_bundle(place, max_mb=float("inf"))[0]
     except BundleError: return False
-    if msgspec.structs.replace(there, created=manifest.created) == manifest: return True
+    if msgspec.structs.replace(there, created=manifest.created) == manifest: return key is None or _signed(place, key)
     if not there.card.gate and manifest.card.gate: # judged since
         card = msgspec.structs.replace(there.card, gate=manifest.card.gate, decided=manifest.card.decided)
         there = msgspec.structs.replace(there, card=card, files=manifest.files | there.files)
         if msgspec.structs.replace(there, created=manifest.created) == manifest: return False
     if there.serves != manifest.serves: # the self test's numbers are those of the file that answers
-        other = msgspec.structs.replace(there, created=manifest.created, serves=manifest.serves, self_test=manifest.self_test)
-        if other == manifest: return False
+        choice = {"created": manifest.created, "serves": manifest.serves, "self_test": manifest.self_test}
+        if msgspec.structs.replace(there, **choice) == manifest: return False
     raise BundleError(f"{place}: version {manifest.version} exists with other content; "
                       "a version never changes, register a new one")
+
+def _signed(place:Path, key) -> bool:
+    "Whether a version's signature is one of this key."
+    try: check_signature(place/"manifest.sig", (place/"manifest.json").read_bytes(), [key.public_key()])
+    except (BundleError, OSError): return False
+    return True
 
 def write_bundle(bundles:Path,      # The folder of all versions; made if missing
                  model:bytes,       # The ONNX file
                  manifest:Manifest, # `files` is filled in here
                  more:dict[str, bytes]={}, # Further files, such as model.int8.onnx
+                 key=None,          # Ed25519PrivateKey that signs it, see `signing_key`
                 ) -> Path:          # `bundles`/<version>
     "Write one version, whole or not at all. Raises BundleError."
     bundles = Path(bundles)
@@ -219,14 +307,15 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
     hashes = {n: FileHash(sha256=hashlib.sha256(b).hexdigest(), bytes=len(b)) for n, b in contents.items()}
     manifest = msgspec.structs.replace(manifest, files=hashes)
     # as a reader will see it: nan becomes null
-    manifest = parse_manifest(manifest_json(manifest), f"version {manifest.version}")
+    manifest = parse_manifest(text := manifest_json(manifest), f"version {manifest.version}")
     place = bundles/manifest.version
     with _writing(bundles):
-        if _kept(place, manifest): return place
+        if _kept(place, manifest, key): return place
         tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))
         tmp.chmod(0o755)
         for name, content in contents.items(): _put(tmp/name, content)
-        _put(tmp/"manifest.json", manifest_json(manifest))
+        _put(tmp/"manifest.json", text)
+        if key: _put(tmp/"manifest.sig", key.sign(text))
         _sync(tmp)
         if place.exists(): place.rename(tmp.with_name(f"{tmp.name}-broken"))
         tmp.rename(place)
@@ -235,10 +324,10 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
     return place
 
 # %% ../nbs/13_bundle.ipynb #9d97577e
-def _point(bundles:Path, link:str, version:str) -> Path:
+def _point(bundles:Path, link:str, version:str, public_key:str|None) -> Path:
     "Let a link in `bundles` name a verified version, in one step; the version's folder."
     bundles = Path(bundles)
-    verify_bundle(bundles/version)
+    verify_bundle(bundles/version, public_key)
     with _writing(bundles):
         new = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))/link
         new.symlink_to(version)
@@ -248,9 +337,10 @@ def _point(bundles:Path, link:str, version:str) -> Path:
     return bundles/version
 
 def switch_current(bundles:Path, version:str, # The version to put live
+                   public_key:str|None=None,  # As in `read_bundle`
                   ) -> Path:                  # Its folder
     "Point `current` at a verified version, in one step. Raises BundleError."
-    return _point(bundles, "current", version)
+    return _point(bundles, "current", version, public_key)
 
 def current_bundle(bundles:Path) -> Path|None:
     "The folder that `current` points at, verified or not; None where nothing was ever put live."
@@ -260,9 +350,10 @@ def current_bundle(bundles:Path) -> Path|None:
 
 # %% ../nbs/13_bundle.ipynb #f359c42b
 def switch_shadow(bundles:Path, version:str|None, # The version to score in shadow; None: none from now on
+                  public_key:str|None=None,       # As in `read_bundle`
                  ) -> Path|None:                  # Its folder
     "Point `shadow` at a verified version, in one step, or take it away. Raises BundleError."
-    if version is not None: return _point(bundles, "shadow", version)
+    if version is not None: return _point(bundles, "shadow", version, public_key)
     with _writing(bundles := Path(bundles)):
         (bundles/"shadow").unlink(missing_ok=True)
         _sync(bundles)

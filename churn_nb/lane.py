@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .batching import Late
+from .triton import BackendAway
 from .web import Done, InvalidRows, Problem, log, request_id, unexpected
 
 # %% ../nbs/45_lane.ipynb #0090f500
@@ -90,20 +91,21 @@ class Lane:
 
     def answer(self, p, cycle, model, values, began, at, future):
         "The batcher's callback: write, count, and let the connection go on."
-        rid, status, scored = request_id(p.sent), 200, time.perf_counter() - began
+        rid, by, status, scored = request_id(p.sent), None, 200, time.perf_counter() - began
         if future.cancelled() or p.transport.is_closing(): status = 499
         elif e := future.exception(): status, kind, body = failed(e)
         else:
             kind, gaps = b"application/json", []
             if None in values: gaps = [n for n, v in zip(model.manifest.names, values) if v is None]
-            body = _encode(model.answer(future.result()[0], gaps))
+            q, _, by = future.result()
+            body = _encode(model.answer(q, gaps))
         seconds = time.perf_counter() - began
         if status != 499:
             p.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-model-version: %b\r\n"
                               b"server-timing: score;dur=%.3f, total;dur=%.3f\r\n%b\r\n%b" % (
                 _status[status], self.default(p.server_state.default_headers), kind, len(body), rid.encode(),
                 model.manifest.version.encode(), 1000*scored, 1000*seconds,
-                b"" if cycle.keep_alive else b"connection: close\r\n", body))
+                (b"" if cycle.keep_alive else b"connection: close\r\n") + (b"x-backend: %b\r\n" % by.encode() if by else b""), body))
             p.answered(cycle)
         self.traffic.add(Done(at, rid, "POST", self.path.decode(), status, seconds, int(status == 200),
                               model.manifest.version, [("score", scored)], p.sent.get(b"traceparent", b"")))
@@ -120,7 +122,7 @@ _status = {200: b"HTTP/1.1 200 OK\r\n", 422: b"HTTP/1.1 422 Unprocessable Conten
 def failed(e:Exception) -> tuple[int, bytes, bytes]: # Status, content type, body
     "What a caller hears of a row that could not be scored."
     if isinstance(e, InvalidRows): problem = Problem(422, str(e), e.errors)
-    elif isinstance(e, Late): problem = Problem(503, str(e))
+    elif isinstance(e, Late|BackendAway): problem = Problem(503, str(e))
     else:
         log.error("unexpected error", exc_info=e)
         problem = unexpected()

@@ -67,7 +67,7 @@ def _tensor_out(req:_Infer, m:Manifest, p:np.ndarray) -> tuple[bytes, int|None]:
         raise Problem(400, f"outputs: {unknown.pop()} is not supported")
     binary = out.parameters.get("binary_data", req.parameters.get("binary_data_output", False))
     values = {"parameters": {"binary_data_size": p.nbytes}} if binary else {"data": p.tolist()}
-    tensor = {"name": out.name, "datatype": "FP32", "shape": [len(p)]} | values
+    tensor = {"name": out.name, "datatype": "FP32", "shape": [len(p), 1]} | values
     given_id = {"id": req.id} if req.id else {}
     head = msgspec.json.encode(
         {"model_name": "churn", "model_version": m.version} | given_id | {"outputs": [tensor]})
@@ -107,7 +107,7 @@ def v2_routes(limits, # settings.serve
         return model
 
     @r.get("", summary="Server metadata")
-    async def server(): return {"name": "churn_nb", "version": __version__, "extensions": ["binary_tensor_data"]}
+    async def server(): return {"name": "churn_nb", "version": __version__, "extensions": ["binary_tensor_data", "model_configuration"]}
 
     @r.get("/health/live", summary="The process answers")
     async def live(): return {"live": True}
@@ -126,7 +126,15 @@ def v2_routes(limits, # settings.serve
         m = named(request, name, version).manifest
         return {"name": "churn", "versions": [m.version], "platform": "onnxruntime_onnx",
                 "inputs": [{"name": m.input, "datatype": "FP32", "shape": [-1, len(m.features)]}],
-                "outputs": [{"name": m.output, "datatype": "FP32", "shape": [-1]}]}
+                "outputs": [{"name": m.output, "datatype": "FP32", "shape": [-1, 1]}]}
+
+    @r.get("/models/{name}/versions/{version}/config", summary="The model as Triton would be told of it")
+    @r.get("/models/{name}/config", summary="The model as Triton would be told of it")
+    async def config(request:Request, name:str, version:str|None=None):
+        m = named(request, name, version).manifest
+        return {"name": "churn", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": limits.max_batch,
+                "input": [{"name": m.input, "data_type": "TYPE_FP32", "dims": [len(m.features)]}],
+                "output": [{"name": m.output, "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}]}
 
     @r.post("/models/{name}/versions/{version}/infer", summary="Score a tensor")
     @r.post("/models/{name}/infer", summary="Score a tensor")

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['page_headers', 'docs_headers', 'table', 'facts', 'metrics_table', 'ece', 'in_band', 'reliability_svg',
-           'calibration_part', 'gate_part', 'Now', 'utc', 'ago', 'drift_part', 'now_part', 'card_part', 'fields',
-           'forms', 'csp_hash', 'policy', 'page', 'swagger_ui', 'docs_page', 'page_routes']
+           'calibration_part', 'gate_part', 'Now', 'utc', 'ago', 'drift_part', 'scored_by', 'now_part', 'card_part',
+           'fields', 'forms', 'csp_hash', 'policy', 'page', 'swagger_ui', 'docs_page', 'page_routes']
 
 # %% ../nbs/41_page.ipynb #7be212d8
 import base64, hashlib, importlib.util, json, shlex, time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
@@ -143,7 +142,14 @@ def drift_part(now:Now) -> str:
                      f"{says}</p>{table(head, rows, 'Features that lead the drift report') if rows else ''}")
 
 # %% ../nbs/41_page.ipynb #ca17dd8a
-_backends = {"onnxruntime": "ONNX Runtime, in this process", "triton": "Triton"}
+_backends = {"onnxruntime": "ONNX Runtime, in this process", "triton": "Triton", "away": "⚠ nothing, Triton is away",
+             "fallback": "⚠ ONNX Runtime, in this process, while Triton is away"}
+
+def scored_by(backend) -> str: # triton.TritonBackend, or None
+    "Which of these scores at the moment, as far as the last requests have shown."
+    if backend is None: return "onnxruntime"
+    if backend.breaker.state == "closed": return "triton"
+    return "fallback" if backend.s.fallback else "away"
 
 def now_part(m:Manifest, now:Now) -> str:
     "Which version answers, by what, whether a newer one was refused, and the drift level."
@@ -199,7 +205,8 @@ async function post(body, explain) {
   const began = performance.now()
   const r = await fetch(explain ? url + '?explain=true' : url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)})
   const a = await r.json(), own = /total;dur=([\d.]+)/.exec(r.headers.get('server-timing') || '')
-  return {ok: r.ok, a, time: `${(performance.now() - began).toFixed(1)} ms` + (own ? `, of which ${Number(own[1]).toFixed(2)} ms in the server` : '')}
+  const by = r.headers.get('x-backend')
+  return {ok: r.ok, a, time: `${(performance.now() - began).toFixed(1)} ms` + (own ? `, of which ${Number(own[1]).toFixed(2)} ms in the server` : '') + (by ? `; computed by ${by}` : '')}
 }
 function bar(x, most) {
   const w = 98 * Math.abs(x) / most, g = (tag, a) => make(tag, null, a, true)
@@ -339,7 +346,7 @@ def docs_page(ui:Path|None) -> str:
 # %% ../nbs/41_page.ipynb #08cf8c9e
 def page_routes(current,           # serve.CurrentModel: `refused` and `trouble()`
                 drift:DriftGauges, # Reads the drift report
-                backend:Callable[[], str]=lambda: "onnxruntime", # What scores now
+                backend=None,      # triton.TritonBackend; None: this process scores
                ) -> APIRouter:
     "`/` and `/docs`."
     r, ui = APIRouter(include_in_schema=False), swagger_ui()
@@ -347,7 +354,7 @@ def page_routes(current,           # serve.CurrentModel: `refused` and `trouble(
     @r.get("/")
     async def index(request:Request):
         m, report = request.state.model and request.state.model.manifest, drift.latest()
-        now = Now(time.time(), backend(), current.refused, report, drift.at, bool(drift.broken))
+        now = Now(time.time(), scored_by(backend), current.refused, report, drift.at, bool(drift.broken))
         return HTMLResponse(page(m, str(request.base_url), current.trouble().detail, now), 200 if m else 503, page_headers)
 
     @r.get("/docs")

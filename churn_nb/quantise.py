@@ -6,14 +6,14 @@
 __all__ = ['INT8_FILE', 'INT8_ROW', 'ruler', 'to_marks', 'from_marks', 'instruction_sets', 'saturates', 'NotQuantisable',
            'layers', 'quantise_static', 'quantise_dynamic', 'precision_cost', 'seconds', 'int8_of']
 
-# %% ../nbs/39_quantise.ipynb #9a7d5d5b
+# %% ../nbs/39_quantise.ipynb #337bab3c
 import re, tempfile, time
 from pathlib import Path
 import numpy as np, onnx, onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from .export import hushed
 
-# %% ../nbs/39_quantise.ipynb #f8218942
+# %% ../nbs/39_quantise.ipynb #72eb058c
 def ruler(lo:float, hi:float, qmin:int=0, qmax:int=255) -> tuple[float, int]: # scale, zero
     "Scale and zero point for values in [lo, hi], widened to hold 0."
     lo, hi = min(lo, 0.), max(hi, 0.)
@@ -28,7 +28,7 @@ def from_marks(q:np.ndarray, scale:float, zero:int) -> np.ndarray:
     "What the marks stand for."
     return (q - zero)*scale
 
-# %% ../nbs/39_quantise.ipynb #c2d003a6
+# %% ../nbs/39_quantise.ipynb #ebddb89a
 _flags = {"AVX2": "avx2", "AVX-VNNI": "avx_vnni", "AVX512-VNNI": "avx512_vnni", "AMX": "amx_int8"}
 
 def instruction_sets(cpuinfo:str|None=None, # Text of /proc/cpuinfo; None: of this machine
@@ -42,7 +42,7 @@ def saturates(sets:list[str]) -> bool: # As from `instruction_sets`
     "Whether sums of two 8-bit products are kept in 16 bits on the way: AVX2 without VNNI, or unknown."
     return not {"AVX-VNNI", "AVX512-VNNI", "AMX"} & set(sets)
 
-# %% ../nbs/39_quantise.ipynb #fb3d3423
+# %% ../nbs/39_quantise.ipynb #c0328421
 class NotQuantisable(ValueError):
     "A graph that gains nothing from 8 bits. One line that says why."
 
@@ -52,10 +52,10 @@ def layers(graph:onnx.GraphProto) -> list[onnx.NodeProto]:
     found = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights]
     if len(found) > 2: return found
     kinds = sorted({n.op_type for n in graph.node if n.domain == "ai.onnx.ml" and "lassifier" in n.op_type})
-    why = f"{', '.join(kinds)} is no product of matrices" if kinds else "there is no layer between the first and the last"
+    why = f"{', '.join(kinds)} is no product of matrices" if kinds else "no layer between the first and the last"
     raise NotQuantisable(f"the graph can't be quantised: {why}; float32 serves it")
 
-# %% ../nbs/39_quantise.ipynb #bf7eef0e
+# %% ../nbs/39_quantise.ipynb #7addcf09
 def _to_bytes(quantise, graph:onnx.ModelProto, *args, **kw) -> bytes:
     "The file that a function of onnxruntime.quantization writes; imports in a fixed order."
     with tempfile.TemporaryDirectory() as d, hushed():
@@ -77,7 +77,7 @@ def _store_in_int8(graph:onnx.GraphProto, node:onnx.NodeProto):
     graph.initializer.extend([numpy_helper.from_array(q, f"{name}_q"), numpy_helper.from_array(scale, f"{name}_scale")])
     graph.node.insert(0, helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_scale"], [name], axis=1))
 
-# %% ../nbs/39_quantise.ipynb #622cac70
+# %% ../nbs/39_quantise.ipynb #a6902c17
 def quantise_static(model:bytes,                  # Graph with one input of floats, as `to_onnx` makes it of a network
                     X:np.ndarray,                 # Training rows to calibrate on, float32 (n, k)
                     reduce_range:bool|None=None,  # Weights of 7 bits; None: where this machine needs it
@@ -95,7 +95,7 @@ def quantise_static(model:bytes,                  # Graph with one input of floa
                   weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=[n.name for n in inner],
                   reduce_range=saturates(instruction_sets()) if reduce_range is None else reduce_range)
     graph = onnx.load_from_string(q)
-    for name in (first.name, last.name): _store_in_int8(graph.graph, next(n for n in graph.graph.node if n.name == name))
+    for node in [n for n in graph.graph.node if n.name in (first.name, last.name)]: _store_in_int8(graph.graph, node)
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString(deterministic=True)
 
@@ -106,15 +106,15 @@ def quantise_dynamic(model:bytes) -> bytes:
     return _to_bytes(quantize_dynamic, graph, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
                      nodes_to_quantize=[n.name for n in layers(graph.graph)])
 
-# %% ../nbs/39_quantise.ipynb #017fc40a
+# %% ../nbs/39_quantise.ipynb #45b1c81d
 def precision_cost(y:np.ndarray, p:np.ndarray, q:np.ndarray, threshold:float=.5) -> dict[str, float]:
-    "What answering q in place of p costs: accuracy_loss, flipped (decisions), max_dp. Raises ValueError where q is not finite."
+    "accuracy_loss, flipped (decisions) and max_dp of answering q in place of p. Raises ValueError where q is not finite."
     if not np.isfinite(q).all(): raise ValueError("a probability of the int8 model is not finite")
     a, b = p >= threshold, q >= threshold
     return {"accuracy_loss": float((a == y).mean() - (b == y).mean()), "flipped": int((a != b).sum()),
             "max_dp": float(np.abs(p - q).max())}
 
-# %% ../nbs/39_quantise.ipynb #6477a0db
+# %% ../nbs/39_quantise.ipynb #1169ef41
 def seconds(models:dict[str, bytes], X:np.ndarray, batch:int, rounds:int=7, at_least:float=.004) -> dict[str, float]:
     "Median seconds of one run over `batch` rows, one thread; the models take turns. A round lasts `at_least` seconds."
     options, took = ort.SessionOptions(), {name: [] for name in models}
@@ -128,7 +128,7 @@ def seconds(models:dict[str, bytes], X:np.ndarray, batch:int, rounds:int=7, at_l
             took[name].append((now - start)/n)
     return {name: float(np.median(t[1:])) for name, t in took.items()}
 
-# %% ../nbs/39_quantise.ipynb #08e42598
+# %% ../nbs/39_quantise.ipynb #afe9c5f8
 INT8_FILE = "model.int8.onnx"
 INT8_ROW = "int8 accuracy loss" # The gate's row that decides whether the file may serve
 

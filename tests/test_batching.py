@@ -148,7 +148,7 @@ def test_rows_that_wait_too_long_or_are_too_many_are_503_with_retry_after(tmp_pa
     row = {"age": 42, "usage_minutes": 310.5, "gap": None}
     async def main():
         gate = asyncio.Event()
-        async def stuck(items): await gate.wait(); return [(.5, np.zeros((1, 3), np.float32)) for _ in items]
+        async def stuck(items): await gate.wait(); return [(.5, np.zeros((1, 3), np.float32), None) for _ in items]
         model.batcher = Batcher(stuck, queue=2, late=.05)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as c:
             first = asyncio.create_task(c.post("/predict", json=row))

@@ -323,10 +323,10 @@ def tensor(X, binary=True, name="features", datatype="FP32"):
 def test_tritonclient_reads_health_and_metadata(client):
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("churn") and client.is_model_ready("churn", "1")
     assert not client.is_model_ready("churn", "2") and not client.is_model_ready("yolo")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_configuration"]
     m = client.get_model_metadata("churn", "1")
     assert m["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [-1, 3]}]
-    assert m["outputs"] == [{"name": "probability", "datatype": "FP32", "shape": [-1]}]
+    assert m["outputs"] == [{"name": "probability", "datatype": "FP32", "shape": [-1, 1]}]
 
 @pytest.mark.parametrize("n", [1, 7, 1000])
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -337,8 +337,8 @@ def test_tritonclient_gets_the_same_numbers_in_json_and_binary(client, n, binary
     outputs = None if binary_out is None else [triton.InferRequestedOutput("probability", binary_data=binary_out)]
     r = client.infer("churn", [tensor(X, binary_in)], outputs=outputs, request_id="r1", model_version="1")
     p = r.as_numpy("probability")
-    assert p.dtype == np.float32 and p.shape == (n,) and r.get_response()["model_version"] == "1" and r.get_response()["id"] == "r1"
-    np.testing.assert_allclose(p, probability(X), atol=1e-6)
+    assert p.dtype == np.float32 and p.shape == (n, 1) and r.get_response()["model_version"] == "1" and r.get_response()["id"] == "r1"
+    np.testing.assert_allclose(p[:, 0], probability(X), atol=1e-6)
 
 def test_null_in_json_is_a_gap_where_the_feature_may_be_missing(api):
     send = lambda data: api.post("/v2/models/churn/infer", json={"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 3], "data": data}]})
