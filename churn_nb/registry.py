@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'CHANGES', 'RegistryError', 'reach', 'connect', 'version_of', 'load_version', 'load_file', 'load_int8',
            'log_name', 'read_log', 'replay', 'head', 'read_history', 'settle', 'history', 'champion', 'apply_decision',
-           'with_precision', 'deploy_champion', 'lineage', 'rollback']
+           'with_precision', 'with_gate', 'deploy_champion', 'lineage', 'rollback']
 
 # %% ../nbs/14_registry.ipynb #20878a81
 import contextlib, hashlib, json, logging, os, random, tempfile, time, uuid
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 import filelock, msgspec, numpy as np, requests, sqlalchemy
-from .bundle import BundleError, Manifest, parse_manifest, switch_current, switch_shadow, write_bundle
+from .bundle import BundleError, GateRow, Manifest, parse_manifest, switch_current, switch_shadow, write_bundle
 from .quantise import INT8_FILE, INT8_ROW
 from .settings import Settings, Workspace, atomic_write
 from .train import hushed, onnx_predict, tracking
@@ -334,6 +334,13 @@ def with_precision(client, settings:Settings, manifest:Manifest, history:list[di
         manifest = msgspec.structs.replace(manifest, serves=INT8_FILE, self_test=tested)
     return manifest, {INT8_FILE: int8}
 
+def with_gate(manifest:Manifest, history:list[dict]) -> Manifest:
+    "The manifest, its card with the rows of the gate that first let the version through."
+    passed = (e for e in history if e["version"] == manifest.version and e["action"] == "promoted")
+    if (e := next(passed, None)) is None: return manifest
+    rows = [GateRow(**c) for c in e["checks"]]
+    return msgspec.structs.replace(manifest, card=msgspec.structs.replace(manifest.card, gate=rows, decided=e["at"]))
+
 def deploy_champion(settings:Settings) -> Path: # The bundle's folder
     "Make the serving bundle follow the registry. Raises RegistryError where there is no champion."
     client = connect(settings)
@@ -343,8 +350,8 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
             raise RegistryError("no champion in the registry; train and promote one with `churn run`")
         bundles = Workspace(settings.paths.workspace).bundles
         manifest, model = load_version(client, settings, version)
-        manifest, more = with_precision(client, settings, manifest, settle(client, settings))
-        write_bundle(bundles, model, manifest, more)
+        manifest, more = with_precision(client, settings, manifest, past := settle(client, settings))
+        write_bundle(bundles, model, with_gate(manifest, past), more)
         folder = switch_current(bundles, version)
         _deploy_shadow(client, settings, bundles)
         return folder

@@ -15,7 +15,7 @@ import msgspec, numpy as np, onnxruntime as ort
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from msgspec import UNSET, Meta, UnsetType
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from . import __version__
 from .batching import Batcher, Busy, Late
@@ -25,13 +25,14 @@ from .ingest import EventsIn
 from .lane import Lane, protocol_with
 from .limits import Guard, Keys, asking, guarded, open_files, read_keys
 from .oip import v2_routes
+from .page import page_routes
 from .request_log import DriftGauges, RequestLog
 from .settings import Settings, Workspace
 from .shadow import Shadow
 from .store import FeastOnline, StoreAway
 from .triton import BackendAway, TritonBackend
 from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, ServeError, Traffic, events_body, invalid,
-                          is_loopback, json_only, listen, page, page_headers, predict_paths, problems_everywhere,
+                          is_loopback, json_only, listen, predict_paths, problems_everywhere,
                           read_body, spans)
 
 # %% ../nbs/04_serve.ipynb #40176852
@@ -417,7 +418,7 @@ class Predict:
 
 # %% ../nbs/04_serve.ipynb #9effe008
 def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRouter:
-    "Events, health, the model's card, metrics and the page."
+    "Events, health, the model's card and metrics."
     r, limit = APIRouter(), taken.settings.serve.max_body_bytes
 
     @r.get("/livez", summary="The process answers")
@@ -434,7 +435,7 @@ def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRou
         if not (model := request.state.model): raise current.trouble()
         m = msgspec.to_builtins(model.manifest)
         keep = ("name", "version", "run_id", "git_sha", "dataset", "data_hash", "created", "threshold", "metrics",
-                "calibration", "decision", "features", "example", "reference")
+                "card", "calibration", "decision", "features", "example", "reference")
         hashes = {f: h["sha256"] for f, h in m["files"].items()}
         return {k: m[k] for k in keep} | {"verified": True, "sha256": hashes} # unverified bundles are never loaded
 
@@ -449,10 +450,6 @@ def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRou
         traffic.flush()
         return Response(current.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @r.get("/", include_in_schema=False)
-    async def index(request:Request):
-        m = request.state.model and request.state.model.manifest
-        return HTMLResponse(page(m, str(request.base_url), current.trouble().detail), 200 if m else 503, page_headers)
     return r
 
 # %% ../nbs/04_serve.ipynb #4b0f19df
@@ -478,7 +475,7 @@ def create_app(settings:Settings,
     shadow = Shadow(challenger, ws.root/"shadow", metrics) if settings.serve.shadow else None
     share, mb, seconds = (getattr(settings.serve, f"request_log{x}") for x in ("", "_mb", "_seconds"))
     requests = RequestLog(ws.root/"requests", share, mb, seconds, metrics) if share else None
-    metrics.registry.register(DriftGauges(ws.reports/"drift.json"))
+    metrics.registry.register(drift := DriftGauges(ws.reports/"drift.json"))
 
     @asynccontextmanager
     async def lifespan(app):
@@ -504,7 +501,7 @@ def create_app(settings:Settings,
         traffic.flush()
 
     app = Api(title="churn_nb", version=__version__, description="Will this customer leave?",
-                  lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+                  lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.current, app.state.store, app.state.shadow, app.state.request_log = current, store, shadow, requests
     backend = TritonBackend(settings) if settings.serve.backend == "triton" else None
     scoring = Scoring(settings.serve, traffic, [part for part in (shadow, requests) if part], backend)
@@ -514,6 +511,7 @@ def create_app(settings:Settings,
         app.direct[path] = Predict(settings, current, store, many, explainer, scoring, looking)
         app.router.routes.insert(0, Route(path, app.direct[path], include_in_schema=False)) # where it is mounted in another app
     app.include_router(info_routes(current, taken, traffic))
+    app.include_router(page_routes(current, drift, lambda: settings.serve.backend))
     app.include_router(v2_routes(settings.serve, current, [requests] if requests else []))
     problems_everywhere(app)
     app.layer = Around(asking(app.inner, keys), traffic, lambda: current.model)
