@@ -289,12 +289,14 @@ def step(name:Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")]
 @app.command(epilog="Examples: `churn serve` · `churn serve --port 9000`")
 def serve(host:Annotated[str, typer.Option(help="Address to listen on.")]="",
           port:Annotated[int, typer.Option(help="Port; 0 takes a free one.")]=-1,
+          backend:Annotated[str, typer.Option(help="onnxruntime or triton; default: [serve] backend.")]="",
           insecure:Annotated[bool, typer.Option(
               "--insecure", help="Listen where other machines can reach it, without asking who calls.")]=False,
           workspace:_Workspace=""):
     "Serve the champion as a REST API."
     from churn_nb.serve import run_server # each command imports what it needs
-    run_server(_settings(workspace), host or None, None if port < 0 else port, insecure)
+    over = {"serve.backend": backend} if backend else {}
+    run_server(_settings(workspace, **over), host or None, None if port < 0 else port, insecure)
 
 def _table(rows:list[dict], columns:list[str]):
     "Print rows as an aligned table."

@@ -23,6 +23,7 @@ from .bundle import BundleError, Feature, Manifest, Store, read_bundle
 from .explain import Explainer, wants_explanation
 from .ingest import EventsIn
 from .lane import Lane, protocol_with
+from .limits import Guard, Keys, asking, guarded, open_files, read_keys
 from .oip import v2_routes
 from .request_log import DriftGauges, RequestLog
 from .settings import Settings, Workspace
@@ -466,6 +467,7 @@ class Api(FastAPI):
 
 def create_app(settings:Settings,
                bundle_dir:str|Path|None=None, # A bundle or a link to one; default: the workspace's `bundle/current`
+               keys:Keys=Keys(),              # Of the callers; empty: nobody is asked
               ) -> FastAPI:                   # `app.state.current` is its CurrentModel
     "The API. It starts without a model too, and loads one as soon as there is one."
     ws, metrics = Workspace(settings.paths.workspace), Metrics()
@@ -514,9 +516,10 @@ def create_app(settings:Settings,
     app.include_router(info_routes(current, taken, traffic))
     app.include_router(v2_routes(settings.serve, current, [requests] if requests else []))
     problems_everywhere(app)
-    app.layer = Around(app.inner, traffic, lambda: current.model)
-    app.state.lane = Lane(b"/predict", settings.serve, current, scoring, traffic)
-    app.state.protocol = protocol_with(app.state.lane)
+    app.layer = Around(asking(app.inner, keys), traffic, lambda: current.model)
+    app.state.lane = Lane(b"/predict", settings.serve, current, scoring, traffic, keys.allows)
+    app.state.guard = Guard(settings.serve, lambda reason: metrics.turned_away.labels(reason).inc())
+    app.state.protocol = guarded(protocol_with(app.state.lane), app.state.guard)
     def openapi():
         doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         if not (model := current.model): return doc
@@ -533,16 +536,17 @@ def run_server(settings:Settings,
     "Serve until SIGTERM or Ctrl-C. Raises ServeError."
     import uvicorn
     host, port = host or settings.serve.host, settings.serve.port if port is None else port
-    if not insecure and not is_loopback(host):
+    if not (keys := read_keys()) and not insecure and not is_loopback(host):
         raise ServeError(f"{host}: reachable from other machines, and the API does not ask who calls; "
-                         "use 127.0.0.1 or insist with --insecure")
+                         "set CHURN_SERVE_API_KEYS, use 127.0.0.1, or insist with --insecure")
     sock, handler = listen(host, port), logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("churn_nb", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel("INFO")
-    app = create_app(settings)
+    app = create_app(settings, keys=keys)
+    app.state.guard.most = open_files(settings.serve.max_connections)
     app.state.traffic.out = lambda text: (handler.stream.write(text), handler.stream.flush())
     model = app.state.current.model
     says = f"serves model {model.manifest.version}" if model else app.state.current.trouble().detail

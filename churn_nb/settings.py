@@ -127,6 +127,13 @@ class Serve(Section):
     max_body_bytes: int = Field(gt=0)
     deadline_ms: int = Field(gt=0)
     max_queue: int = Field(gt=0)
+    max_connections: int = Field(gt=0)
+    max_inflight: int = Field(gt=0)
+    header_seconds: float = Field(gt=0)
+    body_seconds: float = Field(gt=0)
+    idle_seconds: float = Field(gt=0)
+    max_header_bytes: int = Field(ge=1000)
+    max_headers: int = Field(gt=0)
     threads: int = Field(gt=0)
     precision: Literal["float32", "int8"]
     store_timeout_ms: int = Field(gt=0)
@@ -198,7 +205,8 @@ def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
     return out
 
 _not_settings = {"CHURN_SETTINGS",        # says where the file is, so it can't be in the file
-                 "CHURN_REDIS_PASSWORD"}  # a secret
+                 "CHURN_REDIS_PASSWORD",  # secrets
+                 "CHURN_SERVE_API_KEYS"}
 
 # %% ../nbs/10_settings.ipynb #311d4e33
 def find_settings(start:str|Path=".", # Folder to look upwards from

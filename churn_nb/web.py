@@ -188,6 +188,8 @@ class Metrics:
         self.batches = Times("churn_batch_rows", "Requests that were worked on together", "stage",
                              (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
         for part in (self.seconds, self.stages, self.batches): r.register(part)
+        self.turned_away = Counter("churn_turned_away", "Refused before the app saw it: too many connections (full) or requests (busy), "
+                                   "too slow (headers, body, unread), too long (large), not HTTP (invalid)", ["reason"], registry=r)
         self.queued = Gauge("churn_queue_rows", "Rows that wait for the model", registry=r)
         self.rows = Counter("churn_rows_predicted", "Rows scored", ["version"], registry=r)
         self.events = Counter("churn_events", "Events taken: new, known, refused", ["outcome"], registry=r)
