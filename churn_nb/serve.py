@@ -544,9 +544,10 @@ def run_server(settings:Settings,
     app.state.traffic.out = lambda text: (handler.stream.write(text), handler.stream.flush())
     model = app.state.current.model
     says = f"serves model {model.manifest.version}" if model else app.state.current.trouble().detail
-    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, http=app.state.protocol, ws="none", log_config=None, access_log=False,
                                            server_header=False, timeout_graceful_shutdown=10))
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *_: None)
+    if threading.current_thread() is threading.main_thread(): # also where it comes before uvicorn listens to it
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
     try: server.run(sockets=[sock])
-    except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on; the line above is for SIGTERM
+    except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on, SIGTERM to the handler above
