@@ -62,7 +62,7 @@ e2e: setup ## what takes minutes: a fresh clone, `make run` twice, README's own 
 	@echo "== e2e: a fresh clone in an empty environment"
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/e2e
 
-bench: data ## measure on this machine: make bench WHAT=features, drift, or freshness (needs `make pipeline`)
+bench: data ## measure on this machine: make bench WHAT=features, drift, batching, serve (needs wrk), or freshness (needs `make pipeline`)
 	@$(BIN)/python bench/$(or $(WHAT),features).py
 
 lab: setup ## open the notebooks in JupyterLab

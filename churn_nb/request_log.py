@@ -234,6 +234,7 @@ class _Feature(msgspec.Struct):
     statistic: float|None = None
     pvalue: float|None = None
     psi: float|None = None
+    level: str = ""
 
 class _Report(msgspec.Struct):
     level: Literal["none", "warn", "retrain"]
@@ -264,6 +265,11 @@ class DriftGauges(Collector):
             return
         at = report.at and (report.at if report.at.tzinfo else report.at.replace(tzinfo=timezone.utc))
         self.seen, self.report, self.at, self.broken = seen, report, at.timestamp() if at else s.st_mtime, 0
+
+    def latest(self) -> _Report|None:
+        "The report, what matters most first; None: there is none. `at` and `broken` tell more."
+        self._look()
+        return self.report
 
     def collect(self):
         "The gauges; without a report only whether it is broken."

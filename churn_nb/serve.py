@@ -15,23 +15,25 @@ import msgspec, numpy as np, onnxruntime as ort
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from msgspec import UNSET, Meta, UnsetType
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from . import __version__
 from .batching import Batcher, Busy, Late
 from .bundle import BundleError, Feature, Manifest, Store, read_bundle
 from .explain import Explainer, wants_explanation
+from .guard import check_onnx, memory_bound, room_for, trust
 from .ingest import EventsIn
 from .lane import Lane, protocol_with
 from .limits import Guard, Keys, asking, guarded, open_files, read_keys
 from .oip import v2_routes
+from .page import page_routes
 from .request_log import DriftGauges, RequestLog
 from .settings import Settings, Workspace
 from .shadow import Shadow
 from .store import FeastOnline, StoreAway
 from .triton import BackendAway, TritonBackend
 from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, ServeError, Traffic, events_body, invalid,
-                          is_loopback, json_only, listen, page, page_headers, predict_paths, problems_everywhere,
+                          is_loopback, json_only, listen, predict_paths, problems_everywhere,
                           read_body, spans)
 
 # %% ../nbs/04_serve.ipynb #40176852
@@ -98,18 +100,6 @@ def _session(model:bytes, threads:int) -> ort.InferenceSession:
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
     return ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
 
-def _check_graph(session:ort.InferenceSession, m:Manifest):
-    "Compare the graph's signature with the manifest's. Raises BundleError."
-    want_in, want_out = f"{m.input} float [N, {len(m.features)}]", f"{m.output} float [N]"
-    def shape(a):
-        if not a.shape: return "[]"
-        first = str(a.shape[0]) if isinstance(a.shape[0], int) else "N"
-        return "[" + ", ".join([first, *map(str, a.shape[1:])]) + "]"
-    say = lambda a: f"{a.name} {a.type[7:-1]} {shape(a)}"
-    ins, outs = [say(a) for a in session.get_inputs()], [say(a) for a in session.get_outputs()]
-    if ins != [want_in]: raise BundleError(f"model.onnx: input is {'; '.join(ins)}, the manifest says {want_in}")
-    if want_out not in outs: raise BundleError(f"model.onnx: output is {'; '.join(outs)}, the manifest says {want_out}")
-
 # %% ../nbs/04_serve.ipynb #db731cac
 class Answer(msgspec.Struct):
     "What /predict answers for one row."
@@ -128,19 +118,23 @@ class Model:
     @classmethod
     def load(cls, bundle_dir:str|Path, # Folder of a version, or a link to one
              threads:int=1,            # Intra-op threads of the session
+             public_key:str|None=None, # As in `read_bundle`
+             max_mb:float=200,         # Of a file
+             max_batch:int=1000,       # Rows that it must be able to score at once
             ) -> "Model":
-        "Load a bundle if it proves to be what it says. Raises BundleError."
-        manifest, files = read_bundle(bundle_dir)
+        "Load a bundle if it proves to be what it says, within a bound on memory. Raises BundleError."
+        manifest, files = read_bundle(bundle_dir, public_key, max_mb)
+        data = files[manifest.serves]
         try:
-            session = _session(files[manifest.serves], threads)
-            _check_graph(session, manifest)
-            return cls(manifest, session).self_test()
+            with memory_bound(room_for(data)):
+                check_onnx(data, manifest, manifest.serves, max_mb)
+                return cls(manifest, _session(data, threads)).self_test(max_batch)
         except BundleError as e: why = str(e)
         except Exception as e: # its errors have no common class
             why = f"ONNX Runtime refuses {manifest.serves}: {' '.join(str(e).split())[:200]}"
         raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
-    def self_test(self) -> "Model":
+    def self_test(self, max_batch:int=64) -> "Model":
         "Score the manifest's rows, its reference, and its example without each nullable feature. Raises BundleError."
         t, m = self.manifest.self_test, self.manifest
         off = np.abs(self.predict(np.array(t.rows, np.float32)) - np.array(t.probability)).max()
@@ -152,6 +146,7 @@ class Model:
         gaps = [[None if n == g else m.example[n] for n in m.names] for g in left_out]
         if not np.isfinite(self.predict(np.array(gaps + [m.reference or t.rows[0]], np.float32))).all():
             raise BundleError("self test: no probability for the reference, or the example without a nullable feature")
+        self.predict(np.resize(np.array(t.rows, np.float32), (max_batch, len(m.features)))) # memory for it is there
         return self.warm()
 
     def warm(self, rounds:int=3) -> "Model":
@@ -211,8 +206,9 @@ class CurrentModel:
     "The model that answers now, and the watch over the folder it came from."
     level = logging.ERROR # of a refusal
     def __init__(self, path:Path, # A bundle or the link `current`
-                 threads:int, metrics:Metrics):
-        self.path, self.threads, self.metrics = Path(path), threads, metrics
+                 threads:int, metrics:Metrics,
+                 **how): # Further arguments of `Model.load`
+        self.path, self.threads, self.metrics, self.how = Path(path), threads, metrics, how
         self.model, self.refused, self.seen, self.lock = None, "", (), threading.Lock()
 
     def state(self) -> tuple|None:
@@ -228,7 +224,7 @@ class CurrentModel:
             state = self.state()
             if state == self.seen or state is None: return self
             self.seen = state
-            try: self.model, self.refused = Model.load(self.path, self.threads), ""
+            try: self.model, self.refused = Model.load(self.path, self.threads, **self.how), ""
             except BundleError as e:
                 self.refused = str(e)
                 serving = self.model.manifest.version if self.model else None
@@ -417,7 +413,7 @@ class Predict:
 
 # %% ../nbs/04_serve.ipynb #9effe008
 def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRouter:
-    "Events, health, the model's card, metrics and the page."
+    "Events, health, the model's card and metrics."
     r, limit = APIRouter(), taken.settings.serve.max_body_bytes
 
     @r.get("/livez", summary="The process answers")
@@ -434,9 +430,10 @@ def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRou
         if not (model := request.state.model): raise current.trouble()
         m = msgspec.to_builtins(model.manifest)
         keep = ("name", "version", "run_id", "git_sha", "dataset", "data_hash", "created", "threshold", "metrics",
-                "calibration", "decision", "features", "example", "reference")
+                "card", "calibration", "decision", "features", "example", "reference")
         hashes = {f: h["sha256"] for f, h in m["files"].items()}
-        return {k: m[k] for k in keep} | {"verified": True, "sha256": hashes} # unverified bundles are never loaded
+        signature = "verified" if current.how.get("public_key") else "not asked for" # [serve] public_key
+        return {k: m[k] for k in keep} | {"verified": True, "signature": signature, "sha256": hashes} # else not loaded
 
     @r.post("/events", summary="Purchases: logged, and in the features of their customers", openapi_extra=events_body)
     async def events(request:Request):
@@ -449,10 +446,6 @@ def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRou
         traffic.flush()
         return Response(current.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @r.get("/", include_in_schema=False)
-    async def index(request:Request):
-        m = request.state.model and request.state.model.manifest
-        return HTMLResponse(page(m, str(request.base_url), current.trouble().detail), 200 if m else 503, page_headers)
     return r
 
 # %% ../nbs/04_serve.ipynb #4b0f19df
@@ -472,13 +465,13 @@ def create_app(settings:Settings,
     "The API. It starts without a model too, and loads one as soon as there is one."
     ws, metrics = Workspace(settings.paths.workspace), Metrics()
     traffic = Traffic(metrics)
-    current = CurrentModel(bundle_dir or ws.bundles/"current", settings.serve.threads, metrics).refresh()
+    current = CurrentModel(bundle_dir or ws.bundles/"current", settings.serve.threads, metrics, **trust(settings.serve)).refresh()
     store, taken, explainer = FeastOnline(settings), EventsIn(settings, metrics), Explainer()
-    challenger = Challenger(ws.bundles/"shadow", settings.serve.threads, metrics)
+    challenger = Challenger(ws.bundles/"shadow", settings.serve.threads, metrics, **trust(settings.serve))
     shadow = Shadow(challenger, ws.root/"shadow", metrics) if settings.serve.shadow else None
     share, mb, seconds = (getattr(settings.serve, f"request_log{x}") for x in ("", "_mb", "_seconds"))
     requests = RequestLog(ws.root/"requests", share, mb, seconds, metrics) if share else None
-    metrics.registry.register(DriftGauges(ws.reports/"drift.json"))
+    metrics.registry.register(drift := DriftGauges(ws.reports/"drift.json"))
 
     @asynccontextmanager
     async def lifespan(app):
@@ -504,7 +497,7 @@ def create_app(settings:Settings,
         traffic.flush()
 
     app = Api(title="churn_nb", version=__version__, description="Will this customer leave?",
-                  lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+                  lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.current, app.state.store, app.state.shadow, app.state.request_log = current, store, shadow, requests
     backend = TritonBackend(settings) if settings.serve.backend == "triton" else None
     scoring = Scoring(settings.serve, traffic, [part for part in (shadow, requests) if part], backend)
@@ -514,6 +507,7 @@ def create_app(settings:Settings,
         app.direct[path] = Predict(settings, current, store, many, explainer, scoring, looking)
         app.router.routes.insert(0, Route(path, app.direct[path], include_in_schema=False)) # where it is mounted in another app
     app.include_router(info_routes(current, taken, traffic))
+    app.include_router(page_routes(current, drift, backend))
     app.include_router(v2_routes(settings.serve, current, [requests] if requests else []))
     problems_everywhere(app)
     app.layer = Around(asking(app.inner, keys), traffic, lambda: current.model)

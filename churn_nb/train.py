@@ -6,7 +6,7 @@
 __all__ = ['Split', 'matrices', 'recency_baseline', 'fit', 'candidates', 'variant', 'time_folds', 'stopped', 'with_rounds',
            'Trial', 'search', 'tracking', 'git_sha', 'provenance', 'describe_run', 'Candidate', 'train_candidate',
            'train_all', 'log_test_metrics', 'slice_groups', 'rival', 'importance', 'reference_row',
-           'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'markdown_table', 'model_card',
+           'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'card_of', 'markdown_table', 'model_card',
            'reference_file', 'register', 'train']
 
 # %% ../nbs/01_train.ipynb #1723a4e2
@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 from .bgnbd import fit_bgnbd, from_features, p_no_purchase
-from .bundle import Feature, Manifest, SelfTest, Store, manifest_json
+from .bundle import Card, Feature, Group, Interval, Manifest, SelfTest, Store, manifest_json
 from .calibration import (
     CALIBRATORS, Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
 from .data import some_customers
@@ -328,7 +328,8 @@ def expired(X:np.ndarray, names:list[str], settings:Settings) -> np.ndarray:
     return np.where(np.isin(names, perishable(settings)), np.float32(np.nan), X)
 
 # %% ../nbs/01_train.ipynb #825d0251
-def make_manifest(c:Candidate, exported:bytes, data:dict[str, Split], settings:Settings, metrics:dict) -> Manifest:
+def make_manifest(c:Candidate, exported:bytes, data:dict[str, Split], settings:Settings, metrics:dict,
+                  card:Card=Card()) -> Manifest:
     "All that the API must know of the model; the registry's version is filled in when it is deployed."
     names, says = feature_names(settings), feature_descriptions(settings)
     X, T, s = data["train"].X, data["test"].X, settings.train
@@ -340,7 +341,7 @@ def make_manifest(c:Candidate, exported:bytes, data:dict[str, Split], settings:S
     return Manifest(name=s.model_name, version="0", run_id=c.run_id, git_sha=git_sha(),
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     dataset=settings.data.dataset, data_hash=log_hash(settings), metrics=metrics,
-                    threshold=s.decision_threshold(),
+                    card=card, threshold=s.decision_threshold(),
                     decision={"offer_cost": s.offer_cost, "saved_margin": s.saved_margin},
                     calibration=c.model.calibrator.name, reference=as_json(reference),
                     features=[Feature(name=n, nullable=bool(g), min=float(a), max=float(b), description=says[n])
@@ -360,9 +361,14 @@ def facts_of(c:Candidate, data:dict[str, Split], rows:pd.DataFrame, settings:Set
     by_slice = slices(test, T.y, p, slice_groups(test), T.customer)
     plain = lambda t: t.astype(object).where(t.notna(), None).to_dict("records")
     return {"intervals": {m: {k: float(v) for k, v in r.items()} for m, r in sure.iterrows()},
-            "slices": plain(by_slice), "gain": plain(gain_table(T.y, p)),
+            "reliability": plain(reliability(T.y, p)), "slices": plain(by_slice), "gain": plain(gain_table(T.y, p)),
             "importance": importance(c.model, T, feature_names(settings), s.seed),
             "monotone_in_recency": monotone_in_recency(c.model, T.X, feature_names(settings), settings)}
+
+def card_of(c:Candidate, facts:dict) -> Card:
+    "The part of the facts that goes with the model wherever it is served."
+    return Card(kind=c.name, intervals={m: Interval(**v) for m, v in facts["intervals"].items()},
+                reliability=[Group(**g) for g in facts["reliability"]])
 
 _cell = lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)
 
@@ -456,7 +462,8 @@ def train(settings:Settings,
     dp = max(parity(winner.model, exported, Z, threshold=t)
              for Z in (X, probes(winner.model, X), expired(X, names, settings)))
     metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
-    manifest, facts = make_manifest(winner, exported, data, settings, metrics), facts_of(winner, data, rows, settings)
+    facts = facts_of(winner, data, rows, settings)
+    manifest = make_manifest(winner, exported, data, settings, metrics, card_of(winner, facts))
     T = data["test"]
     against = compare(T.y, predict(winner.model, X), rival(rows, settings), T.customer, "log_loss")
     version = register(winner, exported, manifest, data["train"].X[:5], settings,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from .bundle import BundleError, Manifest, read_bundle
+from .guard import check_onnx
 from .settings import Settings, atomic_write
 
 # %% ../nbs/40_triton.ipynb #11ea7364
@@ -29,10 +30,12 @@ def _tensor(v) -> Tensor:
     "A value of an ONNX graph as Triton sees it. Raises TritonError."
     import onnx
     kind = onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type)
-    if kind not in _onnx_types: raise TritonError(f"{v.name}: type {kind} has no counterpart in Triton; cast it in the graph")
+    if kind not in _onnx_types:
+        raise TritonError(f"{v.name}: type {kind} has no counterpart in Triton; cast it in the graph")
     shape = [d.dim_value if d.HasField("dim_value") else -1 for d in v.type.tensor_type.shape.dim]
     if not shape or shape[0] != -1:
-        raise TritonError(f"{v.name}: shape {shape}, the first dimension must be the batch's and free; export the graph with it")
+        raise TritonError(f"{v.name}: shape {shape}, the first dimension must be the batch's and free; "
+                          "export the graph with it")
     return Tensor(v.name, _onnx_types[kind], tuple(shape[1:]))
 
 _onnx_types = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "INT64": "INT64", "INT32": "INT32", "INT16": "INT16",
@@ -43,7 +46,8 @@ def signature(model:bytes, # An ONNX file
     "What goes into a graph and what comes out. Raises TritonError."
     import onnx
     try: graph = onnx.load_model_from_string(model).graph
-    except Exception as e: raise TritonError(f"not an ONNX file: {' '.join(str(e).split())[:100]}; export it again") from None
+    except Exception as e: # protobuf's
+        raise TritonError(f"not an ONNX file: {' '.join(str(e).split())[:100]}; export it again") from None
     constants = {t.name for t in graph.initializer}
     return [_tensor(v) for v in graph.input if v.name not in constants], [_tensor(v) for v in graph.output]
 
@@ -55,9 +59,12 @@ def _named(name:str) -> str:
 
 def _io(t:Tensor, batched:bool) -> str:
     "One input or output of config.pbtxt. Raises TritonError."
-    if bad := [d for d in t.dims if d < 1 and d != -1]: raise TritonError(f"{t.name}: a dimension of {bad[0]}; it must be -1 or positive")
-    if t.type not in {*_onnx_types.values(), "STRING"}: raise TritonError(f"{t.name}: type {t.type} is not one of Triton's; such as FP32")
-    if not t.dims and not batched: raise TritonError(f"{t.name}: without a batch a tensor needs a dimension; set max_batch_size")
+    if bad := [d for d in t.dims if d < 1 and d != -1]:
+        raise TritonError(f"{t.name}: a dimension of {bad[0]}; it must be -1 or positive")
+    if t.type not in {*_onnx_types.values(), "STRING"}:
+        raise TritonError(f"{t.name}: type {t.type} is not one of Triton's; such as FP32")
+    if not t.dims and not batched:
+        raise TritonError(f"{t.name}: without a batch a tensor needs a dimension; set max_batch_size")
     shape = f" dims: [ {', '.join(map(str, t.dims))} ]" if t.dims else " dims: [ 1 ] reshape: { shape: [ ] }"
     return f'  {{ name: "{_named(t.name)}" data_type: TYPE_{t.type}{shape} }}'
 
@@ -95,10 +102,12 @@ def triton_config(name:str, inputs:list[Tensor], outputs:list[Tensor], *,
     io = lambda title, ts: [f"{title} [", ",\n".join(_io(t, max_batch_size > 0) for t in ts), "]"]
     policy = ("all { }" if versions is None else f"latest {{ num_versions: {versions:d} }}" if isinstance(versions, int)
               else f"specific {{ versions: [ {', '.join(f'{v:d}' for v in versions)} ] }}")
-    return "\n".join([f'name: "{_named(name)}"', 'platform: "onnxruntime_onnx"', f'default_model_filename: "{_named(filename)}"',
+    return "\n".join([
+        f'name: "{_named(name)}"', 'platform: "onnxruntime_onnx"', f'default_model_filename: "{_named(filename)}"',
         f"max_batch_size: {max_batch_size:d}", *io("input", inputs), *io("output", outputs),
-        *_batching(max_batch_size, [*preferred], delay), f"instance_group [ {{ kind: KIND_{kind} count: {instances:d} }} ]",
-        f"version_policy: {{ {policy} }}", *(_warmup(inputs, 1 if max_batch_size else 0) if warmup else [])]) + "\n"
+        *_batching(max_batch_size, [*preferred], delay),
+        f"instance_group [ {{ kind: KIND_{kind} count: {instances:d} }} ]", f"version_policy: {{ {policy} }}",
+        *(_warmup(inputs, 1 if max_batch_size else 0) if warmup else [])]) + "\n"
 
 # %% ../nbs/40_triton.ipynb #ba807965
 def _put_version(folder:Path, version:str, name:str, data:bytes):
@@ -112,7 +121,7 @@ def _put_version(folder:Path, version:str, name:str, data:bytes):
         shutil.rmtree(folder/version/"old", ignore_errors=True)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-def _one_model(folder:Path, version:str, file:str, data:bytes, keep:int, **config):
+def _one_model(folder:Path, version:str, data:bytes, keep:int, **config):
     "One model of the repository: version, old ones removed, configuration."
     folder.mkdir(parents=True, exist_ok=True)
     text = triton_config(folder.name, *signature(data), filename="model.onnx", **config)
@@ -128,14 +137,17 @@ def _one_model(folder:Path, version:str, file:str, data:bytes, keep:int, **confi
 def write_model_repository(bundle_dir:str|Path, # A bundle or the link `current`
                            triton_dir:str|Path, # Made if missing
                            keep:int=2,          # Versions of a model that stay, this one included
+                           public_key:str|None=None, max_mb:float=200, # As in `read_bundle`
                            **config,            # As in `triton_config`: max_batch_size, preferred, delay, instances
                           ) -> Path:            # `triton_dir`
     "Put a bundle's graphs where Triton looks: `churn`, and `churn_int8` if there is one. Raises BundleError, TritonError."
-    m, files = read_bundle(bundle_dir)
+    m, files = read_bundle(bundle_dir, public_key, max_mb)
     if not re.fullmatch("[1-9][0-9]{0,17}", m.version):
         raise TritonError(f"version {m.version}: Triton's versions are whole numbers from 1; register the model in MLflow")
+    for file in triton_models.values():
+        if file in files: check_onnx(files[file], m, file, max_mb)
     for model, file in triton_models.items():
-        if file in files: _one_model(Path(triton_dir)/model, m.version, file, files[file], keep, **config)
+        if file in files: _one_model(Path(triton_dir)/model, m.version, files[file], keep, **config)
         elif (gone := Path(triton_dir)/model).exists(): _drop_versions(gone)
     return Path(triton_dir)
 
@@ -225,17 +237,19 @@ class TritonBackend:
         x.set_data_from_numpy(np.ascontiguousarray(X, np.float32))
         served = getattr(m, "serves", "model.onnx")
         name = next(n for n, f in triton_models.items() if f == served)
-        r = await self.client.infer(name, [x], m.version, [grpc.InferRequestedOutput(m.output)], client_timeout=max(seconds, .001))
+        out = [grpc.InferRequestedOutput(m.output)]
+        r = await self.client.infer(name, [x], m.version, out, client_timeout=max(seconds, .001))
         p, version = r.as_numpy(m.output), r.get_response().model_version
         if version != m.version or p is None or p.size != len(X):
-            raise ValueError(f"an answer of version {version} with {0 if p is None else p.size} rows, asked for {m.version} and {len(X)}")
+            n = 0 if p is None else p.size
+            raise ValueError(f"{n} rows of version {version}, asked for {len(X)} of {m.version}")
         return p.reshape(len(X))
 
     async def close(self):
         if self.client: await self.client.close()
 
-_channel = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_channel = [(f"grpc.{k}_reconnect_backoff_ms", v) for k, v in (("initial", 100), ("min", 100), ("max", 1000))]
+_channel += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 def _unreachable(e:Exception) -> bool:
     "Whether an error says that Triton was not reached."

@@ -1,9 +1,11 @@
 "The gate on every kind of number; deciding, deploying, taking back, tampering. Races and killed processes are in test_registry."
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p, train as t
+from churn_nb.bundle import read_bundle
 from churn_nb.settings import Criterion, Workspace
 from registries import ROWS, current, made, refused
 
@@ -100,6 +102,22 @@ def test_deploying_twice_is_deploying_once_and_old_bundles_stay(registry):
     assert p.run_gate(s, ROWS)[0].promoted and current(s) == "1" # the gate decides, deploying is another step
     assert p.deploy_champion(s) == p.deploy_champion(s) == bundles/"2"
     assert tree(bundles/"1") == first and sorted(f.name for f in bundles.iterdir() if not f.name.startswith(".")) == ["1", "2", "current"]
+
+def test_a_bundle_carries_the_rows_that_let_it_through_first_also_where_it_stood_in_shadow_before(registry):
+    s = registry.world("card", 1, "strong")
+    on = s.model_copy(update={"serve": s.serve.model_copy(update={"shadow": True})})
+    bundles, card = Workspace(s.paths.workspace).bundles, lambda v: read_bundle(bundles/v)[0].card
+    p.deploy_champion(on)
+    assert card("2").gate == [] and (bundles/"shadow").resolve().name == "2"
+    decision, _ = p.run_gate(on, ROWS)
+    p.deploy_champion(on)
+    assert current(s) == "2" and [msgspec.structs.asdict(row) for row in card("2").gate] == [asdict(c) for c in decision.checks]
+    before = tree(bundles/"2")
+    p.rollback(s)
+    assert current(s) == "1" and {row.verdict for row in card("1").gate} == {"pass"} # as `registry.world` promoted it
+    registry.promote(s, "2", "1") # let through again, on other grounds: the version stays what it is
+    p.deploy_champion(s)
+    assert current(s) == "2" and tree(bundles/"2") == before and card("2").decided
 
 @pytest.mark.parametrize("harm", [lambda f: f.write_bytes(f.read_bytes()[:-1] + b"\0"), lambda f: f.write_bytes(b""), lambda f: f.unlink()], ids=["tampered", "empty", "missing"])
 def test_another_file_than_the_registered_one_is_not_used(registry, request, harm):

@@ -285,6 +285,9 @@ def test_the_card_and_the_manifest_tell_how_it_decides(recorded):
     assert manifest["threshold"] == result["threshold"] == s.train.offer_cost/s.train.saved_margin == .8
     assert manifest["decision"] == {"offer_cost": 2., "saved_margin": 2.5} and manifest["calibration"] == result["calibration"]
     assert len(manifest["reference"]) == len(manifest["features"])
+    card = manifest["card"]
+    assert card["kind"] == result["winner"] and card["intervals"] == result["intervals"] and card["reliability"] == result["reliability"] and card["gate"] == []
+    assert sum(g["n"] for g in card["reliability"]) == result["rows"]["test"]
 
 def test_the_rows_of_every_split_are_recorded(recorded):
     client, s, result = recorded
