@@ -191,9 +191,9 @@ def read_bundle(path:str|Path,            # Folder of one version, or a link to 
                           "make the model smaller or raise [serve] max_model_mb")
     return m, {name: _read_checked(folder, name, want) for name, want in m.files.items()}
 
-def verify_bundle(path:str|Path, public_key:str|None=None) -> Manifest:
+def verify_bundle(path:str|Path, public_key:str|None=None, max_mb:float=200) -> Manifest:
     "The manifest of a bundle whose hashes all hold, and its signature where one is asked for. Raises BundleError."
-    return read_bundle(path, public_key)[0]
+    return read_bundle(path, public_key, max_mb)[0]
 
 # %% ../nbs/13_bundle.ipynb #4443514c
 _make_key = "make one with openssl genpkey -algorithm ed25519"
@@ -324,10 +324,10 @@ def write_bundle(bundles:Path,      # The folder of all versions; made if missin
     return place
 
 # %% ../nbs/13_bundle.ipynb #9d97577e
-def _point(bundles:Path, link:str, version:str, public_key:str|None) -> Path:
+def _point(bundles:Path, link:str, version:str, *how) -> Path: # how: public_key, max_mb
     "Let a link in `bundles` name a verified version, in one step; the version's folder."
     bundles = Path(bundles)
-    verify_bundle(bundles/version, public_key)
+    verify_bundle(bundles/version, *how)
     with _writing(bundles):
         new = Path(tempfile.mkdtemp(prefix=".tmp-", dir=bundles))/link
         new.symlink_to(version)
@@ -337,10 +337,10 @@ def _point(bundles:Path, link:str, version:str, public_key:str|None) -> Path:
     return bundles/version
 
 def switch_current(bundles:Path, version:str, # The version to put live
-                   public_key:str|None=None,  # As in `read_bundle`
+                   public_key:str|None=None, max_mb:float=200, # As in `read_bundle`
                   ) -> Path:                  # Its folder
     "Point `current` at a verified version, in one step. Raises BundleError."
-    return _point(bundles, "current", version, public_key)
+    return _point(bundles, "current", version, public_key, max_mb)
 
 def current_bundle(bundles:Path) -> Path|None:
     "The folder that `current` points at, verified or not; None where nothing was ever put live."
@@ -350,10 +350,10 @@ def current_bundle(bundles:Path) -> Path|None:
 
 # %% ../nbs/13_bundle.ipynb #f359c42b
 def switch_shadow(bundles:Path, version:str|None, # The version to score in shadow; None: none from now on
-                  public_key:str|None=None,       # As in `read_bundle`
+                  public_key:str|None=None, max_mb:float=200, # As in `read_bundle`
                  ) -> Path|None:                  # Its folder
     "Point `shadow` at a verified version, in one step, or take it away. Raises BundleError."
-    if version is not None: return _point(bundles, "shadow", version, public_key)
+    if version is not None: return _point(bundles, "shadow", version, public_key, max_mb)
     with _writing(bundles := Path(bundles)):
         (bundles/"shadow").unlink(missing_ok=True)
         _sync(bundles)

@@ -118,7 +118,7 @@ def run_step(settings:Settings, step:str,
 def _for_kernels(settings:Settings):
     "What the notebooks' kernels must see: the settings file of this run, and no one's telemetry."
     mine = {"CHURN_SETTINGS": str(settings.file)} if settings.file else {}
-    mine |= {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    mine |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before = {k: os.environ.get(k) for k in mine}
     os.environ.update(mine)
     try: yield
@@ -491,9 +491,8 @@ def score(source:Annotated[Path, typer.Argument(
           workspace:_Workspace=""):
     "Score a table with the served model: adds probability, churn_risk and model_version."
     from churn_nb.drift import read_table # each command imports what it needs
-    from churn_nb.serve import Model
     settings = _settings(workspace)
-    frame, model = read_table(source), Model.load(_served(settings), settings.serve.threads)
+    frame, model = read_table(source), _load(settings)
     if missing := [n for n in model.manifest.names if n not in frame]:
         raise UsageError(f"{source}: column {missing[0]} is missing; "
                          f"the model needs {', '.join(model.manifest.names)}")
@@ -506,6 +505,12 @@ def score(source:Annotated[Path, typer.Argument(
     atomic_write(out, write[out.suffix](scored))
     typer.echo(f"{len(frame):,} rows scored by version {model.manifest.version}: "
                f"{sum(a.churn_risk for a in answers):,} at risk; {out}")
+
+def _load(settings:Settings):
+    "The served model, under the same checks as the API's."
+    from churn_nb.guard import trust # each command imports what it needs
+    from churn_nb.serve import Model
+    return Model.load(_served(settings), settings.serve.threads, **trust(settings.serve))
 
 def _served(settings:Settings) -> Path:
     "The current bundle. Raises UsageError where there is none."
@@ -532,10 +537,10 @@ def _registry(settings:Settings) -> str:
 
 def _bundle(settings:Settings) -> str:
     from churn_nb.bundle import current_bundle # each check imports what it needs
-    from churn_nb.serve import Model
     if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
         return "none yet; `churn run` makes one"
-    return f"version {Model.load(b).manifest.version}, hashes and self test hold"
+    what = "hashes, signature" if settings.serve.public_key else "hashes"
+    return f"version {_load(settings).manifest.version}, {what} and self test hold"
 
 def _online(settings:Settings) -> str:
     ws, todo = Workspace(settings.paths.workspace), "; run `churn materialize`"
@@ -576,6 +581,7 @@ def doctor(workspace:_Workspace=""):
 # %% ../nbs/12_pipeline.ipynb #924a8b2c
 def main(args:list[str]|None=None):
     "Entry point of `churn`: errors that a user can mend become one line and an exit code."
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False" # no command has a use for a pickle
     try: app(args, standalone_mode=True)
     except (SettingsError, WorkspaceError, UsageError) as e: sys.exit(_complain(e, 2))
     except Exception as e:

@@ -11,9 +11,10 @@ import html, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
-from .bundle import BundleError, Manifest, write_bundle
+from .bundle import BundleError, Manifest, signing_key, write_bundle
 from .evaluation import compare, smaller_is_better
 from .features import training_rows
+from .guard import check_onnx
 from .quantise import INT8_ROW, precision_cost
 from .registry import (RegistryError, apply_decision, champion, connect, deploy_champion, history, load_int8,
                                load_version, read_history, rollback, settle, version_of)
@@ -87,6 +88,8 @@ def against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, p:
     theirs, model = champion
     if theirs.names != manifest.names:
         return [check("champion", "the same features", f"version {theirs.version} has others", False)]
+    try: check_onnx(model, theirs, max_mb=float("inf"))
+    except BundleError as e: return [check("champion", "can be scored", f"version {theirs.version}: {e}", False)]
     y, who = rows.churn.to_numpy(), f"champion (version {theirs.version})"
     q, newer = onnx_predict(model, rows[theirs.names].to_numpy("float32")), manifest.data_hash != theirs.data_hash
     margin = gate.margin if refresh and newer else 0.
@@ -123,9 +126,9 @@ def latency(bundle:Model,     # As the API loads it
     p50, p99 = np.percentile(times[calls//10:], [50, 99]) / 1e6
     return {"latency_ms": float(p99), "latency_p50_ms": float(p50)}
 
-def as_served(manifest:Manifest, model:bytes) -> Model:
+def as_served(manifest:Manifest, model:bytes, max_mb:float=200) -> Model:
     "The bundle, written, verified, self-tested and loaded as the API does it. Raises BundleError."
-    with tempfile.TemporaryDirectory() as d: return Model.load(write_bundle(Path(d)/"bundle", model, manifest))
+    with tempfile.TemporaryDirectory() as d: return Model.load(write_bundle(Path(d)/"bundle", model, manifest), max_mb=max_mb)
 
 # %% ../nbs/02_promote.ipynb #14520171
 def int8_row(int8:bytes|RegistryError|None, # The file, or why it can't be read; None: there is none
@@ -135,6 +138,7 @@ def int8_row(int8:bytes|RegistryError|None, # The file, or why it can't be read;
     row = lambda said, passed: [Check(INT8_ROW, f"< {gate.int8_loss:g}", said, "pass" if passed else "note")]
     try:
         if isinstance(int8, Exception): raise int8
+        check_onnx(int8, manifest, "the int8 file")
         c = precision_cost(y, p, onnx_predict(int8, X), manifest.threshold)
     except Exception as e: return row(" ".join(str(e).split())[:200], False) # ONNX Runtime's have no common class
     said = f"{c['accuracy_loss']:.5f}; {c['flipped']} of {len(y)} decisions flip, |dp| up to {c['max_dp']:.5f}"
@@ -160,14 +164,16 @@ def decide(manifest:Manifest, model:bytes,          # The challenger
            refresh:bool=False,                      # Trained on newer data: not worse is enough
            seed:int=0,                              # Of the bootstrap
            int8:bytes|RegistryError|None=None,      # The challenger's int8 file, see `int8_row`
+           max_mb:float=200,                        # `[serve] max_model_mb`
           ) -> Decision:
     "Measure the challenger on the test rows and check every criterion. What can't be measured fails in a row of its own."
     now = champion[0].version if champion else None
     X, y = rows[manifest.names].to_numpy("float32"), rows.churn.to_numpy()
     unfit = lambda what, required, e: Decision(manifest.version, now, [check(what, required, str(e), False)])
     try:
+        served = as_served(manifest, model, max_mb) # nothing is computed with a file that was not looked at
         metrics = evaluate(y, p := onnx_predict(model, X), manifest.threshold, **manifest.decision)
-        metrics |= latency(as_served(manifest, model), X, gate.latency_calls)
+        metrics |= latency(served, X, gate.latency_calls)
     except BundleError as e: return unfit("bundle", "can be served", e)
     except ValueError as e: return unfit("test rows", "can be evaluated", e)
     baseline = {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
@@ -197,6 +203,7 @@ def _int8(client, settings:Settings, version:str) -> bytes|RegistryError|None:
 
 def run_gate(settings:Settings, rows:pd.DataFrame, refresh:bool=False) -> tuple[Decision, dict]: # And the step's result
     "Decide on the registry's challenger and carry it out. Raises RegistryError where there is no challenger."
+    signing_key(settings.serve.public_key) # what can't be deployed is not decided
     client, ws = connect(settings), Workspace(settings.paths.workspace)
     settle(client, settings)
     challenger, now = version_of(client, settings, "challenger"), champion(client, settings)
@@ -204,7 +211,7 @@ def run_gate(settings:Settings, rows:pd.DataFrame, refresh:bool=False) -> tuple[
     manifest, model = load_version(client, settings, challenger)
     theirs = load_version(client, settings, now) if now else None
     decision = decide(manifest, model, theirs, rows, settings.gate_for(settings.data.dataset),
-                      ws.read_result("03_drift"), refresh, settings.train.seed, _int8(client, settings, challenger))
+                      ws.read_result("03_drift"), refresh, settings.train.seed, _int8(client, settings, challenger), settings.serve.max_model_mb)
     record = apply_decision(client, settings, manifest, decision)
     return decision, {
         "version": challenger, "verdict": decision.verdict, "exit_code": decision.exit_code,

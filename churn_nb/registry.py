@@ -13,7 +13,9 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 import filelock, msgspec, numpy as np, requests, sqlalchemy
-from .bundle import BundleError, GateRow, Manifest, parse_manifest, switch_current, switch_shadow, write_bundle
+from .bundle import (BundleError, GateRow, Manifest, parse_manifest, signing_key, switch_current, switch_shadow,
+                             write_bundle)
+from .guard import check_onnx
 from .quantise import INT8_FILE, INT8_ROW
 from .settings import Settings, Workspace, atomic_write
 from .train import hushed, onnx_predict, tracking
@@ -323,8 +325,10 @@ def with_precision(client, settings:Settings, manifest:Manifest, history:list[di
     "The manifest for the precision that was asked for and may serve; the bundle's further files."
     int8, why = None, "it has no int8 file that passed the gate"
     try:
-        if _int8_passed(history, manifest.version): int8 = load_int8(client, settings, manifest.version)
-    except RegistryError as e: why = str(e)
+        if _int8_passed(history, manifest.version):
+            check_onnx(int8 := load_int8(client, settings, manifest.version) or b"", manifest, INT8_FILE,
+                       settings.serve.max_model_mb)
+    except (RegistryError, BundleError) as e: int8, why = None, str(e)
     if int8 is None:
         if settings.serve.precision == "int8": log.warning("version %s serves float32, not int8: %s", manifest.version, why)
         return manifest, {}
@@ -342,8 +346,8 @@ def with_gate(manifest:Manifest, history:list[dict]) -> Manifest:
     return msgspec.structs.replace(manifest, card=msgspec.structs.replace(manifest.card, gate=rows, decided=e["at"]))
 
 def deploy_champion(settings:Settings) -> Path: # The bundle's folder
-    "Make the serving bundle follow the registry. Raises RegistryError where there is no champion."
-    client = connect(settings)
+    "Make the serving bundle follow the registry, signed where there is a key. Raises RegistryError, BundleError."
+    key, client = signing_key(settings.serve.public_key), connect(settings)
     settle(client, settings)
     with _lock(settings): # a slow one must not put an older champion live after a newer one
         if (version := champion(client, settings)) is None:
@@ -351,21 +355,21 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
         bundles = Workspace(settings.paths.workspace).bundles
         manifest, model = load_version(client, settings, version)
         manifest, more = with_precision(client, settings, manifest, past := settle(client, settings))
-        write_bundle(bundles, model, with_gate(manifest, past), more)
-        folder = switch_current(bundles, version)
-        _deploy_shadow(client, settings, bundles)
+        write_bundle(bundles, model, with_gate(manifest, past), more, key)
+        folder = switch_current(bundles, version, settings.serve.public_key, settings.serve.max_model_mb)
+        _deploy_shadow(client, settings, bundles, key)
         return folder
 
-def _deploy_shadow(client, settings:Settings, bundles:Path):
+def _deploy_shadow(client, settings:Settings, bundles:Path, key):
     "With [serve] shadow the challenger's bundle stands beside the champion's; without, or without a challenger, none."
     if version := version_of(client, settings, "challenger") if settings.serve.shadow else None:
         try:
             manifest, model = load_version(client, settings, version)
-            write_bundle(bundles, model, manifest)
+            write_bundle(bundles, model, manifest, key=key)
         except (RegistryError, BundleError) as e: # the champion is live already, and stays so
             log.warning("no challenger in shadow: %s", e)
             version = None
-    switch_shadow(bundles, version)
+    switch_shadow(bundles, version, settings.serve.public_key, settings.serve.max_model_mb)
 
 # %% ../nbs/14_registry.ipynb #4e6e1796
 def lineage(history:list[dict]) -> list[str]:
@@ -402,6 +406,7 @@ def rollback(settings:Settings,
              why:str="",        # Reason, for the history
             ) -> dict:          # The entry
     "Make an earlier version champion again, and deploy it. Raises RegistryError where there is none to return to."
+    signing_key(settings.serve.public_key) # what can't be deployed is not decided
     client = connect(settings)
     with _talking(settings):
         target = _target(client, settings, history := settle(client, settings), to)

@@ -21,6 +21,7 @@ from . import __version__
 from .batching import Batcher, Busy, Late
 from .bundle import BundleError, Feature, Manifest, Store, read_bundle
 from .explain import Explainer, wants_explanation
+from .guard import check_onnx, memory_bound, room_for, trust
 from .ingest import EventsIn
 from .lane import Lane, protocol_with
 from .limits import Guard, Keys, asking, guarded, open_files, read_keys
@@ -99,18 +100,6 @@ def _session(model:bytes, threads:int) -> ort.InferenceSession:
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
     return ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
 
-def _check_graph(session:ort.InferenceSession, m:Manifest):
-    "Compare the graph's signature with the manifest's. Raises BundleError."
-    want_in, want_out = f"{m.input} float [N, {len(m.features)}]", f"{m.output} float [N]"
-    def shape(a):
-        if not a.shape: return "[]"
-        first = str(a.shape[0]) if isinstance(a.shape[0], int) else "N"
-        return "[" + ", ".join([first, *map(str, a.shape[1:])]) + "]"
-    say = lambda a: f"{a.name} {a.type[7:-1]} {shape(a)}"
-    ins, outs = [say(a) for a in session.get_inputs()], [say(a) for a in session.get_outputs()]
-    if ins != [want_in]: raise BundleError(f"model.onnx: input is {'; '.join(ins)}, the manifest says {want_in}")
-    if want_out not in outs: raise BundleError(f"model.onnx: output is {'; '.join(outs)}, the manifest says {want_out}")
-
 # %% ../nbs/04_serve.ipynb #db731cac
 class Answer(msgspec.Struct):
     "What /predict answers for one row."
@@ -129,19 +118,23 @@ class Model:
     @classmethod
     def load(cls, bundle_dir:str|Path, # Folder of a version, or a link to one
              threads:int=1,            # Intra-op threads of the session
+             public_key:str|None=None, # As in `read_bundle`
+             max_mb:float=200,         # Of a file
+             max_batch:int=1000,       # Rows that it must be able to score at once
             ) -> "Model":
-        "Load a bundle if it proves to be what it says. Raises BundleError."
-        manifest, files = read_bundle(bundle_dir)
+        "Load a bundle if it proves to be what it says, within a bound on memory. Raises BundleError."
+        manifest, files = read_bundle(bundle_dir, public_key, max_mb)
+        data = files[manifest.serves]
         try:
-            session = _session(files[manifest.serves], threads)
-            _check_graph(session, manifest)
-            return cls(manifest, session).self_test()
+            with memory_bound(room_for(data)):
+                check_onnx(data, manifest, manifest.serves, max_mb)
+                return cls(manifest, _session(data, threads)).self_test(max_batch)
         except BundleError as e: why = str(e)
         except Exception as e: # its errors have no common class
             why = f"ONNX Runtime refuses {manifest.serves}: {' '.join(str(e).split())[:200]}"
         raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
-    def self_test(self) -> "Model":
+    def self_test(self, max_batch:int=64) -> "Model":
         "Score the manifest's rows, its reference, and its example without each nullable feature. Raises BundleError."
         t, m = self.manifest.self_test, self.manifest
         off = np.abs(self.predict(np.array(t.rows, np.float32)) - np.array(t.probability)).max()
@@ -153,6 +146,7 @@ class Model:
         gaps = [[None if n == g else m.example[n] for n in m.names] for g in left_out]
         if not np.isfinite(self.predict(np.array(gaps + [m.reference or t.rows[0]], np.float32))).all():
             raise BundleError("self test: no probability for the reference, or the example without a nullable feature")
+        self.predict(np.resize(np.array(t.rows, np.float32), (max_batch, len(m.features)))) # memory for it is there
         return self.warm()
 
     def warm(self, rounds:int=3) -> "Model":
@@ -212,8 +206,9 @@ class CurrentModel:
     "The model that answers now, and the watch over the folder it came from."
     level = logging.ERROR # of a refusal
     def __init__(self, path:Path, # A bundle or the link `current`
-                 threads:int, metrics:Metrics):
-        self.path, self.threads, self.metrics = Path(path), threads, metrics
+                 threads:int, metrics:Metrics,
+                 **how): # Further arguments of `Model.load`
+        self.path, self.threads, self.metrics, self.how = Path(path), threads, metrics, how
         self.model, self.refused, self.seen, self.lock = None, "", (), threading.Lock()
 
     def state(self) -> tuple|None:
@@ -229,7 +224,7 @@ class CurrentModel:
             state = self.state()
             if state == self.seen or state is None: return self
             self.seen = state
-            try: self.model, self.refused = Model.load(self.path, self.threads), ""
+            try: self.model, self.refused = Model.load(self.path, self.threads, **self.how), ""
             except BundleError as e:
                 self.refused = str(e)
                 serving = self.model.manifest.version if self.model else None
@@ -437,7 +432,8 @@ def info_routes(current:CurrentModel, taken:EventsIn, traffic:Traffic) -> APIRou
         keep = ("name", "version", "run_id", "git_sha", "dataset", "data_hash", "created", "threshold", "metrics",
                 "card", "calibration", "decision", "features", "example", "reference")
         hashes = {f: h["sha256"] for f, h in m["files"].items()}
-        return {k: m[k] for k in keep} | {"verified": True, "sha256": hashes} # unverified bundles are never loaded
+        signature = "verified" if current.how.get("public_key") else "not asked for" # [serve] public_key
+        return {k: m[k] for k in keep} | {"verified": True, "signature": signature, "sha256": hashes} # else not loaded
 
     @r.post("/events", summary="Purchases: logged, and in the features of their customers", openapi_extra=events_body)
     async def events(request:Request):
@@ -469,9 +465,9 @@ def create_app(settings:Settings,
     "The API. It starts without a model too, and loads one as soon as there is one."
     ws, metrics = Workspace(settings.paths.workspace), Metrics()
     traffic = Traffic(metrics)
-    current = CurrentModel(bundle_dir or ws.bundles/"current", settings.serve.threads, metrics).refresh()
+    current = CurrentModel(bundle_dir or ws.bundles/"current", settings.serve.threads, metrics, **trust(settings.serve)).refresh()
     store, taken, explainer = FeastOnline(settings), EventsIn(settings, metrics), Explainer()
-    challenger = Challenger(ws.bundles/"shadow", settings.serve.threads, metrics)
+    challenger = Challenger(ws.bundles/"shadow", settings.serve.threads, metrics, **trust(settings.serve))
     shadow = Shadow(challenger, ws.root/"shadow", metrics) if settings.serve.shadow else None
     share, mb, seconds = (getattr(settings.serve, f"request_log{x}") for x in ("", "_mb", "_seconds"))
     requests = RequestLog(ws.root/"requests", share, mb, seconds, metrics) if share else None
@@ -548,9 +544,10 @@ def run_server(settings:Settings,
     app.state.traffic.out = lambda text: (handler.stream.write(text), handler.stream.flush())
     model = app.state.current.model
     says = f"serves model {model.manifest.version}" if model else app.state.current.trouble().detail
-    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, http=app.state.protocol, ws="none", log_config=None, access_log=False,
                                            server_header=False, timeout_graceful_shutdown=10))
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *_: None)
+    if threading.current_thread() is threading.main_thread(): # also where it comes before uvicorn listens to it
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
     try: server.run(sockets=[sock])
-    except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on; the line above is for SIGTERM
+    except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on, SIGTERM to the handler above

@@ -136,6 +136,8 @@ class Serve(Section):
     max_headers: int = Field(gt=0)
     threads: int = Field(gt=0)
     precision: Literal["float32", "int8"]
+    public_key: str
+    max_model_mb: float = Field(gt=0)
     store_timeout_ms: int = Field(gt=0)
     shadow: bool
     request_log: float = Field(ge=0, le=1)
@@ -206,7 +208,7 @@ def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
 
 _not_settings = {"CHURN_SETTINGS",        # says where the file is, so it can't be in the file
                  "CHURN_REDIS_PASSWORD",  # secrets
-                 "CHURN_SERVE_API_KEYS"}
+                 "CHURN_SERVE_API_KEYS", "CHURN_SIGNING_KEY"}
 
 # %% ../nbs/10_settings.ipynb #311d4e33
 def find_settings(start:str|Path=".", # Folder to look upwards from
@@ -243,6 +245,10 @@ def _one_line(e:ValidationError, file:str, env:dict, over:dict) -> str:
     return f"{where}: {at} = {shown}: {msg}"
 
 # %% ../nbs/10_settings.ipynb #6fc1e9ff
+def _key_files(text:str, base:Path) -> str:
+    "Public keys, those that are files counted from the settings file's folder."
+    return ",".join(p if "-----BEGIN" in p else str(base/p.strip()) for p in text.split(",") if p.strip())
+
 def load_settings(
     overrides:dict|None=None, # {"section.key": value}; the strongest layer; None and "" leave the setting as it is
     path:str|Path|None=None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards
@@ -267,7 +273,8 @@ def load_settings(
     try: s = Settings.model_validate({**raw, "gates": gates})
     except ValidationError as e:
         raise SettingsError(_one_line(e, path.name if path else "settings", env, over)) from None
-    return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}),
+    keys = s.serve.model_copy(update={"public_key": _key_files(s.serve.public_key, base)})
+    return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}), "serve": keys,
                                 "file": path.resolve() if path else None})
 
 # %% ../nbs/10_settings.ipynb #ebb1afb4

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from .bundle import BundleError, Manifest, read_bundle
+from .guard import check_onnx
 from .settings import Settings, atomic_write
 
 # %% ../nbs/40_triton.ipynb #11ea7364
@@ -136,12 +137,15 @@ def _one_model(folder:Path, version:str, data:bytes, keep:int, **config):
 def write_model_repository(bundle_dir:str|Path, # A bundle or the link `current`
                            triton_dir:str|Path, # Made if missing
                            keep:int=2,          # Versions of a model that stay, this one included
+                           public_key:str|None=None, max_mb:float=200, # As in `read_bundle`
                            **config,            # As in `triton_config`: max_batch_size, preferred, delay, instances
                           ) -> Path:            # `triton_dir`
     "Put a bundle's graphs where Triton looks: `churn`, and `churn_int8` if there is one. Raises BundleError, TritonError."
-    m, files = read_bundle(bundle_dir)
+    m, files = read_bundle(bundle_dir, public_key, max_mb)
     if not re.fullmatch("[1-9][0-9]{0,17}", m.version):
         raise TritonError(f"version {m.version}: Triton's versions are whole numbers from 1; register the model in MLflow")
+    for file in triton_models.values():
+        if file in files: check_onnx(files[file], m, file, max_mb)
     for model, file in triton_models.items():
         if file in files: _one_model(Path(triton_dir)/model, m.version, files[file], keep, **config)
         elif (gone := Path(triton_dir)/model).exists(): _drop_versions(gone)

@@ -15,6 +15,7 @@ from .bundle import Manifest
 from .clusters import domain_auc
 from .drift import DriftReport, band, drift_report, levels
 from .export import onnx_predict
+from .guard import check_onnx
 from .log import connection, log_sql
 from .performance import LossWatch, label_rate_change, watch_losses
 from .registry import RegistryError, champion, connect, load_file, load_version
@@ -59,6 +60,7 @@ def current_rows(settings:Settings, reference:Reference,
     ids = np.where(known, seen.customer_id.fillna(0).astype("int64"), -1 - np.arange(len(seen)))
     out = seen[["at", *names]].assign(customer_id=ids)
     if len(names) == len(reference.manifest.names):
+        check_onnx(reference.model, reference.manifest, max_mb=float("inf"))
         out["probability"] = onnx_predict(reference.model, out[reference.manifest.names].to_numpy("float32"))
     return out
 

@@ -181,7 +181,7 @@ def written(ws): return {str(f.relative_to(ws/"triton")) for f in (ws/"triton").
 def test_int8_is_a_model_of_its_own_and_goes_when_a_bundle_has_none(tmp_path, monkeypatch):
     import churn_nb.triton as module
     files = {"model.onnx": onnx_model(), "model.int8.onnx": onnx_model(.1)}
-    monkeypatch.setattr(module, "read_bundle", lambda _: (manifest("3"), files))
+    monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("3"), files))
     write_model_repository("", tmp_path/"triton")
     assert written(tmp_path) == {f"{m}/{f}" for m in ("churn", "churn_int8") for f in ("3/model.onnx", "config.pbtxt")}
     assert (tmp_path/"triton/churn_int8/3/model.onnx").read_bytes() == files["model.int8.onnx"]
@@ -195,6 +195,6 @@ def test_versions_with_other_features_do_not_stay_and_writing_twice_changes_noth
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")}
     put(tmp_path, "2", bias=1.)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")} == before
-    monkeypatch.setattr(module, "read_bundle", lambda _: (manifest("5"), {"model.onnx": onnx_model(k=4)}))
+    monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("5"), {"model.onnx": onnx_model(k=4)}))
     write_model_repository("", tmp_path/"triton")
     assert written(tmp_path) == {"churn/5/model.onnx", "churn/config.pbtxt"}
