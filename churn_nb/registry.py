@@ -326,7 +326,8 @@ def with_precision(client, settings:Settings, manifest:Manifest, history:list[di
     int8, why = None, "it has no int8 file that passed the gate"
     try:
         if _int8_passed(history, manifest.version):
-            check_onnx(int8 := load_int8(client, settings, manifest.version) or b"", manifest, INT8_FILE)
+            check_onnx(int8 := load_int8(client, settings, manifest.version) or b"", manifest, INT8_FILE,
+                       settings.serve.max_model_mb)
     except (RegistryError, BundleError) as e: int8, why = None, str(e)
     if int8 is None:
         if settings.serve.precision == "int8": log.warning("version %s serves float32, not int8: %s", manifest.version, why)
