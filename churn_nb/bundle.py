@@ -117,7 +117,7 @@ def _nonsense(m:Manifest) -> str|None:
         return f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
     if bad := [n for n, v in m.example.items() if v is None and n not in may_miss]:
         return f"example: {bad[0]} is null but not nullable"
-    if bad := [n for n in m.files if not _plain.match(n) or n.startswith("manifest.")]:
+    if bad := [n for n in (*m.files, m.serves) if not _plain.match(n) or n.startswith("manifest.")]:
         return f"files: {ascii(bad[0])[:80]} is not a plain file in the folder"
     t = m.self_test
     if not t.rows or len(t.rows) != len(t.probability): return "self_test: needs rows, and one probability for each"

@@ -97,7 +97,7 @@ class RowReader:
 def _session(model:bytes, threads:int) -> ort.InferenceSession:
     "ONNX Runtime on a graph in memory."
     o = ort.SessionOptions()
-    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
+    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 4 # its errors are raised as well
     return ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
 
 # %% ../nbs/04_serve.ipynb #db731cac
@@ -214,9 +214,11 @@ class CurrentModel:
     def state(self) -> tuple|None:
         "What tells one bundle on disk from another, without reading it."
         folder = Path(os.path.realpath(self.path))
-        stamp = lambda f: (f.name, f.stat().st_ino, f.stat().st_mtime_ns, f.stat().st_size)
+        def stamp(f):
+            s = f.stat(follow_symlinks=False)
+            return f.name, s.st_ino, s.st_mtime_ns, s.st_size
         try: return str(folder), *sorted(stamp(f) for f in os.scandir(folder))
-        except OSError: return None
+        except OSError: return (str(folder),) if os.path.lexists(self.path) else None # a link to nothing is refused, loudly
 
     def refresh(self) -> "CurrentModel":
         "Load what is new, if anything is. Never raises for a bad bundle."

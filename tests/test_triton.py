@@ -3,7 +3,7 @@ import asyncio, shutil, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import httpx, numpy as np, pytest
-from churn_nb.bundle import write_bundle
+from churn_nb.bundle import Feature, write_bundle
 from churn_nb.serve import Model
 from churn_nb.settings import load_settings
 from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
@@ -195,6 +195,7 @@ def test_versions_with_other_features_do_not_stay_and_writing_twice_changes_noth
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")}
     put(tmp_path, "2", bias=1.)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")} == before
-    monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("5"), {"model.onnx": onnx_model(k=4)}))
+    four = [*manifest().features, Feature(name="more")]
+    monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("5", features=four), {"model.onnx": onnx_model(k=4)}))
     write_model_repository("", tmp_path/"triton")
     assert written(tmp_path) == {"churn/5/model.onnx", "churn/config.pbtxt"}
