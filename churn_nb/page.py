@@ -23,12 +23,13 @@ def table(head:list[str], rows:list[list], # Texts; shown as they are
           about:str,                       # What the table holds, for those who don't see it
          ) -> str:                         # HTML
     "A table whose first column names the rows."
-    def line(first, *rest): return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
+    def line(first, *rest):
+        return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
     safe = [[escape(str(v)) for v in r] for r in rows]
     for r in safe: r[0] = r[0].replace("_", "_<wbr>") # where a long name may break
     top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
-    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(about)}"><table><thead><tr>{top}</tr></thead>'
-            f'<tbody>{"".join(line(*r) for r in safe)}</tbody></table></div>')
+    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(about)}"><table>'
+            f'<thead><tr>{top}</tr></thead><tbody>{"".join(line(*r) for r in safe)}</tbody></table></div>')
 
 def facts(rows:dict[str, object]) -> str:
     "Names and values as a definition list."
@@ -47,7 +48,8 @@ def metrics_table(m:Manifest) -> str:
         base = m.metrics.get(f"baseline_{k}")
         return [k, show(m.metrics[k]), sure, "" if base is None else show(base)]
     ordered = [*(k for k in _first if k in own), *(k for k in own if k not in _first)]
-    return table(["metric", "value", "95 % interval", "baseline"], [line(k) for k in ordered], "Metrics of the test rows")
+    head = ["metric", "value", "95 % interval", "baseline"]
+    return table(head, [line(k) for k in ordered], "Metrics of the test rows")
 
 # %% ../nbs/41_page.ipynb #dcc41e85
 def ece(groups:list[Group]) -> float:
@@ -68,17 +70,20 @@ def _dot(g:Group) -> str:
     x, y = _xy(g.predicted, g.observed).split(",")
     says = f"<title>predicted {g.predicted:.3f}, observed {g.observed:.3f}, {g.n} rows</title>"
     if in_band(g): return f'<circle cx="{x}" cy="{y}" r="4" fill="var(--accent, #0b62c4)">{says}</circle>'
-    return f'<rect x="{float(x) - 5:.1f}" y="{float(y) - 5:.1f}" width="10" height="10" fill="var(--bad, #b3261e)">{says}</rect>'
+    corner = f'x="{float(x) - 5:.1f}" y="{float(y) - 5:.1f}"'
+    return f'<rect {corner} width="10" height="10" fill="var(--bad, #b3261e)">{says}</rect>'
 
 def reliability_svg(groups:list[Group]) -> str:
     "Reliability diagram: the diagonal, the band of calibrated models, and this model."
     band = " ".join([_xy(g.predicted, g.high) for g in groups] + [_xy(g.predicted, g.low) for g in reversed(groups)])
     ticks = "".join(f'<text x="{44 + 240*t:.0f}" y="268" text-anchor="middle">{t:g}</text>'
                     f'<text x="38" y="{256 - 240*t:.0f}" text-anchor="end">{t:g}</text>' for t in (0, .5, 1))
-    says = f"Reliability diagram: {sum(map(in_band, groups))} of {len(groups)} groups lie in the band of calibrated models"
+    inside = f"{sum(map(in_band, groups))} of {len(groups)} groups"
+    says = f"Reliability diagram: {inside} lie in the band of calibrated models"
     return (f'<svg viewBox="0 0 300 292" width="300" role="img" aria-label="{says}" font-size="11" fill="currentColor">'
             f'<path d="M{_xy(0, 1)} L{_xy(0, 0)} L{_xy(1, 0)}" fill="none" stroke="currentColor"/>'
-            f'<polygon points="{band}" opacity=".25"/><path d="M{_xy(0, 0)} L{_xy(1, 1)}" stroke="currentColor" stroke-dasharray="4 4"/>'
+            f'<polygon points="{band}" opacity=".25"/>'
+            f'<path d="M{_xy(0, 0)} L{_xy(1, 1)}" stroke="currentColor" stroke-dasharray="4 4"/>'
             f'<polyline points="{" ".join(_xy(g.predicted, g.observed) for g in groups)}" fill="none" '
             f'stroke="var(--accent, #0b62c4)" stroke-width="1.5"/>{"".join(map(_dot, groups))}{ticks}'
             f'<text x="164" y="286" text-anchor="middle">mean predicted probability</text>'
@@ -87,13 +92,13 @@ def reliability_svg(groups:list[Group]) -> str:
 # %% ../nbs/41_page.ipynb #9fcabba4
 def calibration_part(groups:list[Group]) -> str:
     "The picture, what it says, and its numbers."
-    if not groups: return "<p>Not recorded: the model was trained before its card had a picture. Train again to get one.</p>"
-    rows = [[f"{g.predicted:.3f}", f"{g.observed:.3f}", f"{g.low:.3f} to {g.high:.3f}", "in" if in_band(g) else "outside", g.n]
-            for g in groups]
+    if not groups: return "<p>Not recorded: the model is older than this picture. Train again to get it.</p>"
+    rows = [[f"{g.predicted:.3f}", f"{g.observed:.3f}", f"{g.low:.3f} to {g.high:.3f}",
+             "in" if in_band(g) else "outside", g.n] for g in groups]
     numbers = table(["predicted", "observed", "band", "where", "rows"], rows, "Groups of the reliability diagram")
-    return (f'<figure>{reliability_svg(groups)}<figcaption>{sum(map(in_band, groups))} of {len(groups)} groups of test rows '
-            f'lie in the grey band, where a calibrated model has them 95 times in 100. On average the groups are off by '
-            f'{ece(groups):.4f}. Dots are in the band, squares outside.</figcaption></figure>'
+    return (f'<figure>{reliability_svg(groups)}<figcaption>{sum(map(in_band, groups))} of {len(groups)} groups of '
+            f'test rows lie in the grey band, where a calibrated model has them 95 times in 100. On average the groups '
+            f'are off by {ece(groups):.4f}. Dots are in the band, squares outside.</figcaption></figure>'
             f'<details><summary>Numbers of the picture</summary>{numbers}</details>')
 
 # %% ../nbs/41_page.ipynb #6fbc2b21
@@ -155,22 +160,26 @@ def now_part(m:Manifest, now:Now) -> str:
     "Which version answers, by what, whether a newer one was refused, and the drift level."
     level = f"{now.drift.level}, {ago(now.at - now.drift_at)}" if now.drift else "no report"
     level += " ⚠ the newest report can't be read"*now.drift_broken
-    refused = f'<p class="bad" role="alert">⚠ A newer bundle was refused, version {escape(m.version)} goes on: {escape(now.refused)}</p>'
-    return facts({"Answers": f"version {m.version}", "Computed by": f"{_backends.get(now.backend, now.backend)}: {m.serves}",
+    says = f"⚠ A newer bundle was refused, version {m.version} goes on: {now.refused}"
+    refused = f'<p class="bad" role="alert">{escape(says)}</p>'
+    by = f"{_backends.get(now.backend, now.backend)}: {m.serves}"
+    return facts({"Answers": f"version {m.version}", "Computed by": by,
                   "Newer bundle": "refused" if now.refused else "none was refused", "Drift": level,
                   "As of": utc(now.at)}) + (refused if now.refused else "")
 
 def card_part(m:Manifest) -> str:
     "Where the model comes from."
-    rows = {"Version": m.version, "Kind": m.card.kind or "not recorded", "Data set": m.dataset, "Data hash": m.data_hash, "Trained by run": m.run_id,
-            "Code": m.git_sha, "Created": m.created, "Calibration": m.calibration or "none", "Threshold": m.threshold}
+    rows = {"Version": m.version, "Kind": m.card.kind or "not recorded", "Data set": m.dataset,
+            "Data hash": m.data_hash, "Trained by run": m.run_id, "Code": m.git_sha, "Created": m.created,
+            "Calibration": m.calibration or "none", "Threshold": m.threshold}
     rows |= {k.replace("_", " ").capitalize(): f"{v:g}" for k, v in m.decision.items()}
     return facts(rows | {n: f"SHA-256 {f.sha256} (verified when it was loaded)" for n, f in m.files.items()})
 
 # %% ../nbs/41_page.ipynb #21a76c2f
 def _field(i:int|str, label:str, name:str, value:str, hint:str, more:str="inputmode=\"decimal\"") -> str:
-    return (f'<div><label for="f{i}">{escape(label)}</label><input id="f{i}" name="{escape(name)}" value="{escape(value)}" {more} '
-            f'autocomplete="off" spellcheck="false" aria-describedby="h{i} e{i}"><small id="h{i}">{escape(hint)}</small>'
+    return (f'<div><label for="f{i}">{escape(label)}</label>'
+            f'<input id="f{i}" name="{escape(name)}" value="{escape(value)}" {more} autocomplete="off" '
+            f'spellcheck="false" aria-describedby="h{i} e{i}"><small id="h{i}">{escape(hint)}</small>'
             f'<small id="e{i}" class="bad"></small></div>')
 
 def fields(m:Manifest) -> str:
@@ -183,19 +192,26 @@ def fields(m:Manifest) -> str:
 
 def forms(m:Manifest) -> str:
     "A form by customer where the model has a store, and one by features."
-    by_id = _field("id", "Customer id", "customer_id", "", "features come from the online store", 'inputmode="numeric" required')
-    one = f'<form id="customer"><div class="fields">{by_id}</div><button>Predict by id</button></form>' if m.store else ""
-    return one + f'<form id="features"><div class="fields">{fields(m)}</div><button>Predict from features</button></form>'
+    def form(name, inside, button):
+        return f'<form id="{name}"><div class="fields">{inside}</div><button>{button}</button></form>'
+    by_id = _field("id", "Customer id", "customer_id", "", "features come from the online store",
+                   'inputmode="numeric" required')
+    one = form("customer", by_id, "Predict by id") if m.store else ""
+    return one + form("features", fields(m), "Predict from features")
 
 # %% ../nbs/41_page.ipynb #d75e21db
 _script = r"""
 const $ = id => document.getElementById(id), url = new URL('predict', location.href)
-const number = v => v === '' ? null : isFinite(v) ? Number(v) : v, whole = v => Number.isSafeInteger(number(v)) ? number(v) : v
+const number = v => v === '' ? null : isFinite(v) ? Number(v) : v
+const whole = v => Number.isSafeInteger(number(v)) ? number(v) : v
 const inputs = form => [...form.elements].filter(e => e.name)
 const bodies = {features: f => Object.fromEntries(inputs(f).map(e => [e.name, number(e.value.trim())])),
                 customer: f => ({customer_id: whole(inputs(f)[0].value.trim())})}
-const curl = body => $('curl').textContent = `curl -s ${url} -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`
-const percent = p => (100 * p).toFixed(1) + ' %', signed = x => (x < 0 ? '\u2212' : '+') + (100 * Math.abs(x)).toFixed(1)
+const quoted = text => `'${text.replaceAll("'", "'\\''")}'`
+const curl = body => $('curl').textContent =
+  `curl -s ${url} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`
+const percent = p => (100 * p).toFixed(1) + ' %'
+const signed = x => (x < 0 ? '\u2212' : '+') + (100 * Math.abs(x)).toFixed(1)
 const make = (tag, text, attributes = {}, ns) => {
   const e = ns ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag)
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v)
@@ -203,24 +219,29 @@ const make = (tag, text, attributes = {}, ns) => {
 }
 async function post(body, explain) {
   const began = performance.now()
-  const r = await fetch(explain ? url + '?explain=true' : url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)})
+  const request = {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)}
+  const r = await fetch(explain ? url + '?explain=true' : url, request)
   const a = await r.json(), own = /total;dur=([\d.]+)/.exec(r.headers.get('server-timing') || '')
   const by = r.headers.get('x-backend')
-  return {ok: r.ok, a, time: `${(performance.now() - began).toFixed(1)} ms` + (own ? `, of which ${Number(own[1]).toFixed(2)} ms in the server` : '') + (by ? `; computed by ${by}` : '')}
+  return {ok: r.ok, a, time: `${(performance.now() - began).toFixed(1)} ms` +
+    (own ? `, of which ${Number(own[1]).toFixed(2)} ms in the server` : '') + (by ? `; computed by ${by}` : '')}
 }
 function bar(x, most) {
   const w = 98 * Math.abs(x) / most, g = (tag, a) => make(tag, null, a, true)
-  return make('svg', [g('path', {d: 'M100 0 V16', stroke: 'currentColor'}), g('rect', {x: x < 0 ? 100 - w : 100, y: 3, width: w, height: 10, class: x < 0 ? 'down' : 'up'})],
+  const rect = {x: x < 0 ? 100 - w : 100, y: 3, width: w, height: 10, class: x < 0 ? 'down' : 'up'}
+  return make('svg', [g('path', {d: 'M100 0 V16', stroke: 'currentColor'}), g('rect', rect)],
               {viewBox: '0 0 200 16', 'aria-hidden': true}, true)
 }
 function explained(a) {
   const all = Object.entries(a.contributions), shown = all.filter(c => Math.abs(c[1]) >= .0005).slice(0, 12)
-  const rest = all.length - shown.length, others = all.reduce((s, c) => s + c[1], 0) - shown.reduce((s, c) => s + c[1], 0)
+  const sum = list => list.reduce((s, c) => s + c[1], 0), rest = all.length - shown.length
+  const others = sum(all) - sum(shown)
   if (rest) shown.push([`${rest} other${rest > 1 ? 's' : ''}`, others])
   const most = Math.max(...shown.map(c => Math.abs(c[1])), 1e-9)
   const line = (name, b, value) => make('tr', [make('th', name, {scope: 'row'}), make('td', b), make('td', value)])
   return make('table', [make('caption', 'Why: from the reference customer to this one, in percentage points'),
-    make('tbody', [line('reference customer', null, percent(a.reference_probability)), ...shown.map(([n, x]) => line(n, bar(x, most), signed(x))),
+    make('tbody', [line('reference customer', null, percent(a.reference_probability)),
+                   ...shown.map(([n, x]) => line(n, bar(x, most), signed(x))),
                    line('this customer', null, percent(a.probability))])])
 }
 function blame(form, errors) {
@@ -250,7 +271,8 @@ async function ask(form, body) {
   for (const other of document.forms) blame(other, other === form && a.errors || [])
   if (got.ok && a.contributions) why = explained(a)
   $('answer').textContent = !got.ok ? '\u2717 ' + a.detail :
-    `${percent(a.probability)} likely to churn: churn_risk ${a.churn_risk} at the threshold of ${a.threshold}, says version ${a.model_version}` +
+    `${percent(a.probability)} likely to churn: churn_risk ${a.churn_risk} at the threshold of ${a.threshold}` +
+    `, says version ${a.model_version}` +
     (a.missing_features.length ? `. Missing: ${a.missing_features.join(', ')}` : '')
   $('answer').className = got.ok ? '' : 'bad'
   $('time').textContent = got.time ? 'Answered in ' + got.time : ''
@@ -266,25 +288,42 @@ for (const id in bodies) {
 
 # %% ../nbs/41_page.ipynb #018bb800
 _style = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1b1b1b; --soft: #f3f4f6; --muted: #555; --line: #d0d0d0; --edge: #767676; --accent: #0b62c4; --bad: #b3261e; --good: #1a6b2f }
-@media (prefers-color-scheme: dark) { :root { --bg: #121417; --fg: #e8e8e8; --soft: #1d2126; --muted: #b0b0b0; --line: #3a3f45; --edge: #8c9096; --accent: #7db8ff; --bad: #ff8a80; --good: #7ddc8f } }
+:root { color-scheme: light dark; --bg: #fff; --fg: #1b1b1b; --soft: #f3f4f6; --muted: #555; --line: #d0d0d0; --edge:
+  #767676; --accent: #0b62c4; --bad: #b3261e; --good: #1a6b2f }
+@media (prefers-color-scheme: dark) { :root { --bg: #121417; --fg: #e8e8e8; --soft: #1d2126; --muted: #b0b0b0; --line:
+  #3a3f45; --edge: #8c9096; --accent: #7db8ff; --bad: #ff8a80; --good: #7ddc8f } }
 * { box-sizing: border-box }
-body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--bg); color: var(--fg) }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin: 0 0 .5rem } p { margin: 0 0 .5rem; overflow-wrap: anywhere }
-a { color: var(--accent) } section { border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 1rem 0 }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; margin: 0 0 .5rem } dt { color: var(--muted) } dd { margin: 0 } dt, dd { overflow-wrap: anywhere }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align: left; font-weight: 600 }
-th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); overflow-wrap: break-word } th[scope=row] { font-weight: 400; overflow-wrap: anywhere; min-width: 6rem }
-thead th { color: var(--muted); overflow-wrap: normal } @media (max-width: 30rem) { body { padding: .6rem } section { padding: .75rem } table { font-size: .8rem } th, td { padding-right: .4rem } th[scope=row] { min-width: 5rem } }
- figure { margin: 0 } figcaption { max-width: 34rem } svg { max-width: 100%; height: auto } summary { cursor: pointer }
-form { margin: 0 0 1rem } .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: .75rem 1rem; margin-bottom: 1rem }
-label { display: block; font-weight: 600; overflow-wrap: anywhere } small { display: block; color: var(--muted); overflow-wrap: anywhere }
-input { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background: var(--soft); color: inherit } input[aria-invalid] { border: 2px solid var(--bad) }
-button { font: inherit; font-weight: 600; padding: .5rem 1.25rem; border: 1px solid transparent; border-radius: .3rem; background: #0b62c4; color: #fff; cursor: pointer }
+body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--bg);
+  color: var(--fg) }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin: 0 0 .5rem } p { margin: 0
+  0 .5rem; overflow-wrap: anywhere }
+a { color: var(--accent) } section { border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; margin: 1rem
+  0 }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1rem; margin: 0 0 .5rem } dt {
+  color: var(--muted) } dd { margin: 0 } dt, dd { overflow-wrap: anywhere }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .9rem } caption { text-align:
+  left; font-weight: 600 }
+th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line);
+  overflow-wrap: break-word } th[scope=row] { font-weight: 400; overflow-wrap: anywhere; min-width: 6rem }
+thead th { color: var(--muted); overflow-wrap: normal } @media (max-width: 30rem) { body { padding: .6rem } section {
+  padding: .75rem } table { font-size: .8rem } th, td { padding-right: .4rem } th[scope=row] { min-width: 5rem } }
+ figure { margin: 0 } figcaption { max-width: 34rem } svg { max-width: 100%; height: auto } summary { cursor: pointer
+  }
+form { margin: 0 0 1rem } .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%),
+  1fr)); gap: .75rem 1rem; margin-bottom: 1rem }
+label { display: block; font-weight: 600; overflow-wrap: anywhere } small { display: block; color: var(--muted);
+  overflow-wrap: anywhere }
+input { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background:
+  var(--soft); color: inherit } input[aria-invalid] { border: 2px solid var(--bad) }
+button { font: inherit; font-weight: 600; padding: .5rem 1.25rem; border: 1px solid transparent; border-radius: .3rem;
+  background: #0b62c4; color: #fff; cursor: pointer }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-pre { background: var(--soft); padding: .75rem; border-radius: .3rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere } pre:empty { display: none }
-output { display: block; font-size: 1.1rem; overflow-wrap: anywhere } .bad { color: var(--bad); font-weight: 600 } #why { margin: .75rem 0 } #why td:last-child { text-align: right; white-space: nowrap; padding-right: 0 }
-#why td:nth-child(2) { width: 45%; min-width: 6rem } #why svg { display: block; width: 100% } .up { fill: var(--bad) } .down { fill: var(--good) }
+pre { background: var(--soft); padding: .75rem; border-radius: .3rem; margin: 0; white-space: pre-wrap; overflow-wrap:
+  anywhere } pre:empty { display: none }
+output { display: block; font-size: 1.1rem; overflow-wrap: anywhere } .bad { color: var(--bad); font-weight: 600 }
+  #why { margin: .75rem 0 } #why td:last-child { text-align: right; white-space: nowrap; padding-right: 0 }
+#why td:nth-child(2) { width: 45%; min-width: 6rem } #why svg { display: block; width: 100% } .up { fill: var(--bad) }
+  .down { fill: var(--good) }
 """
 
 # %% ../nbs/41_page.ipynb #1872e057
@@ -294,16 +333,23 @@ def csp_hash(text:str) -> str:
 
 def policy(script:str, style:str, img:str="data:") -> dict[str, str]:
     "Headers of a page: what may run and load, nobody frames it, its address goes nowhere, it is asked for anew."
-    return {"Content-Security-Policy": f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
-                                       f"img-src {img}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    csp = (f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src {img}; "
+           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    return {"Content-Security-Policy": csp,
             "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 page_headers = policy(csp_hash(_script), csp_hash(_style))
 
 # %% ../nbs/41_page.ipynb #25970b00
 def _html(title:str, head:str, body:str) -> str:
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{escape(title)}</title>{head}</head><body>{body}</body></html>')
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+            f'<title>{escape(title)}</title>{head}</head><body>{body}</body></html>')
+
+_answer = ('<noscript><p>The form needs JavaScript; the command below does not.</p></noscript>'
+           '<div aria-live="polite"><output id="answer"></output><p id="time"></p><p id="note"></p><div id="why"></div>'
+           '</div>'
+           '<details><summary>Answer as JSON</summary><pre id="json"></pre></details>')
 
 def page(m:Manifest|None,  # The model that answers
          base_url:str,     # Where the API is, ends in /
@@ -315,19 +361,20 @@ def page(m:Manifest|None,  # The model that answers
     if not m: return _html(title, style, f'<main><h1>{title}</h1><p role="alert">{escape(trouble)}</p></main>')
     url, body = shlex.quote(base_url + "predict"), shlex.quote(json.dumps(m.example))
     curl = escape(f"curl -s {url} -H 'Content-Type: application/json' -d {body}")
-    tried = ('<noscript><p>The form needs JavaScript; the command below does not.</p></noscript><div aria-live="polite"><output id="answer"></output><p id="time"></p>'
-             '<p id="note"></p><div id="why"></div></div><details><summary>Answer as JSON</summary><pre id="json"></pre></details>')
-    parts = {"Now": now_part(m, now), "Try it": forms(m) + tried, "From a terminal": f'<pre id="curl" tabindex="0">{curl}</pre>',
-             "Drift": drift_part(now), "Metrics on the test date": metrics_table(m), "Calibration": calibration_part(m.card.reliability),
+    parts = {"Now": now_part(m, now), "Try it": forms(m) + _answer,
+             "From a terminal": f'<pre id="curl" tabindex="0">{curl}</pre>', "Drift": drift_part(now),
+             "Metrics on the test date": metrics_table(m), "Calibration": calibration_part(m.card.reliability),
              "The gate": gate_part(m.card), "Where it comes from": card_part(m)}
-    sections = "".join(f'<section aria-labelledby="s{i}"><h2 id="s{i}">{k}</h2>{v}</section>' for i, (k, v) in enumerate(parts.items()))
-    top = f'<h1>{escape(title)}</h1><p>Will this customer leave? <a href="docs">API reference</a> · <a href="model">This card as JSON</a></p>'
+    sections = "".join(f'<section aria-labelledby="s{i}"><h2 id="s{i}">{k}</h2>{v}</section>'
+                       for i, (k, v) in enumerate(parts.items()))
+    top = (f'<h1>{escape(title)}</h1><p>Will this customer leave? <a href="docs">API reference</a> · '
+           '<a href="model">This card as JSON</a></p>')
     return _html(title, style, f"<main>{top}{sections}</main><script>{_script}</script>")
 
 # %% ../nbs/41_page.ipynb #25f8071b
 _ui_files = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-_ui_script = ("SwaggerUIBundle({url: 'openapi.json', dom_id: '#ui', deepLinking: true, validatorUrl: null, tryItOutEnabled: true, "
-              "displayRequestDuration: true})")
+_ui_script = ("SwaggerUIBundle({url: 'openapi.json', dom_id: '#ui', deepLinking: true, validatorUrl: null, "
+              "tryItOutEnabled: true, displayRequestDuration: true})")
 docs_headers = policy(f"'self' {csp_hash(_ui_script)}", "'self'", "'self' data:")
 
 def swagger_ui() -> Path|None:
@@ -338,8 +385,10 @@ def swagger_ui() -> Path|None:
 
 def docs_page(ui:Path|None) -> str:
     "The page at `/docs`; without Swagger UI it says how to get it."
-    if not ui: return _html("API reference", "", '<main><h1>API reference</h1><p>The description is at <a href="openapi.json">openapi.json</a>. To browse it here: '
-                            '<code>pip install fastapi-swagger</code>, then start the server again.</p></main>')
+    if not ui:
+        says = ('The description is at <a href="openapi.json">openapi.json</a>. To browse it here: '
+                '<code>pip install fastapi-swagger</code>, then start the server again.')
+        return _html("API reference", "", f"<main><h1>API reference</h1><p>{says}</p></main>")
     return _html("API reference", '<link rel="stylesheet" href="docs/swagger-ui.css">',
                  f'<div id="ui"></div><script src="docs/swagger-ui-bundle.js"></script><script>{_ui_script}</script>')
 
@@ -355,13 +404,15 @@ def page_routes(current,           # serve.CurrentModel: `refused` and `trouble(
     async def index(request:Request):
         m, report = request.state.model and request.state.model.manifest, drift.latest()
         now = Now(time.time(), scored_by(backend), current.refused, report, drift.at, bool(drift.broken))
-        return HTMLResponse(page(m, str(request.base_url), current.trouble().detail, now), 200 if m else 503, page_headers)
+        text = page(m, str(request.base_url), current.trouble().detail, now)
+        return HTMLResponse(text, 200 if m else 503, page_headers)
 
     @r.get("/docs")
     async def docs(): return HTMLResponse(docs_page(ui), headers=docs_headers)
 
     def send(name, kind):
-        async def file(): return FileResponse(ui/name, media_type=kind, headers={"Cache-Control": "public, max-age=3600"})
+        keep = {"Cache-Control": "public, max-age=3600"}
+        async def file(): return FileResponse(ui/name, media_type=kind, headers=keep)
         return file
     for name, kind in _ui_files.items() if ui else (): r.get(f"/docs/{name}")(send(name, kind))
     return r
