@@ -1,10 +1,11 @@
 "Requests that nobody would write: made from the OpenAPI document, from mangled bodies, and a hundred thousand of them."
 import contextlib, json, statistics, struct, time
 from collections import Counter
-import pytest, schemathesis
+import httpx, pytest, schemathesis
 from hypothesis import HealthCheck, Phase, example, given, seed, settings as hyp, strategies as st
 from hypothesis.errors import Unsatisfiable
 from serving import put_live, rss_mb, serving
+from test_events import api_on, model_of
 from test_lane import ROW, answer, connect, request
 
 # --- from the document ---
@@ -89,6 +90,28 @@ def test_a_mangled_body_is_told_what_is_wrong(server, lines, path):
     @hyp(max_examples=300, deadline=None, suppress_health_check=quiet)
     def check(body): told(path, one(lines(server.url), body, path=path)) # on one connection: each answer is the answer to its question
     check()
+
+def test_mangled_events_on_a_real_log(copied, lines):
+    "Each is taken, known, or told what is wrong; the store is asked for customers in between."
+    s = copied("few")
+    model_of(s.paths.workspace, ["transactions_total"])
+    server, counts = api_on(s), Counter()
+    first = {"/events": json.loads(GOOD["/events"]), "/predict": {"customer_id": 3}} # both start what takes seconds
+    for path, body in first.items(): assert httpx.post(server.url + path, json=body, timeout=120).status_code in (200, 404, 422)
+    values = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    event = st.fixed_dictionaries({}, optional={k: st.just(v) | values for k, v in json.loads(GOOD["/events"]).items()} | {"quantity": values, "x": values})
+    bodies = mangled(GOOD["/events"]) | (event | st.lists(event, max_size=3)).map(lambda e: json.dumps(e).encode())
+    @given(bodies)
+    @hyp(max_examples=50, deadline=None, suppress_health_check=quiet)
+    def check(body):
+        r = one(lines(server.url), body, path="/events")
+        counts[r[0]] += 1
+        assert r[0] in (200, 202, 400, 413, 422), r
+        if r[0] >= 400: told("/events", r)
+        told("/predict", one(lines(server.url), b'{"customer_id": %d}' % (counts.total() % 50)))
+    try: check()
+    finally: server.stop()
+    assert counts[422] and counts[400] and not [line for line in server.logged() if line["level"] == "error"]
 
 @given(st.integers(-5, 300) | st.sampled_from([2**31, 2**63, 10**30, -1]), st.binary(max_size=80), st.sampled_from([0, 1, 3, 12, -1, 10**9]), st.lists(st.integers(-2, 7), max_size=3))
 @example(130, struct.pack("<3f", 42, 310.5, 0), 12, [1, 3])
