@@ -24,25 +24,25 @@ def _messages():
     return module
 
 def parse_onnx(data:bytes):
-    "The file as a ModelProto. Raises BundleError where it is none, or has fields that our version of ONNX does not know."
+    "The file as a ModelProto. Raises BundleError where it is none."
     model = _messages().ModelProto()
     try: model.ParseFromString(data)
     except Exception as e: # DecodeError, MemoryError
         raise BundleError(f"not an ONNX file ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node: raise BundleError("not an ONNX file: it has no graph")
-    size, _ = model.ByteSize(), model.DiscardUnknownFields() # another reader might know them
-    if model.ByteSize() != size: raise BundleError("it has fields that this version of ONNX does not know")
     return model
 
 # %% ../nbs/38_guard.ipynb #5a6318ad
 def parts(message, # Of the format, such as a ModelProto
           most:int=10_000) -> Iterator:
-    "A message and all messages inside of it, wherever they are. Raises BundleError where there are too many."
+    "A message and all messages inside of it, wherever they are. Raises BundleError for too many, and for unknown fields."
     from google.protobuf.message import Message # loaded with the first model
+    from google.protobuf.unknown_fields import UnknownFieldSet
     stack, seen = [message], 0
     while stack:
         if (seen := seen + 1) > most: raise BundleError(f"more than {most:,} nodes, tensors and other parts")
-        yield (part := stack.pop())
+        if len(UnknownFieldSet(part := stack.pop())): raise BundleError("fields that our version of ONNX does not know")
+        yield part
         for _, value in part.ListFields():
             if isinstance(value, Message): stack.append(value)
             elif hasattr(value, "add"): stack.extend(value) # a list of messages; lists of numbers have no `add`
