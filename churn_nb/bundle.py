@@ -229,7 +229,7 @@ def signing_key(public_key:str|None=None, # `[serve] public_key`: what a server 
     "The pipeline's key, `CHURN_SIGNING_KEY`. Raises BundleError where a server of these settings would not take it."
     what, text = "CHURN_SIGNING_KEY", (os.environ if environ is None else environ).get("CHURN_SIGNING_KEY", "")
     if not text and not public_key: return None
-    if not text: raise BundleError(f"{what}: not set, and [serve] public_key asks for it; set it to a private key's file")
+    if not text: raise BundleError(f"{what}: not set, but [serve] public_key is; set it to a private key's file")
     from cryptography.hazmat.primitives.serialization import load_pem_private_key # needed only where signatures are
     key = _key(load_pem_private_key, _pem(text, what, b"PRIVATE")[0], what, password=None)
     if public_key and key.public_key() not in public_keys(public_key):

@@ -16,7 +16,7 @@ from .bundle import BundleError, Manifest
 # %% ../nbs/38_guard.ipynb #edb07eb8
 @functools.cache
 def _messages():
-    "The message classes of ONNX, loaded from their file alone. They are the same that `import onnx` brings, before or after."
+    "The message classes of ONNX, from their file alone: the same that `import onnx` brings, before or after."
     if there := sys.modules.get("onnx.onnx_ml_pb2"): return there
     folder = importlib.util.find_spec("onnx").submodule_search_locations[0]
     spec = importlib.util.spec_from_file_location("churn_nb_onnx_ml_pb2", Path(folder)/"onnx_ml_pb2.py")
@@ -24,51 +24,53 @@ def _messages():
     return module
 
 def parse_onnx(data:bytes):
-    "The file as a ModelProto. Raises BundleError where it is none, or has fields that this version of ONNX does not know."
+    "The file as a ModelProto. Raises BundleError where it is none."
     model = _messages().ModelProto()
     try: model.ParseFromString(data)
     except Exception as e: # DecodeError, MemoryError
         raise BundleError(f"not an ONNX file ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node: raise BundleError("not an ONNX file: it has no graph")
-    size, _ = model.ByteSize(), model.DiscardUnknownFields() # another reader might know them
-    if model.ByteSize() != size: raise BundleError("it has fields that this version of ONNX does not know")
     return model
 
 # %% ../nbs/38_guard.ipynb #5a6318ad
 def parts(message, # Of the format, such as a ModelProto
           most:int=10_000) -> Iterator:
-    "A message and all messages inside of it, wherever they are. Raises BundleError where there are too many."
+    "A message and all messages inside of it, wherever they are. Raises BundleError for too many, and for unknown fields."
     from google.protobuf.message import Message # loaded with the first model
+    from google.protobuf.unknown_fields import UnknownFieldSet
     stack, seen = [message], 0
     while stack:
         if (seen := seen + 1) > most: raise BundleError(f"more than {most:,} nodes, tensors and other parts")
-        yield (part := stack.pop())
+        if len(UnknownFieldSet(part := stack.pop())): raise BundleError("fields that our version of ONNX does not know")
+        yield part
         for _, value in part.ListFields():
             if isinstance(value, Message): stack.append(value)
             elif hasattr(value, "add"): stack.extend(value) # a list of messages; lists of numbers have no `add`
 
 # %% ../nbs/38_guard.ipynb #5543a350
-_bytes_of = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 8: 0, 9: 1, 10: 2, 11: 8} # float uint8 int8 int32 int64 string bool float16 double
+# float, uint8, int8, int32, int64, string, bool, float16, double
+_bytes_of = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 8: 0, 9: 1, 10: 2, 11: 8}
+_lists = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 def tensor_trouble(t, # TensorProto
                   ) -> str|None:
     "Why a tensor is not one whose numbers are all here, in a few words; None where it is."
     called = f"tensor {ascii(t.name)[:60]}"
     if t.data_location or t.external_data: return f"{called} has external data; save the model in one file"
-    if (size := _bytes_of.get(t.data_type)) is None: return f"{called} is of type {t.data_type}, which no model of ours has"
+    if (size := _bytes_of.get(t.data_type)) is None: return f"{called} is of type {t.data_type}, as no model of ours"
     if min(t.dims, default=0) < 0: return f"{called} has a negative dimension"
-    there = len(t.raw_data)/size if t.raw_data and size else sum(
-        len(getattr(t, f)) for f in ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"))
+    there = len(t.raw_data)/size if t.raw_data and size else sum(len(getattr(t, f)) for f in _lists)
     if there != (n := math.prod(t.dims)): return f"{called} is of {n} numbers by its shape and holds {there:g}"
 
 # %% ../nbs/38_guard.ipynb #719eb366
 _operators = {
-    "": ("Abs Add And ArgMax BatchNormalization Cast Clip Concat Constant DequantizeLinear Div Elu Equal Erf Exp Flatten Gather "
-         "Gelu Gemm Greater GreaterOrEqual HardSigmoid Identity IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log "
-         "LogSoftmax MatMul Max Min Mul Neg Not Or Pow PRelu QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum "
-         "Relu Reshape Selu Shape Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze Where").split(),
-    "ai.onnx.ml": ("ArrayFeatureExtractor Imputer LinearClassifier Normalizer Scaler SVMClassifier TreeEnsembleClassifier "
-                   "TreeEnsembleRegressor").split()}
+    "": """Abs Add And ArgMax BatchNormalization Cast Clip Concat Constant DequantizeLinear Div Elu Equal Erf Exp Flatten
+        Gather Gelu Gemm Greater GreaterOrEqual HardSigmoid Identity IsInf IsNaN LayerNormalization LeakyRelu Less
+        LessOrEqual Log LogSoftmax MatMul Max Min Mul Neg Not Or Pow PRelu QuantizeLinear Reciprocal ReduceMax ReduceMean
+        ReduceMin ReduceSum Relu Reshape Selu Shape Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh
+        Transpose Unsqueeze Where""".split(),
+    "ai.onnx.ml": """ArrayFeatureExtractor Imputer LinearClassifier Normalizer Scaler SVMClassifier TreeEnsembleClassifier
+        TreeEnsembleRegressor""".split()}
 _versions = {"": (9, 26), "ai.onnx.ml": (1, 5)} # of the operator sets
 _never = {"FunctionProto": "a function of its own", "TrainingInfoProto": "instructions for training",
           "SparseTensorProto": "a sparse tensor", "Segment": "a tensor in segments",
@@ -99,7 +101,8 @@ def version_trouble(model) -> str|None:
 def _say(value) -> str:
     "A graph's input or output: name, type and shape."
     t = value.type.tensor_type
-    dims = ["N" if i == 0 and not d.dim_value else str(d.dim_value or d.dim_param or "?") for i, d in enumerate(t.shape.dim)]
+    dims = [str(d.dim_value or d.dim_param or "?") for d in t.shape.dim]
+    if dims and not t.shape.dim[0].dim_value: dims[0] = "N"
     kind = _messages().TensorProto.DataType.Name(t.elem_type).lower() if t.elem_type in _bytes_of else t.elem_type
     return f"{_shown(value.name)} {kind} [{', '.join(dims)}]"
 
@@ -114,7 +117,7 @@ def signature_trouble(g, m:Manifest) -> str|None:
 def check_onnx(data:bytes, manifest:Manifest,
                name:str="model.onnx", # For the error
                max_mb:float=200):     # `[serve] max_model_mb`
-    "Refuse a file that is not a plain model with its manifest's signature, before a session is made. Raises BundleError."
+    "Raise BundleError for a file that is not a plain model with its manifest's signature, before a session is made."
     try:
         if len(data) > max_mb*10**6: raise BundleError(f"{len(data)/10**6:.1f} MB; at most {max_mb:g} are read")
         model = parse_onnx(data)

@@ -1,12 +1,10 @@
 """Attacks that are known from advisories, and their relatives, each really tried: on a running server, on the registry's readers, on the API.
 A payload would leave a marker; what must happen is nothing, a loud refusal, and the old model goes on."""
 import contextlib, hashlib, io, json, os, pickle, shutil, subprocess, sys, textwrap, threading
-from pathlib import Path
 import cloudpickle, httpx, msgspec, numpy as np, onnx, pytest
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p, registry as r
-from churn_nb.bundle import BundleError, Feature, FileHash, SelfTest, manifest_json, read_bundle, write_bundle
-from churn_nb.serve import Model
+from churn_nb.bundle import BundleError, FileHash, manifest_json, read_bundle, write_bundle
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}

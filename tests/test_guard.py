@@ -3,7 +3,7 @@ import subprocess, sys, textwrap, threading, warnings
 import numpy as np, onnx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from onnx import TensorProto, helper as h
-from churn_nb.bundle import BundleError, Feature
+from churn_nb.bundle import BundleError
 from churn_nb.guard import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
 from serving import manifest, onnx_model, settings_for
 

@@ -1,11 +1,11 @@
 """A real server under load from many connections, while bundles are switched: no request fails, no answer mixes two models, what can't be trusted is refused,
 and the first answer of a new model has no load in it."""
-import contextlib, json, os, shutil, subprocess, threading, time
+import json, os, shutil, subprocess, threading, time
 import httpx, numpy as np, pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from churn_nb.bundle import BundleError, Feature, SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
-from serving import manifest, onnx_model, probability, put_live, serving, wait_for
+from churn_nb.bundle import BundleError, SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
+from serving import manifest, onnx_model, probability, serving, wait_for
 
 JSON = {"Content-Type": "application/json"}
 ROWS = [[float(a), 10. * a, 1.] for a in range(1, 30)]
