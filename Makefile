@@ -42,10 +42,10 @@ run: data ## train, judge and serve; a refused model leaves the champion in plac
 serve: setup ## serve the champion that is there
 	@exec $(BIN)/churn serve
 
-test: data ## everything below, in this order
-	@$(MAKE) --no-print-directory test-notebooks test-outputs test-code
+test: data ## every notebook is run and its stored outputs compared; every test
+	@$(MAKE) --no-print-directory test-outputs test-code
 
-test-notebooks: ## nbdev-test: every notebook runs, alone, in a temporary workspace
+test-notebooks: data ## nbdev-test: every notebook runs, alone, in a temporary workspace; nothing is compared (test-outputs runs them too)
 	@echo "== nbdev-test: every notebook runs from top to bottom"
 	@$(BIN)/nbdev-test --n-workers 2 --timing
 

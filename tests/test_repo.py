@@ -98,3 +98,9 @@ def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
     r = subprocess.run([sys.executable, "-m", "papermill", "--cwd", ROOT/"nbs", ROOT/"nbs"/"14_registry.ipynb", tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     assert not server.exists()
+
+@pytest.mark.parametrize("nb", ["04_serve", "10_settings", "42_batching"]) # a long one, a short one, and one with event loops
+def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
+    "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
+    done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr

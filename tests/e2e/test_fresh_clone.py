@@ -1,4 +1,4 @@
-"A newcomer's way: clone, `make run`, ask; then README's examples, a second run and a hard kill. Minutes, so `make e2e` and not `make test`."
+"A newcomer's way: clone, `make run`, ask; then README's examples, a hard kill and another run. Minutes, so `make e2e` and not `make test`."
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pytest
@@ -35,15 +35,12 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def story(clone, tmp_path_factory):
-    "What happened in `make run`, again `make run`, and a run that was killed; the API is asked in between."
-    logs, told = tmp_path_factory.mktemp("logs"), {}
-    for name in ("first", "second"):
-        run = MakeRun(clone, free_port(), logs/name)
-        try:
-            told[name] = {"seconds": run.wait_ready(900), "model": httpx.get(f"{run.url}/model").json(), "log": (logs/name).read_text()}
-            if name == "first": told["answers"] = [ask(command, run.url) for command, _ in readme_examples()]
-        finally: run.stop()
-        print(f"{name} make run: served after {told[name]['seconds']} s\n{told[name]['log']}")
+    "What happened in `make run`; the API is asked. (Two runs on the same data are compared in test_pipeline.py.)"
+    run = MakeRun(clone, free_port(), log := tmp_path_factory.mktemp("logs")/"first")
+    try: told = {"seconds": run.wait_ready(1500), "model": httpx.get(f"{run.url}/model").json(), "log": log.read_text(),
+                 "answers": [ask(command, run.url) for command, _ in readme_examples()]}
+    finally: run.stop()
+    print(f"make run: served after {told['seconds']} s\n{told['log']}")
     return told
 
 def readme_examples():
@@ -63,15 +60,8 @@ def test_the_answers_are_those_in_readme(story):
         if "probability" in said: assert abs(given.pop("probability") - said.pop("probability")) < 1e-4
         assert given == said
 
-def test_first_run_serves_version_1_and_the_second_is_honest(story):
-    assert "version 1 promoted" in story["first"]["log"] and story["first"]["model"]["version"] == "1"
-    assert "version 2 refused" in story["second"]["log"] and "what was in production stays" in story["second"]["log"]
-    assert story["second"]["model"]["version"] == "1"
-
-def test_both_runs_measured_the_same(clone, story):
-    records = [json.loads(line) for line in (clone/"work/promotions.jsonl").read_text().splitlines()]
-    quality = [{c["criterion"]: c["measured"] for c in r["checks"] if c["criterion"] in ("auc", "average_precision_stayers", "log_loss")} for r in records]
-    assert len(quality) == 2 and quality[0] == quality[1] and len(quality[0]) >= 3
+def test_the_first_run_serves_version_1(story):
+    assert "version 1 promoted" in story["log"] and story["model"]["version"] == "1"
 
 def test_the_clone_stays_clean(clone, story):
     assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == ""
