@@ -24,7 +24,7 @@ from .explain import Explainer, wants_explanation
 from .guard import check_onnx, memory_bound, room_for, trust
 from .ingest import EventsIn
 from .lane import Lane, protocol_with
-from .limits import Guard, Keys, asking, guarded, open_files, read_keys
+from .limits import Guard, Keys, asking, busy, guarded, open_files, read_keys
 from .oip import v2_routes
 from .page import page_routes
 from .request_log import DriftGauges, RequestLog
@@ -514,7 +514,7 @@ def create_app(settings:Settings,
     problems_everywhere(app)
     app.layer = Around(asking(app.inner, keys), traffic, lambda: current.model)
     app.state.lane = Lane(b"/predict", settings.serve, current, scoring, traffic, keys.allows)
-    app.state.guard = Guard(settings.serve, lambda reason: metrics.turned_away.labels(reason).inc())
+    app.state.guard = Guard(settings.serve, lambda reason: metrics.turned_away.labels(reason).inc(), Around(busy, traffic, lambda: current.model))
     app.state.protocol = guarded(protocol_with(app.state.lane), app.state.guard)
     def openapi():
         doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)

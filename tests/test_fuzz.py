@@ -143,7 +143,8 @@ def test_any_path_method_and_header(server, path, tail, method, headers):
     assert status < 500 or status == 503 and b"event log" in got, got
 
 def test_after_all_that_the_server_has_nothing_to_report(server, capsys):
-    assert not [line for line in server.logged() if line["level"] == "error"]
+    errors = [line for line in server.logged() if line["level"] == "error"]
+    assert not errors, json.dumps(errors, indent=1)
     times = {}
     wrong = {"a wrong field": b'{"age": 1, "usage_minuts": 2, "gap": 3}', "not JSON": b'{"age": 1', "text for a number": b'{"age": "x", "usage_minutes": 2, "gap": 3}', "a missing field": b'{"age": 1}'}
     with connect(server.url) as s, s.makefile("rb") as f:

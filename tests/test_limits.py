@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import httpx, pytest, uvicorn
 from hypothesis import given, settings as hyp, strategies as st
 from serving import Server, put_live, serving, wait_for
-from test_lane import LANE, LONG, answer, ask, connect, request
+from test_lane import GOOD, LANE, LONG, answer, ask, connect, request
 from churn_nb.lane import LaneProtocol
 from churn_nb.limits import Guard, guarded, read_keys
 from churn_nb.web import ServeError
@@ -42,6 +42,16 @@ def test_all_paths_ask_but_the_probes(locked):
     assert [get(p) for p in ("/livez", "/readyz")] == [200, 200]
     assert get("/model", f"X-API-Key: {OLD}\r\n") == 200
     assert httpx.post(locked.url + "/events", json={}).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}).status_code == 401
+
+def test_a_browser_is_asked_for_a_password_which_is_a_key(locked):
+    html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    asked = httpx.get(locked.url + "/", headers=html)
+    assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
+    for name in ("", "ann", "é"):
+        assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD)).status_code == 200
+        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW)).status_code == 200 # by the lane
+    for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth).status_code == 401
+    for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}).status_code == 401
 
 def test_no_key_is_ever_written_anywhere(locked):
     secret = "not-a-key-but-a-secret-of-someone"
@@ -251,11 +261,12 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
 def test_more_requests_than_may_be_under_way_are_told_so(standing):
     at, guard = standing
     many = [socket.create_connection(at, timeout=20) for _ in range(40)]
-    statuses = []
+    files, statuses = [s.makefile("rb") for s in many], []
     for _ in range(5):
         for s in many: s.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
-        for s in many: statuses.append(s.recv(65536)[9:12])
-    assert {b"200", b"503"} == set(statuses)
-    many[0].sendall(b"GET /livez HTTP/1.1\r\n\r\n"); assert many[0].recv(999)[9:12] == b"200"
+        statuses += [answer(f)[0] for f in files]
+    assert {200, 503} == set(statuses)
+    many[0].sendall(b"GET /livez HTTP/1.1\r\n\r\n"); assert answer(files[0])[0] == 200
+    for f in files: f.close()
     for s in many: s.close()
     assert wait_for(lambda: guard.under_way == 0 and not guard.connections)

@@ -230,3 +230,16 @@ def test_docs_try_out_predict_under_the_policy(site, visit):
     status = tab.locator("#operations-Predict-post_predict .live-responses-table tbody .response-col_status").first
     assert status.inner_text().startswith("200")
     assert tab.locator("text=Failed to load").count() == 0
+
+# --- keys ---
+
+@needs_chromium
+def test_with_keys_a_browser_asks_for_a_password_and_the_page_works(tmp_path, visit, monkeypatch):
+    key = "a-key-for-the-page-2026"
+    monkeypatch.setenv("CHURN_SERVE_API_KEYS", key)
+    with serving(live(tmp_path)) as s:
+        assert httpx.get(s.url, headers={"Accept": "text/html"}).status_code == 401
+        tab = visit(s.url, http_credentials={"username": "ann", "password": key}, expect=["401"]) # the browser tries without first
+        tab.click("#features button")
+        assert "%" in answered(tab)
+        assert visit(s.url + "/docs", http_credentials={"username": "ann", "password": key}, expect=["401"]).title()
