@@ -884,6 +884,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'churn_nb.store.present': ('store.html#present', 'churn_nb/store.py'),
                                 'churn_nb.store.refreshed': ('store.html#refreshed', 'churn_nb/store.py'),
                                 'churn_nb.store.request_time': ('store.html#request_time', 'churn_nb/store.py'),
+                                'churn_nb.store.stored_values': ('store.html#stored_values', 'churn_nb/store.py'),
                                 'churn_nb.store.utc': ('store.html#utc', 'churn_nb/store.py'),
                                 'churn_nb.store.write_config': ('store.html#write_config', 'churn_nb/store.py')},
             'churn_nb.train': { 'churn_nb.train.Candidate': ('train.html#candidate', 'churn_nb/train.py'),

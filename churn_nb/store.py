@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'OF_THE_MOMENT', 'ClockError', 'utc', 'present', 'move_clock', 'refreshed', 'mark', 'request_time',
-           'as_served', 'StoreAway', 'FeastOnline', 'write_config']
+           'as_served', 'stored_values', 'StoreAway', 'FeastOnline', 'write_config']
 
 # %% ../nbs/19_store.ipynb #91165456
 import asyncio, json, logging, os
@@ -93,6 +93,24 @@ def as_served(got:dict,          # Feast's answer: name -> values, and name__ts 
     return [None if all(v is None for v in row) else values
             for row, values in zip(known, zip(*(columns[n] for n in names)))]
 
+# %% ../nbs/19_store.ipynb #4d72fb3a
+def stored_values(store,          # feast.FeatureStore
+                  view,           # feast.FeatureView
+                  entity:str,     # Its join key
+                  names:list[str],
+                  ids:list[int],  # Each once
+                 ) -> dict: # Name -> values, None for a gap, and name__ts -> seconds since 1970, as Feast's own to_dict
+    "Values of some features of one view, as they are stored."
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.type_map import python_values_to_proto_values
+    kind = next(c.dtype for c in view.entity_columns if c.name == entity).to_value_type()
+    keys = [EntityKey(join_keys=[entity], entity_values=[v]) for v in python_values_to_proto_values(ids, kind)]
+    rows = store.provider.online_read(store.config, view, keys, [*names])
+    times = [int(t.timestamp()) if t else 0 for t, _ in rows]
+    def plain(v): return getattr(v, field) if v is not None and (field := v.WhichOneof("val")) else None
+    values = zip(*([plain(found.get(n)) for n in names] if found else [None]*len(names) for _, found in rows))
+    return {k: v for n, column in zip(names, values) for k, v in ((n, [*column]), (f"{n}__ts", times))}
+
 # %% ../nbs/19_store.ipynb #a83687a6
 class StoreAway(RuntimeError):
     "The online store can't be asked now. One line; raw features can still be scored."
@@ -116,22 +134,22 @@ class FeastOnline:
         return FeatureStore(repo_path=str(self.repo))
 
     def _service(self, name:str):
-        "The service, and how old a value of each of its features may be, in seconds; looked up once."
+        "The views of a service with their features, and how old a value of each may be, in seconds; looked up once."
         if name not in self.services: # Feast reads its registry anew each time
-            service = self.store.get_feature_service(name)
-            views = [(p, self.store.get_feature_view(p.name).ttl) for p in service.feature_view_projections]
-            seconds = {f.name: ttl.total_seconds() if ttl else 0 for p, ttl in views for f in p.features}
-            self.services[name] = service, seconds
+            projections = self.store.get_feature_service(name).feature_view_projections
+            views = [(self.store.get_feature_view(p.name), [f.name for f in p.features]) for p in projections]
+            self.services[name] = views, {n: v.ttl.total_seconds() if v.ttl else 0 for v, names in views for n in names}
         return self.services[name]
 
     def _read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:
         "Runs in the worker thread."
         self.store = self.store or self._open()
         self.imported = True
-        service, ttl = self._service(where.feature_service)
-        rows = [{where.entity: i} for i in ids]
-        got = self.store.get_online_features(features=service, entity_rows=rows).to_dict(include_event_timestamps=True)
-        return as_served(got, ttl, names, present(self.settings).timestamp())
+        views, ttl = self._service(where.feature_service)
+        got, unique = {}, [*dict.fromkeys(ids)]
+        for view, stored in views: got |= stored_values(self.store, view, where.entity, stored, unique)
+        found = dict(zip(unique, as_served(got, ttl, names, present(self.settings).timestamp())))
+        return [found[i] for i in ids]
 
     def read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:
         "As `lookup`, for a plain thread: tries again with a fresh store, as a new run may have replaced it."

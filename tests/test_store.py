@@ -21,7 +21,7 @@ from churn_nb.bundle import Store
 from churn_nb.data import load_events
 from churn_nb.pipeline import main
 from churn_nb.settings import Workspace
-from churn_nb.store import OF_THE_MOMENT, ClockError, FeastOnline, StoreAway, as_served, move_clock, present, request_time, utc
+from churn_nb.store import OF_THE_MOMENT, ClockError, FeastOnline, StoreAway, as_served, move_clock, present, request_time, stored_values, utc
 
 WHERE = Store(entity="customer_id", feature_service="churn_v1_stored")
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
@@ -203,6 +203,21 @@ def test_two_workspaces_on_one_server_are_apart(copied, redis_store):
     one, two = (f.online(f.apply_store(s), [c], s).transactions_total.iloc[0] for s in (a, b))
     assert one == two + 1
     assert f.parity(a, f.apply_store(a)) == (40, [], 0) == f.parity(b, f.apply_store(b))
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_the_small_door_gives_what_get_online_features_gives(copied, redis_store, kind):
+    s = copied("few", **({"stores__online": redis_store} if kind == "redis" else {}))
+    store, ids = f.apply_store(s), [*customers(s), 0, 10**9, 2**63 - 1, -2**63] # known, and some that nobody knows
+    service = store.get_feature_service(WHERE.feature_service)
+    theirs = store.get_online_features(features=service, entity_rows=[{"customer_id": i} for i in ids]).to_dict(include_event_timestamps=True)
+    ours = {}
+    for p in service.feature_view_projections:
+        ours |= stored_values(store, store.get_feature_view(p.name), "customer_id", [x.name for x in p.features], ids)
+    assert ours == {k: v for k, v in theirs.items() if k in ours} and {*theirs} - {*ours} <= {"customer_id", "customer_id__ts"}
+    assert None in ours["spend_total"] and len({*ours["spend_total"]}) > 30 and {type(v) for v in ours["transactions_total"]} == {type(v) for v in theirs["transactions_total"]}
+    names = f.feature_names(s)
+    twice = FeastOnline(s).read(WHERE, names, [ids[0], 0, ids[0], ids[1]])
+    assert twice[0] == twice[2] != twice[3] and twice[1] is None
 
 def test_the_password_stays_in_the_environment(copied, monkeypatch, valkey):
     import redis
