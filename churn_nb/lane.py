@@ -11,8 +11,8 @@ import time
 from functools import partial
 import msgspec
 from msgspec import UNSET
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from .batching import Late
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from .batching import Busy, Late
 from .triton import BackendAway
 from .web import Done, InvalidRows, Problem, log, request_id, unexpected
 
@@ -66,8 +66,10 @@ class Lane:
                  current,                  # serve.CurrentModel
                  scoring,                  # serve.Scoring
                  traffic,                  # web.Traffic
+                 looking=None,             # serve.lookups; None: a `customer_id` takes the long way
+                 known=None,               # serve.known: model, customer_id, future of `looking` -> features; raises Problem
                  allowed=lambda headers: True): # Whether the caller may ask; else the long way says why not
-        self.path, self.most, self.current = path, limits.max_body_bytes, current
+        self.path, self.most, self.current, self.looking, self.known = path, limits.max_body_bytes, current, looking, known
         self.scoring, self.traffic, self.allowed, self.seen = scoring, traffic, allowed, None
 
     def open_to(self, p:LaneProtocol) -> bool:
@@ -80,53 +82,76 @@ class Lane:
                 and (n := h.get(b"content-length", b"")).isdigit() and int(n) <= self.most and self.allowed(h))
 
     def take(self, p:LaneProtocol, body:bytes):
-        "A whole request: to the batcher, or the long way."
-        began, at, model = time.perf_counter(), time.time(), self.current.model
+        "A whole request: to a batcher, or the long way."
+        a = _Asked(p, p.cycle, self.current.model, p.sent, time.perf_counter(), time.time())
         try:
-            customer_id, *values = msgspec.structs.astuple(model.reader.one.decode(body))
-            if customer_id is not UNSET or UNSET in values: return p.long_way(body)
-            future = p.cycle.future = self.scoring.one(model, tuple(values), None)
+            customer_id, *values = msgspec.structs.astuple(a.model.reader.one.decode(body))
+            if customer_id is UNSET:
+                if UNSET in values: return p.long_way(body)
+                future, then = self.scoring.one(a.model, tuple(values), None), partial(self.answer, a, values, [])
+            elif self.looking and a.model.manifest.store and all(v is UNSET for v in values):
+                future, then = self.looking((a.model, customer_id)), partial(self.found, a, customer_id)
+            else: return p.long_way(body)
         except Exception: return p.long_way(body) # which says what is wrong
-        future.add_done_callback(partial(self.answer, p, p.cycle, model, values, began, at))
+        a.cycle.future = future
+        future.add_done_callback(then)
 
-    def answer(self, p, cycle, model, values, began, at, future):
+    def found(self, a, customer_id:int, future):
+        "The store's callback: to the model."
+        if future.cancelled(): return self.answer(a, [], [], future)
+        stages, values = [("lookup", time.perf_counter() - a.began)], []
+        try:
+            values = self.known(a.model, customer_id, future)
+            scored = self.scoring.one(a.model, values, customer_id)
+        except Exception as e:
+            scored = future.get_loop().create_future()
+            scored.set_exception(e)
+        a.cycle.future = scored
+        scored.add_done_callback(partial(self.answer, a, values, stages))
+
+    def answer(self, a, values, stages, future):
         "The batcher's callback: write, count, and let the connection go on."
-        rid, by, status, scored = request_id(p.sent), None, 200, time.perf_counter() - began
+        p, m, rid, status, more = a.protocol, a.model.manifest, request_id(a.headers), 200, b""
         if future.cancelled() or p.transport.is_closing(): status = 499
-        elif e := future.exception(): status, kind, body = failed(e)
+        elif e := future.exception(): status, more, body = failed(e)
         else:
-            kind, gaps = b"application/json", []
-            if None in values: gaps = [n for n, v in zip(model.manifest.names, values) if v is None]
+            gaps = [n for n, v in zip(m.names, values) if v is None] if None in values else []
             q, _, by = future.result()
-            body = _encode(model.answer(q, gaps))
-        seconds = time.perf_counter() - began
+            body, more = _encode(a.model.answer(q, gaps)), b"x-backend: %b\r\n" % by.encode() if by else b""
+        seconds = time.perf_counter() - a.began
+        if status in (200, 499) or not stages: stages = [*stages, ("score", seconds - sum(s for _, s in stages))]
         if status != 499:
-            p.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-model-version: %b\r\n"
-                              b"server-timing: score;dur=%.3f, total;dur=%.3f\r\n%b\r\n%b" % (
-                _status[status], self.default(p.server_state.default_headers), kind, len(body), rid.encode(),
-                model.manifest.version.encode(), 1000*scored, 1000*seconds,
-                (b"" if cycle.keep_alive else b"connection: close\r\n") + (b"x-backend: %b\r\n" % by.encode() if by else b""), body))
-            p.answered(cycle)
-        self.traffic.add(Done(at, rid, "POST", self.path.decode(), status, seconds, int(status == 200),
-                              model.manifest.version, [("score", scored)], p.sent.get(b"traceparent", b"")))
+            timing = b"".join([b"%b;dur=%.3f, " % (n.encode(), 1000*s) for n, s in stages]) # of its parts
+            p.transport.write(b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-model-version: %b\r\n"
+                              b"server-timing: %btotal;dur=%.3f\r\n%b\r\n%b" % (
+                STATUS_LINE[status], self.default(p.server_state.default_headers), more, _kinds[status == 200], len(body), rid.encode(),
+                m.version.encode(), timing, 1000*seconds, b"" if a.cycle.keep_alive else b"connection: close\r\n", body))
+            p.answered(a.cycle)
+        self.traffic.add(Done(a.at, rid, "POST", self.path.decode(), status, seconds, int(status == 200),
+                              m.version, stages, a.headers.get(b"traceparent", b"")))
 
     def default(self, headers:list) -> bytes:
         "uvicorn's own headers (the date): a new list once a second."
         if self.seen is not headers: self.seen, self.lines = headers, b"".join([b"%b: %b\r\n" % h for h in headers])
         return self.lines
 
-_encode = msgspec.json.Encoder().encode
-_status = {200: b"HTTP/1.1 200 OK\r\n", 422: b"HTTP/1.1 422 Unprocessable Content\r\n", 500: b"HTTP/1.1 500 Internal Server Error\r\n",
-           503: b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"}
+class _Asked:
+    "A request in the lane."
+    __slots__ = "protocol", "cycle", "model", "headers", "began", "at"
+    def __init__(self, *values): self.protocol, self.cycle, self.model, self.headers, self.began, self.at = values
 
-def failed(e:Exception) -> tuple[int, bytes, bytes]: # Status, content type, body
+_encode, _kinds = msgspec.json.Encoder().encode, (b"application/problem+json", b"application/json")
+
+def failed(e:Exception) -> tuple[int, bytes, bytes]: # Status, header lines of its own, body
     "What a caller hears of a row that could not be scored."
-    if isinstance(e, InvalidRows): problem = Problem(422, str(e), e.errors)
-    elif isinstance(e, Late|BackendAway): problem = Problem(503, str(e))
+    if isinstance(e, Problem): problem = e
+    elif isinstance(e, InvalidRows): problem = Problem(422, str(e), e.errors)
+    elif isinstance(e, Busy|Late|BackendAway): problem = Problem(503, str(e), headers={"retry-after": str(getattr(e, "retry_after", 1))})
     else:
         log.error("unexpected error", exc_info=e)
         problem = unexpected()
-    return problem.status, b"application/problem+json", problem.response().body
+    own = b"".join(b"%b: %b\r\n" % (k.lower().encode(), v.encode()) for k, v in problem.headers.items())
+    return problem.status, own, problem.response().body
 
 def protocol_with(lane:Lane, base:type=LaneProtocol) -> type: # For uvicorn's `http=`
     "The protocol class of one server."

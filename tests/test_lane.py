@@ -144,3 +144,39 @@ def test_sigterm_lets_requests_under_way_be_answered(tmp_path):
     assert not any(t.is_alive() for t in crowd)
     log = [line for line in s.logged() if line.get("route") == "/predict"]
     assert {line["status"] for line in log} == {200} and len(log) >= seen.count("answered")
+
+# --- by id ---
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_customer_is_looked_up_by_both_ways_alike(copied, redis_store, kind):
+    from test_events import api_on, customers, model_of
+    s = copied("few", **({"stores__online": redis_store} if kind == "redis" else {}))
+    model_of(s.paths.workspace, ["transactions_total", "transactions_24h", "recency_days"])
+    ids = customers(s)[:5]
+    server = api_on(s)
+    try:
+        both = lambda body: [ask(server.url, request(body.encode(), kind))[0] for kind in (LANE, LONG)]
+        httpx.post(server.url + "/predict", json={"customer_id": ids[0]}, timeout=120) # opens the store
+        statuses = {}
+        for body in [*(f'{{"customer_id": {i}}}' for i in [*ids, 0, -1, 2**62, 2**64, 1.5, "null", '"3"', "true"]), '{"customer_id": 3, "transactions_total": 1}', "{}"]:
+            lane, long = both(body)
+            same(lane, long)
+            statuses[body] = lane[0]
+            if lane[0] == 200: assert lane[1]["server-timing"].startswith("lookup;dur=") and long[1]["server-timing"].startswith("lookup;dur=")
+        assert [statuses[f'{{"customer_id": {i}}}'] for i in ids] == [200]*5 and statuses['{"customer_id": 0}'] == 404 and set(statuses.values()) == {200, 404, 422}
+        one_packet = ask(server.url, b"".join(request(f'{{"customer_id": {i}}}'.encode(), X_Request_Id=f"r{i}") for i in ids*20), n=100)
+        assert [r[1]["x-request-id"] for r in one_packet] == [f"r{i}" for i in ids*20] and {r[0] for r in one_packet} == {200}
+        for i in range(100): # who leaves while the store is asked costs nothing
+            c = connect(server.url)
+            c.sendall(request(f'{{"customer_id": {ids[i % 5]}}}'.encode()))
+            c.close()
+        same(*both(f'{{"customer_id": {ids[0]}}}'))
+        lookups = lambda: int(float(httpx.get(server.url + "/metrics").text.split('churn_stage_seconds_count{stage="lookup"} ')[1].split()[0]))
+        assert wait_for(lambda: lookups() >= 112), lookups()
+    finally: server.stop()
+    assert [line for line in server.logged() if line["level"] == "error"] == []
+
+def test_a_store_that_is_away_is_said_by_both_ways_alike(server):
+    lane, long = (ask(server.url, request(b'{"customer_id": 3}', kind))[0] for kind in (LANE, LONG))
+    same(lane, long)
+    assert lane[0] == 503 and lane[1]["retry-after"] == "5" and b"no feature store" in lane[2]
