@@ -101,7 +101,7 @@ class Server:
     def __init__(self, name:str, python:str, folder:Path, pythonpath:str=""):
         with socket.create_server(("127.0.0.1", 0)) as s: self.port = s.getsockname()[1]
         self.name, self.mark, self.log = name, f"BENCH_SERVE={os.getpid()}-{self.port}", folder/f"{name}.log"
-        env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | dict([self.mark.split("=")]) | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        env = {k: os.environ[k] for k in ("PATH", "HOME", "BENCH_TRITON") if k in os.environ} | dict([self.mark.split("=")]) | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"} | ({"PYTHONPATH": pythonpath} if pythonpath and name.startswith("ours") else {})
         env["PATH"] = f"{Path(python).parent}:{env.get('PATH', '')}"
         self.began = time.perf_counter()
@@ -247,10 +247,9 @@ def pythons(only:list[str]) -> tuple[dict, dict]:
     "Python for each server, and why those that are missing are left out."
     out, left_out = {}, {}
     for name in only:
-        if name == "ours_triton":
-            left_out[name] = "not wired into this measurement yet"
-            continue
-        try: out[name] = str(environment(f"serve-{ENVIRONMENTS[name]}", f"bench/serve.requirements.{ENVIRONMENTS[name]}.txt")) if name in ENVIRONMENTS else sys.executable
+        try:
+            if name == "ours_triton": os.environ["BENCH_TRITON"] = str(environment("serve-triton", "bench/serve.requirements.triton.txt"))
+            out[name] = str(environment(f"serve-{ENVIRONMENTS[name]}", f"bench/serve.requirements.{ENVIRONMENTS[name]}.txt")) if name in ENVIRONMENTS else sys.executable
         except subprocess.CalledProcessError as e: left_out[name] = f"could not be installed: {e}"
     return out, left_out
 

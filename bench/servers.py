@@ -283,6 +283,7 @@ def triton(port, folder):
     free = []
     for _ in range(2):
         with socket.create_server(("127.0.0.1", 0)) as s: free.append(s.getsockname()[1])
+    free[0] = int(os.environ.get("BENCH_GRPC", free[0]))
     os.environ |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LD_LIBRARY_PATH": f"{root.parent.parent}/nvidia_pytriton.libs:{sysconfig.get_config_var('LIBDIR')}"}
     os.execv(root/"bin/tritonserver", ["tritonserver", f"--model-repository={home}/models", f"--backend-directory={home}/backends", "--http-address=127.0.0.1", f"--http-port={port}",
         "--grpc-address=127.0.0.1", f"--grpc-port={free[0]}", "--metrics-address=127.0.0.1", f"--metrics-port={free[1]}", "--allow-gpu-metrics=false"])
@@ -301,6 +302,12 @@ def ours_redis(port, folder):
     ours(port, folder, **{"stores.online": address, "paths.workspace": str(folder/"ws-redis")})
 
 def ours_triton(port, folder):
-    ours(port, folder, **{"serve.backend": "triton"} | json.loads((folder/"triton.json").read_text()))
+    "With a Triton of its own beside it, on the same core."
+    import socket, subprocess
+    free = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as s: free.append(s.getsockname()[1])
+    subprocess.Popen([os.environ["BENCH_TRITON"], __file__, "triton", str(free[0]), str(folder)], env=os.environ | {"BENCH_GRPC": str(free[1])})
+    ours(port, folder, **{"serve.backend": "triton", "triton.url": f"127.0.0.1:{free[1]}", "triton.fallback": "no"})
 
 if __name__ == "__main__": globals()[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]).resolve())

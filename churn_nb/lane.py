@@ -17,11 +17,14 @@ from .triton import BackendAway
 from .web import Done, InvalidRows, Problem, log, request_id, unexpected
 
 # %% ../nbs/45_lane.ipynb #0090f500
+class _NoEvent:
+    "An event nobody waits for."
+    def set(self): pass
+
 class _Cycle:
     "What uvicorn wants to know of a request under way, for one in the lane."
-    disconnected = False
-    def __init__(self): self.response_complete, self.keep_alive, self.future, self.message_event = False, True, None, self
-    def set(self): pass # of an event nobody waits for
+    disconnected, message_event = False, _NoEvent()
+    def __init__(self): self.response_complete, self.keep_alive, self.future = False, True, None
 
 class LaneProtocol(HttpToolsProtocol):
     "uvicorn's HTTP protocol with a lane for one kind of request. `lane` is set by `protocol_with`."
@@ -138,7 +141,8 @@ class Lane:
 class _Asked:
     "A request in the lane."
     __slots__ = "protocol", "cycle", "model", "headers", "began", "at"
-    def __init__(self, *values): self.protocol, self.cycle, self.model, self.headers, self.began, self.at = values
+    def __init__(self, protocol, cycle, model, headers, began, at):
+        self.protocol, self.cycle, self.model, self.headers, self.began, self.at = protocol, cycle, model, headers, began, at
 
 _encode, _kinds = msgspec.json.Encoder().encode, (b"application/problem+json", b"application/json")
 

@@ -119,13 +119,16 @@ class Guard:
 # %% ../nbs/43_limits.ipynb #d3c1a4d9
 class Wire:
     "A transport that can be used until its protocol hears that the connection is lost, as asyncio promises."
-    def __init__(self, transport): self._inner, self.is_closing = transport, transport.is_closing
+    def __init__(self, transport): self._inner, self._write, self.is_closing = transport, transport.write, transport.is_closing
     def __getattr__(self, name): return getattr(self._inner, name)
-    def _if_there(self, f, *args):
-        try: return f(*args)
+    def _if_there(self, f):
+        try: f()
         except RuntimeError:
-            if not self._inner.is_closing(): raise
-    def write(self, data): self._if_there(self._inner.write, data)
+            if not self.is_closing(): raise
+    def write(self, data):
+        try: self._write(data)
+        except RuntimeError:
+            if not self.is_closing(): raise
     def pause_reading(self): self._if_there(self._inner.pause_reading)
     def resume_reading(self): self._if_there(self._inner.resume_reading)
 

@@ -8,6 +8,7 @@ __all__ = ['log', 'fixed', 'Asked', 'columns_of', 'write_parquet', 'add_file', '
 
 # %% ../nbs/30_request_log.ipynb #fae47c28
 import atexit, errno, logging, os, random, threading, time
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import count, groupby
 from pathlib import Path
@@ -47,7 +48,7 @@ def columns_of(asked:list[Asked], # Of one model
 # %% ../nbs/30_request_log.ipynb #bce30634
 def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     "Write columns, the first one UTC times, over a file. Raises OSError."
-    import duckdb # here: the API starts without it
+    import duckdb # here: who only reads a log doesn't need it
     quoted = lambda text, q: q + text.replace(q, q + q) + q
     cols = {f"c{i}": v for i, v in enumerate(columns.values())}
     sources = ["make_timestamptz(epoch_us(c0))", *[*cols][1:]]
@@ -165,6 +166,8 @@ class RequestLog:
                 with self.lock: self.waiting -= sum(len(a.p) for a in asked)
 
     def _work(self):
+        with suppress(ImportError): import duckdb # takes a while: at the start, before there are callers who would wait # noqa: F401
+        with suppress(OSError): os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10) # Linux: of this thread
         while not self.closing:
             self.wake.wait(self.seconds)
             self.wake.clear()

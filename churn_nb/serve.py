@@ -7,7 +7,7 @@ __all__ = ['log', 'row_type', 'RowReader', 'Answer', 'Model', 'CurrentModel', 'C
            'check_known', 'known', 'Predict', 'info_routes', 'Api', 'create_app', 'run_server']
 
 # %% ../nbs/04_serve.ipynb #12494617
-import asyncio, logging, os, signal, threading, time
+import asyncio, gc, logging, os, signal, threading, time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -501,7 +501,8 @@ def create_app(settings:Settings,
                     await taken.again()
                 except Exception: log.error("the watch over %s failed; trying again", current.path, exc_info=True)
         taken.warm()
-        if shadow: shadow.start()
+        for part in (shadow, requests):
+            if part: part.start()
         if hook := spans(): traffic.hooks.append(hook)
         task = asyncio.create_task(watch())
         yield
@@ -566,5 +567,7 @@ def run_server(settings:Settings,
     if threading.current_thread() is threading.main_thread(): # also where it comes before uvicorn listens to it
         signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {says}", flush=True)
+    gc.collect()
+    gc.freeze() # what is there now stays: the collector need not walk through it while callers wait
     try: server.run(sockets=[sock])
     except KeyboardInterrupt: pass # uvicorn has shut down in order and passes the signal on, SIGTERM to the handler above

@@ -230,7 +230,7 @@ class Done(msgspec.Struct, gc=False):
 
 class Traffic:
     "Counts and logs what was answered, many at a time."
-    def __init__(self, metrics:Metrics, every:float=.25, most:int=1000):
+    def __init__(self, metrics:Metrics, every:float=.25, most:int=250):
         self.metrics, self.every, self.most = metrics, every, most
         self.done, self.last, self.hooks = [], 0., []   # hooks get each list of Done
         self.sizes = {"lookup": [], "score": []}        # of runs of a batcher
