@@ -1,6 +1,8 @@
 "One suite, written with the clients of another server, over our embedded server and over a real Triton: the same answers, the same kinds of error."
+import json, subprocess, sys
+from pathlib import Path
 from types import SimpleNamespace
-import httpx, numpy as np, pytest
+import filelock, httpx, numpy as np, pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 from churn_nb.triton import write_model_repository
@@ -76,6 +78,27 @@ def test_tritonclient_gets_the_same_numbers_in_json_and_binary(endpoint, n, bina
     p, said = r.as_numpy("probability"), r.get_response()
     assert (p.dtype, p.shape, said["model_name"], said["model_version"], said["id"]) == (np.float32, (n, 1), "churn", "1", "r1")
     np.testing.assert_allclose(p[:, 0], probability(X), atol=1e-6)
+
+def kserve_python() -> Path:
+    "Python of the environment with KServe's client; made once."
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root/"bench"))
+    try: from peers import environment
+    finally: sys.path.pop(0)
+    (root/".bench").mkdir(exist_ok=True)
+    with filelock.FileLock(root/".bench"/".kserve.lock"): return environment("kserve", "requirements-kserve.lock")
+
+def test_the_client_of_kserve_gets_the_same_numbers(endpoint):
+    X = rows(5)
+    p = subprocess.run([kserve_python(), Path(__file__).with_name("kserve_client.py"), endpoint.url, json.dumps(X.tolist())], capture_output=True, text=True, timeout=120)
+    assert p.returncode == 0, p.stderr[-2000:]
+    said = json.loads(p.stdout.splitlines()[-1])
+    healthy = True if endpoint.kind == "embedded" else "JSONDecodeError" # Triton's health has no body, and this client reads one
+    assert (said["live"], said["ready"], said["model"], said["error"]) == (healthy, healthy, True, "HTTPStatusError 404")
+    for way in ("json", "binary"):
+        r = said[way]
+        assert (r["id"], r["model"], r["output"], r["shape"], r["datatype"]) == (f"k-{way}", "churn", "probability", [5, 1], "FP32")
+        np.testing.assert_allclose(r["p"], probability(X), atol=1e-6)
 
 @pytest.mark.parametrize("data", [[1, 2, 3, 4, 5, 6], [[1, 2, 3], [4, 5, 6]]])
 @pytest.mark.parametrize("more", [{}, {"id": "a"}, {"outputs": [{"name": "probability"}]}, {"outputs": []}, {"parameters": {"trace": "x", "n": 1}}])
