@@ -59,6 +59,14 @@ class Segments:
 
     def files(self) -> list[str]: return [str(f) for *_, f in self.segments()]
 
+    def read(self, how, # list of files -> what is wanted
+            ):          # What it gives
+        "Read without a lock; again with a new list if two merges overtook the first."
+        for last in (False,)*9 + (True,):
+            try: return how(self.files())
+            except FileNotFoundError:
+                if last: raise
+
     @property
     def last(self) -> int: # 0: nothing was ever added
         "Number of the newest batch."
@@ -112,9 +120,8 @@ def load_log(
     "The event log: the data set and what was pushed since."
     df = load_events(settings)
     every = one_in(df, customers) # counted before new customers come
-    if files := pushed(settings).files():
-        more = pd.concat([pd.read_parquet(f, columns=list(df.columns)) for f in files], ignore_index=True)
-        df = pd.concat([df, more.astype(df.dtypes.to_dict())], ignore_index=True)
+    if more := pushed(settings).read(lambda files: [pd.read_parquet(f, columns=list(df.columns)) for f in files]):
+        df = pd.concat([df, pd.concat(more, ignore_index=True).astype(df.dtypes.to_dict())], ignore_index=True)
     return df[df.customer_id % every == 0].reset_index(drop=True)
 
 def log_hash(settings:Settings) -> str:

@@ -114,13 +114,13 @@ def test_under_load_rows_share_runs_and_every_answer_is_its_own(tmp_path):
     got = np.zeros((n, 40))
     with serving(tmp_path) as s:
         def caller(k):
-            with httpx.Client(base_url=s.url, timeout=30) as c:
+            with httpx.Client(base_url=s.url, timeout=90) as c:
                 for i, x in enumerate(X[k].tolist()): got[k, i] = c.post("/predict", json=dict(zip(("age", "usage_minutes", "gap"), x))).json()["probability"]
         crowd = [threading.Thread(target=caller, args=[k]) for k in range(n)]
         for t in crowd: t.start()
         for t in crowd: t.join()
         np.testing.assert_allclose(got.ravel(), probability(X.reshape(-1, 3)), atol=1e-6)
-        metrics = dict(line.rsplit(" ", 1) for line in httpx.get(s.url + "/metrics").text.splitlines() if line.startswith("churn_batch_rows"))
+        metrics = dict(line.rsplit(" ", 1) for line in httpx.get(s.url + "/metrics", timeout=90).text.splitlines() if line.startswith("churn_batch_rows"))
     runs, rows = (float(metrics[f'churn_batch_rows_{x}{{stage="score"}}']) for x in ("count", "sum"))
     assert rows == n*40 and runs < rows
 
@@ -162,7 +162,7 @@ def test_rows_that_wait_too_long_or_are_too_many_are_503_with_retry_after(tmp_pa
     assert sorted(r.json()["detail"] for r in refused) == ["2 requests wait already; send it again", *["waited 0.05 s for its turn"]*2]
 
 def test_timing_is_told_to_the_caller_and_to_prometheus(server):
-    with httpx.Client(base_url=server.url) as c:
+    with httpx.Client(base_url=server.url, timeout=90) as c:
         r = c.post("/predict", json={"age": 42, "usage_minutes": 310.5, "gap": None})
         parts = dict(p.split(";dur=") for p in r.headers["server-timing"].split(", "))
         assert list(parts) == ["score", "total"] and 0 < float(parts["score"]) <= float(parts["total"])

@@ -41,22 +41,22 @@ def test_all_paths_ask_but_the_probes(locked):
     assert [get(p) for p in PATHS] == [401]*len(PATHS)
     assert [get(p) for p in ("/livez", "/readyz")] == [200, 200]
     assert get("/model", f"X-API-Key: {OLD}\r\n") == 200
-    assert httpx.post(locked.url + "/events", json={}).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}).status_code == 401
+    assert httpx.post(locked.url + "/events", json={}, timeout=90).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}, timeout=90).status_code == 401
 
 def test_a_browser_is_asked_for_a_password_which_is_a_key(locked):
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    asked = httpx.get(locked.url + "/", headers=html)
+    asked = httpx.get(locked.url + "/", headers=html, timeout=90)
     assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
     for name in ("", "ann", "é"):
-        assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD)).status_code == 200
-        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW)).status_code == 200 # by the lane
-    for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth).status_code == 401
-    for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}).status_code == 401
+        assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD), timeout=90).status_code == 200
+        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW), timeout=90).status_code == 200 # by the lane
+    for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth, timeout=90).status_code == 401
+    for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}, timeout=90).status_code == 401
 
 def test_no_key_is_ever_written_anywhere(locked):
     secret = "not-a-key-but-a-secret-of-someone"
-    for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}, {"X-API-Key": OLD}): httpx.get(locked.url + "/model", headers=headers)
-    text = httpx.get(locked.url + "/metrics", headers={"X-API-Key": OLD}).text
+    for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}, {"X-API-Key": OLD}): httpx.get(locked.url + "/model", headers=headers, timeout=90)
+    text = httpx.get(locked.url + "/metrics", headers={"X-API-Key": OLD}, timeout=90).text
     assert wait_for(lambda: '"status":401' in locked.logfile.read_text())
     said = locked.logfile.read_text() + text + locked.greeting
     assert not any(k in said for k in (secret, OLD, NEW))
@@ -174,11 +174,11 @@ def test_a_body_without_end_is_cut_off(strict):
 def test_what_was_refused_is_counted_and_nothing_stays_behind(strict):
     for head, drip, _ in (HEADS["headers"], HEADS["body in the lane"]): slowly(strict.url, head, drip)
     ask(strict.url, b"\x16\x03\x01\r\n\r\n")
-    text = httpx.get(strict.url + "/metrics").text
+    text = httpx.get(strict.url + "/metrics", timeout=90).text
     for reason in ("headers", "body", "invalid"): assert re.search(rf'churn_turned_away_total{{reason="{reason}"}} [1-9]', text), reason
     fds = lambda: len(os.listdir(f"/proc/{strict.pid}/fd"))
     n = fds()
-    assert wait_for(lambda: fds() < n + 5, 15)
+    assert wait_for(lambda: fds() < n + 5)
     assert not [line for line in strict.logged() if line["level"] in ("error", "warning")]
 
 # --- the cap ---
@@ -190,15 +190,15 @@ def test_over_the_cap_one_is_told_at_once_and_the_process_still_lives(tmp_path):
         assert wait_for(lambda: ask(s.url, request())[0][0] == 503)
         status, headers, body = ask(s.url, request())[0]
         assert headers["retry-after"] == "1" and headers["connection"] == "close" and headers["content-type"] == "application/problem+json" and b"20 connections" in body
-        assert [httpx.get(s.url + p).status_code for p in ("/livez", "/readyz", "/model")] == [200, 503, 503]
+        assert [httpx.get(s.url + p, timeout=90).status_code for p in ("/livez", "/readyz", "/model")] == [200, 503, 503]
         with held[0] as c, c.makefile("rb") as f: # who is in is answered
             c.sendall(request()); assert answer(f)[0] == 200
-        assert wait_for(lambda: ask(s.url, request())[0][0] == 200, 20)
+        assert wait_for(lambda: ask(s.url, request())[0][0] == 200)
         silent = [connect(s.url) for _ in range(60)] # over the cap, and never ask
-        assert wait_for(lambda: len(os.listdir(f"/proc/{s.pid}/fd")) < 60, 20)
+        assert wait_for(lambda: len(os.listdir(f"/proc/{s.pid}/fd")) < 60)
         for c in held + silent: c.close()
-        assert wait_for(lambda: ask(s.url, request())[0][0] == 200, 20)
-        assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics").text
+        assert wait_for(lambda: ask(s.url, request())[0][0] == 200)
+        assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics", timeout=90).text
 
 def test_the_limit_on_files_bounds_the_cap():
     code = ("import resource\nfrom churn_nb.limits import open_files\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
@@ -244,7 +244,7 @@ part = st.sampled_from([b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /slow HTTP/
 @hyp(max_examples=400, deadline=None)
 def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
     at, guard = standing
-    whole, s = b"".join(parts), socket.create_connection(at, timeout=20)
+    whole, s = b"".join(parts), socket.create_connection(at, timeout=90)
     marks = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
     try:
         for a, b in itertools.pairwise(marks): s.sendall(whole[a:b])
@@ -254,13 +254,13 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
         got = b"".join(iter(lambda: s.recv(65536), b"")) if end == "read" else b""
     except ConnectionError: got = b""
     finally: s.close()
-    assert wait_for(lambda: not guard.connections and not guard.leaving, 10), (guard.connections, guard.leaving)
+    assert wait_for(lambda: not guard.connections and not guard.leaving), (guard.connections, guard.leaving)
     assert wait_for(lambda: guard.under_way == 0)
     assert got == b"" or re.match(rb"HTTP/1\.1 \d\d\d ", got)
 
 def test_more_requests_than_may_be_under_way_are_told_so(standing):
     at, guard = standing
-    many = [socket.create_connection(at, timeout=20) for _ in range(40)]
+    many = [socket.create_connection(at, timeout=90) for _ in range(40)]
     files, statuses = [s.makefile("rb") for s in many], []
     for _ in range(5):
         for s in many: s.sendall(b"GET /slow HTTP/1.1\r\n\r\n")

@@ -13,11 +13,11 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
 from churn_nb.data import load_events
-from churn_nb.log import Segments, compact, connection, copy_parquet, load_log, log_hash, pushed, write_parquet
+from churn_nb.log import Segments, compact, copy_parquet, load_log, log_hash, pushed, write_parquet
 
 
 def batch(*values): return pd.DataFrame({"value": values})
-def values(log): return [v for f in log.files() for v in pd.read_parquet(f).value]
+def values(log): return log.read(lambda files: [v for f in files for v in pd.read_parquet(f).value])
 
 # Any order of appends and compactions is the list of all that was appended
 
@@ -50,7 +50,8 @@ def test_other_files_are_not_batches(tmp_path):
     for name in (".abc", "notes.txt", "1-1.parquet.tmp", "x-1.parquet", "2.parquet", ".2-2.parquet", "as-of-19980701T000000.parquet"): (tmp_path/name).write_text("no")
     assert values(log) == [1] and log.last == 1 and log.append(batch(2)) == 2 and values(log) == [1, 2]
 
-@pytest.mark.parametrize("write", [lambda p: copy_parquet(connection(), "SELECT CASE i WHEN 999999 THEN error('no') ELSE i END FROM range(1000000) t(i)", p),
+# One thread: with more, DuckDB 2.0 once waited for ever for the tasks of a COPY that had failed (TaskExecutor::DrainTasks)
+@pytest.mark.parametrize("write", [lambda p: copy_parquet(duckdb.connect(config={"threads": 1}), "SELECT CASE i WHEN 999999 THEN error('no') ELSE i END FROM range(1000000) t(i)", p),
                                    lambda p: write_parquet(pd.DataFrame({"value": [object()]}), p)], ids=["copy", "write"])
 def test_what_fails_leaves_the_old_file_and_no_other(tmp_path, write):
     write_parquet(batch(1), tmp_path/"x.parquet")
@@ -137,7 +138,7 @@ def test_several_processes_write_compact_and_read(tmp_path):
     reader = threading.Thread(target=read)
     reader.start()
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(me)], stdout=subprocess.PIPE, text=True) for me in range(4)]
-    numbers = [int(x) for w in writers for x in w.communicate(timeout=100)[0].split()]
+    numbers = [int(x) for w in writers for x in w.communicate(timeout=300)[0].split()]
     done.set(); reader.join()
     assert sorted(numbers) == [*range(1, 101)]
     want = {1000*me + i + half for me in range(4) for i in range(25) for half in (0, 500)}

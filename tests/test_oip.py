@@ -32,7 +32,7 @@ def tensor(X, binary=True, name="features", datatype="FP32"):
 
 def plain(endpoint, body, path="models/churn/infer", **kw):
     "What a client that only knows the specification sends."
-    return httpx.post(f"{endpoint.url}/v2/{path}", **({"content": body} if isinstance(body, bytes) else {"json": body}), timeout=20, **kw)
+    return httpx.post(f"{endpoint.url}/v2/{path}", **({"content": body} if isinstance(body, bytes) else {"json": body}), timeout=90, **kw)
 
 def body(data=(1, 2, 3), shape=(1, 3), **change):
     return {"inputs": [{"name": "features", "datatype": "FP32", "shape": [*shape], "data": [*data]} | change]}
@@ -46,7 +46,7 @@ def test_health(endpoint):
     assert c.is_server_live() and c.is_server_ready() and c.is_model_ready("churn") and c.is_model_ready("churn", "1")
     assert not c.is_model_ready("churn", "2") and not c.is_model_ready("yolo")
     for path in ("health/live", "health/ready", "models/churn/ready", "models/churn/versions/1/ready"):
-        assert httpx.get(f"{endpoint.url}/v2/{path}").status_code == 200
+        assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=90).status_code == 200
 
 def test_metadata_is_the_same(endpoint):
     server = endpoint.client.get_server_metadata()
@@ -119,7 +119,7 @@ def test_what_is_not_there_is_404(endpoint, path):
     assert r.status_code == 404 and r.json()["error"]
 
 @pytest.mark.parametrize("path", ["models/yolo", "models/churn/versions/9", "models/yolo/versions/1", "nothing"])
-def test_no_metadata_of_what_is_not_there(endpoint, path): assert httpx.get(f"{endpoint.url}/v2/{path}").status_code == 404
+def test_no_metadata_of_what_is_not_there(endpoint, path): assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=90).status_code == 404
 
 REFUSED = {"name": body(name="image"), "dtype": body(datatype="INT64"), "no dtype of any": body(datatype="FLOAT"), "columns": body([1, 2, 3, 4], (1, 4)),
            "one dimension": body(shape=[3]), "three dimensions": body(shape=[1, 1, 3]), "no rows": body([], (0, 3)), "too many rows": body([1.]*3003, (1001, 3)),

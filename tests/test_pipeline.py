@@ -213,7 +213,7 @@ def test_killed_in_a_step_the_next_run_just_works(ran, step):
     known = set(executed(ws))
     p = subprocess.Popen([CHURN, "step", step, *FEW, "--workspace", str(ws)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     started = lambda: next((d for d in executed(ws) if d not in known and (d/f"{step}.ipynb").exists() and "completed" in (d/f"{step}.ipynb").read_text()), None)
-    assert wait_for(started, 60)
+    assert wait_for(started)
     time.sleep(1)
     os.killpg(p.pid, signal.SIGKILL); p.wait()
     assert verify_bundle(current_bundle(ws/"bundle")).version == served

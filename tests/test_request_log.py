@@ -1,5 +1,5 @@
 "The log of what the API was asked: to the bit, whole files or none, bounded, and nobody waits for it or is named in it."
-import json, os, re, shutil, subprocess, sys, textwrap, threading, time
+import itertools, json, os, re, shutil, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 import httpx, numpy as np, pandas as pd, pyarrow.parquet as pq, pytest
@@ -38,7 +38,7 @@ SENT = [("/predict", ROW), ("/predict", row([20.1, 5e-42, -0.0])), ("/predict/ba
 def test_what_was_answered_is_logged_to_the_bit_and_what_was_not_is_not(tmp_path):
     put_live(tmp_path)
     began = pd.Timestamp.now("UTC").floor("ms")
-    with serving(tmp_path, request_log_seconds=.3) as s, httpx.Client(base_url=s.url) as c:
+    with serving(tmp_path, request_log_seconds=.3) as s, httpx.Client(base_url=s.url, timeout=90) as c:
         answers = [(body, r.json()) for path, body in SENT if (r := c.post(path, json=body, headers={"X-Request-Id": "findme"})).status_code == 200]
         assert wait_for(lambda: "churn_request_log_rows_total 206.0" in c.get("/metrics").text)
         assert wait_for(lambda: len(read_requests(tmp_path/"requests")) == 206)
@@ -57,7 +57,7 @@ def test_what_was_answered_is_logged_to_the_bit_and_what_was_not_is_not(tmp_path
 def test_a_file_holds_nothing_of_who_asked(tmp_path):
     put_live(tmp_path)
     with serving(tmp_path, request_log_seconds=3600) as s:
-        httpx.post(s.url + "/predict", json=ROW, headers={"X-Request-Id": "find-me", "User-Agent": "find-me", "Authorization": "find-me"})
+        httpx.post(s.url + "/predict", json=ROW, headers={"X-Request-Id": "find-me", "User-Agent": "find-me", "Authorization": "find-me"}, timeout=90)
     (f,) = files(tmp_path/"requests") # written at SIGTERM
     table = pq.read_table(f)
     assert table.schema.names == [*FIXED, *ROW] and [str(t) for t in table.schema.types] == ["timestamp[us, tz=UTC]", "int64", "string", "double", *["float"] * 3]
@@ -69,10 +69,10 @@ def test_a_file_holds_nothing_of_who_asked(tmp_path):
 def test_what_waits_is_written_at_sigterm_and_the_process_has_neither_pandas_nor_pyarrow(tmp_path, capsys):
     put_live(tmp_path)
     loaded = lambda pid: {m for m in ("pandas", "pyarrow", "duckdb") if m in Path(f"/proc/{pid}/maps").read_text()}
-    with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url) as c:
+    with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=90) as c:
         for _ in range(5): assert c.post("/predict/batch", json=[ROW] * 500).status_code == 200
         before, mb = loaded(s.pid), rss_mb(s.pid)
-        assert wait_for(lambda: files(tmp_path/"requests"), 10)
+        assert wait_for(lambda: files(tmp_path/"requests"))
         assert wait_for(lambda: "churn_request_log_rows_total 2500.0" in c.get("/metrics").text)
         after, mb_after = loaded(s.pid), rss_mb(s.pid)
         for _ in range(5): assert c.post("/predict/batch", json=[ROW] * 500).status_code == 200
@@ -84,7 +84,7 @@ def test_what_waits_is_written_at_sigterm_and_the_process_has_neither_pandas_nor
 def test_kill_9_leaves_what_was_written_and_loses_what_waits(tmp_path):
     put_live(tmp_path)
     s = Server(tmp_path, request_log_seconds=.4)
-    assert httpx.post(s.url + "/predict/batch", json=[ROW] * 10).status_code == 200
+    assert httpx.post(s.url + "/predict/batch", json=[ROW] * 10, timeout=90).status_code == 200
     assert wait_for(lambda: files(tmp_path/"requests"))
     s.process.kill(); s.process.wait(); s.process.stdout.close()
     log = read_requests(tmp_path/"requests")
@@ -118,14 +118,14 @@ def test_a_writer_killed_at_any_moment_leaves_only_readable_files(tmp_path):
 
 def test_two_processes_write_and_prune_one_folder(tmp_path):
     writers = [writer(tmp_path, v, .1, 15) for v in "ab"]
-    outs = [w.communicate(timeout=60)[0] for w in writers]
+    outs = [w.communicate(timeout=300)[0] for w in writers]
     assert [w.returncode for w in writers] == [0, 0] and [len(o.split()) for o in outs] == [15, 15]
     size = sum(f.stat().st_size for f in files(tmp_path))
     one = max(f.stat().st_size for f in files(tmp_path))
     assert size <= .1e6 + one and len(files(tmp_path)) > 1 and not [*tmp_path.glob("*/.*")]
     whole = tmp_path/"whole"
     writers = [writer(whole, v, 100, 5) for v in "ab"]
-    for w in writers: w.communicate(timeout=60)
+    for w in writers: w.communicate(timeout=300)
     log = read_requests(whole)
     assert log.attrs["broken"] == [] and log.groupby(["model_version", "customer_id"]).size().to_dict() == {(v, i): 2000 for v in "ab" for i in range(5)}
 
@@ -155,7 +155,7 @@ def test_a_full_disk_is_counted_told_once_and_leaves_no_remainder(tmp_path):
     mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$1"', "sh", tmp_path], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED: a full disk. This machine lets nobody mount a small tmpfs (unshare -rm, mount -t tmpfs)")
-    p = subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", tmp_path, sys.executable, FULL], check=True, capture_output=True, text=True, timeout=60)
+    p = subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", tmp_path, sys.executable, FULL], check=True, capture_output=True, text=True, timeout=300)
     names, text, said = json.loads(p.stdout)
     assert names == [".parquet"] * 2
     assert text == ["churn_request_log_rows_total 20.0", 'churn_request_log_dropped_total{reason="unwritten"} 60000.0']
@@ -252,7 +252,7 @@ def test_requests_are_sampled_whole_at_the_share_and_by_the_seed(tmp_path, share
         log.start = lambda: None
         for i, b in enumerate(sizes.tolist()): log.put(model(), np.ones((b, 2), np.float32), [.5] * b, [i] * b)
         assert log.waiting == sum(len(a.p) for a in log.asked) and not dropped(log)
-        return [(a.ids[0], len(a.ids)) for a in log.asked]
+        return [(i, len([*rows])) for a in log.asked for i, rows in itertools.groupby(a.ids)]
     first = kept(1)
     assert all(b == sizes[i] for i, b in first) and abs(len(first) - n * share) <= 4.5 * (n * share * (1 - share))**.5
     assert first == kept(1) and (share in (0, 1) or first != kept(2))
@@ -271,7 +271,7 @@ def test_too_many_rows_are_dropped_whole_and_counted_and_half_of_them_wake_the_w
     assert len(read_requests(tmp_path)) == 20
     live = quiet(tmp_path/"live", most_rows=10) # seconds=3600: only the half wakes it
     live.put(model(), np.ones((6, 2), np.float32), [.5] * 6, [1] * 6)
-    assert wait_for(lambda: files(tmp_path/"live"), 10)
+    assert wait_for(lambda: files(tmp_path/"live"))
     live.close()
 
 def test_many_threads_put_while_it_writes_and_nothing_is_lost_or_doubled(tmp_path):
@@ -294,9 +294,12 @@ def test_a_disk_that_hangs_holds_up_neither_requests_nor_the_end_for_ever(tmp_pa
     began = time.perf_counter()
     for i in range(100): log.put(model(), np.ones((1, 2), np.float32), [.5], [i])
     assert time.perf_counter() - began < 1 and log.waiting == 101
+    thread = log.thread
     log.close(.1)
     assert "the disk hangs; 101 rows are not in the log" in caplog.text
     gate.set()
+    thread.join(30) # a thread in the midst of DuckDB would abort the end of these tests
+    assert not thread.is_alive()
 
 def test_a_machine_without_a_thread_left_loses_nothing(tmp_path, monkeypatch):
     log = quiet(tmp_path)
@@ -322,7 +325,7 @@ ENDS = textwrap.dedent("""
 """)
 
 def test_a_process_that_ends_in_the_midst_of_a_write_ends_in_order(tmp_path):
-    p = subprocess.run([sys.executable, "-c", ENDS, tmp_path], check=False, capture_output=True, text=True, timeout=60)
+    p = subprocess.run([sys.executable, "-c", ENDS, tmp_path], check=False, capture_output=True, text=True, timeout=300)
     assert (p.returncode, p.stderr) == (0, "") and read_requests(tmp_path).customer_id.eq(2).sum() == 1
 
 def test_without_duckdb_it_says_what_to_install(tmp_path, monkeypatch, caplog):
@@ -332,11 +335,11 @@ def test_without_duckdb_it_says_what_to_install(tmp_path, monkeypatch, caplog):
     assert dropped(log) == {"unwritten": 1} and "install churn-nb[serve]" in caplog.text and not [*tmp_path.glob("*/*")]
 
 def test_an_unexpected_error_is_told_by_its_kind_alone(tmp_path, monkeypatch, caplog):
-    def fail(*a): raise ArithmeticError("customer 42")
+    def fail(*a): raise ArithmeticError("customer 8675309")
     monkeypatch.setattr(churn_nb.request_log, "write_parquet", fail)
     log = quiet(tmp_path)
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1]); log.close()
-    assert dropped(log) == {"unwritten": 1} and "ArithmeticError" in caplog.text and "42" not in caplog.text and not [*tmp_path.glob("*/*")]
+    assert dropped(log) == {"unwritten": 1} and "ArithmeticError" in caplog.text and "8675309" not in caplog.text and not [*tmp_path.glob("*/*")]
 
 # --- files ---
 
@@ -420,7 +423,7 @@ FOUND = {("report_broken",): 0, ("level",): 1, ("report_timestamp_seconds",): 17
 
 def test_the_api_shows_the_drift_report_beside_its_metrics(tiny_bundle, server):
     report = tiny_bundle/"reports"/"drift.json"
-    get = lambda: gauges(httpx.get(server.url + "/metrics").text)
+    get = lambda: gauges(httpx.get(server.url + "/metrics", timeout=90).text)
     assert get() == {("report_broken",): 0}
     report.parent.mkdir(exist_ok=True)
     try:

@@ -47,7 +47,7 @@ def ask(s, seconds=0., code=0):
 def go(p): p.stdin.write("\n"); p.stdin.flush()
 
 def ended(p):
-    lines = p.communicate(timeout=60)[0].splitlines()
+    lines = p.communicate(timeout=300)[0].splitlines()
     assert p.returncode == 0
     return lines[-1].split("|")
 

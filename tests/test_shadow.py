@@ -37,7 +37,7 @@ def test_answers_are_the_same_byte_by_byte_and_each_row_is_in_the_log(tmp_path):
     said = {}
     for shadow in ("no", "yes"):
         assert not (tmp_path/"shadow").exists()
-        with serving(two(tmp_path), shadow=shadow) as s, httpx.Client(base_url=s.url) as c:
+        with serving(two(tmp_path), shadow=shadow) as s, httpx.Client(base_url=s.url, timeout=90) as c:
             answers = [c.post(path, json=body, headers={"X-Request-Id": "x"}) for path, body in BODIES]
             said[shadow] = [(r.status_code, r.content, {k: v for k, v in r.headers.items() if k not in ("date", "server-timing")}) for r in answers]
             if shadow == "yes":
@@ -55,12 +55,12 @@ def test_answers_are_the_same_byte_by_byte_and_each_row_is_in_the_log(tmp_path):
 
 def test_what_waits_is_written_before_the_server_ends(tmp_path):
     with serving(two(tmp_path), shadow="yes") as s: # stopped by SIGTERM
-        for _ in range(5): assert httpx.post(s.url + "/predict/batch", json=[ROW] * 500).status_code == 200
+        for _ in range(5): assert httpx.post(s.url + "/predict/batch", json=[ROW] * 500, timeout=90).status_code == 200
     assert len(lines(tmp_path)) == 2500
 
 def test_a_spoilt_shadow_bundle_disturbs_nobody_and_is_told_once(tmp_path):
     put_live(tmp_path)
-    with serving(tmp_path, shadow="yes") as s, httpx.Client(base_url=s.url) as c:
+    with serving(tmp_path, shadow="yes") as s, httpx.Client(base_url=s.url, timeout=90) as c:
         want = c.post("/predict", json=ROW).content
         def asked():
             assert c.post("/predict", json=ROW).content == want

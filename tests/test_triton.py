@@ -73,7 +73,7 @@ def test_the_yolo_configuration_loads(served, tmp_path):
     (folder/"1/model.onnx").write_bytes(model); (folder/"config.pbtxt").write_text(text)
     r = served.triton.post("repository/models/yolo_model/load")
     assert r.status_code == 200, r.text
-    c = httpx.get(f"{served.triton.url}/v2/models/yolo_model/config").json()
+    c = httpx.get(f"{served.triton.url}/v2/models/yolo_model/config", timeout=90).json()
     assert (c["input"][0]["dims"], c["dynamic_batching"]["preferred_batch_size"], c["dynamic_batching"]["max_queue_delay_microseconds"]) == ([3, 640, 640], [4, 8, 16], 100)
     served.triton.post("repository/models/yolo_model/unload")
 
@@ -95,7 +95,7 @@ def test_a_wrong_configuration_is_refused_with_the_reason_and_the_rest_goes_on(s
     r = served.triton.post("repository/models/wrong/load")
     assert r.status_code >= 400
     assert says in r.json()["error"] + served.triton.log.read_bytes()[said:].decode(errors="replace"), r.text
-    assert httpx.get(f"{served.triton.url}/v2/models/churn/ready").status_code == 200
+    assert httpx.get(f"{served.triton.url}/v2/models/churn/ready", timeout=90).status_code == 200
 
 def test_versions_come_and_go_under_load_and_no_answer_fails_or_mixes(served):
     models, live, stop = {"1": served.model}, ["1"], asyncio.Event()
@@ -121,7 +121,7 @@ def test_versions_come_and_go_under_load_and_no_answer_fails_or_mixes(served):
         return done, errors
     done, errors = run(lambda: backend(served.triton), work)
     assert not errors and set(done) == {"1", "2", "3", "4"}
-    there = httpx.get(f"{served.triton.url}/v2/models/churn").json()["versions"]
+    there = httpx.get(f"{served.triton.url}/v2/models/churn", timeout=90).json()["versions"]
     assert sorted(there) == ["3", "4"] # the older ones are unloaded
     async def gone(b):
         with pytest.raises(BackendAway, match="version"): await b.score(models["1"], X)
@@ -158,8 +158,8 @@ def test_a_new_version_is_found_by_polling(triton_here, tmp_path):
     put(tmp_path)
     with triton_here(tmp_path/"triton", tmp_path, "--model-control-mode=poll", "--repository-poll-secs=1") as t:
         put(tmp_path, "2", bias=1.)
-        assert wait_for(lambda: httpx.get(f"{t.url}/v2/models/churn/versions/2/ready").status_code == 200, 20)
-        assert httpx.get(f"{t.url}/v2/models/churn/versions/1/ready").status_code == 200 # the one before stays
+        assert wait_for(lambda: httpx.get(f"{t.url}/v2/models/churn/versions/2/ready", timeout=90).status_code == 200)
+        assert httpx.get(f"{t.url}/v2/models/churn/versions/1/ready", timeout=90).status_code == 200 # the one before stays
 
 def test_the_client_is_imported_only_when_asked():
     code = "import sys, churn_nb.triton; assert not {'tritonclient', 'grpc', 'onnx'} & set(sys.modules)"

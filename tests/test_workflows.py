@@ -212,7 +212,7 @@ def act(tmp_path):
             (fakes/name).write_text("#!/bin/bash\n" + f'echo "{name} $*" >> {calls}\n'*(name != "python") + does + "\n")
             (fakes/name).chmod(0o755)
         done = subprocess.run([BIN/"act", event, "-W", f".github/workflows/{workflow}.yaml", "-P", "ubuntu-latest=-self-hosted", "--pull=false", "-s", "GITHUB_TOKEN=fake", *local, *options],
-                              cwd=repo, capture_output=True, text=True, timeout=100, env={"HOME": str(tmp_path), "PATH": f"{fakes}:{BIN}:/usr/local/bin:/usr/bin:/bin"})
+                              cwd=repo, capture_output=True, text=True, timeout=300, env={"HOME": str(tmp_path), "PATH": f"{fakes}:{BIN}:/usr/local/bin:/usr/bin:/bin"})
         return done.returncode, done.stdout, [c for c in calls.read_text().splitlines() if not c.startswith(("aws", "papermill"))]
     return go
 

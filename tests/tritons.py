@@ -80,5 +80,5 @@ class Triton:
     def post(self, path, body=None): return httpx.post(f"{self.url}/v2/{path}", json=body or {}, timeout=60)
     def counts(self, model="churn"):
         "(inferences, executions) of a model, over its versions."
-        stats = httpx.get(f"{self.url}/v2/models/{model}/stats").json()["model_stats"]
+        stats = httpx.get(f"{self.url}/v2/models/{model}/stats", timeout=90).json()["model_stats"]
         return sum(s["inference_count"] for s in stats), sum(s["execution_count"] for s in stats)
