@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'CRASHED', 'app', 'CHECKS', 'UsageError', 'parameters', 'fitting', 'StepRun', 'run_step', 'one_run',
-           'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'run', 'step', 'serve', 'promote',
-           'rollback', 'history', 'push', 'materialize', 'drift', 'retrain', 'score', 'doctor', 'main']
+           'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'run', 'step', 'serve', 'triton',
+           'promote', 'rollback', 'history', 'push', 'materialize', 'drift', 'retrain', 'score', 'doctor', 'main']
 
 # %% ../nbs/12_pipeline.ipynb #27314be4
 import ast, contextlib, importlib.metadata, json, os, platform, shutil, socket, sys, time, warnings
@@ -297,6 +297,18 @@ def serve(host:Annotated[str, typer.Option(help="Address to listen on.")]="",
     from churn_nb.serve import run_server # each command imports what it needs
     over = {"serve.backend": backend} if backend else {}
     run_server(_settings(workspace, **over), host or None, None if port < 0 else port, insecure)
+
+@app.command(epilog="Example: `churn triton models --watch 1`, beside `tritonserver --model-repository=models --model-control-mode=poll`")
+def triton(repository:Annotated[Path, typer.Argument(help="Folder in which Triton looks for models; made if missing.")],
+           watch:Annotated[float, typer.Option(help="Look for a new champion every so many seconds; 0: write once.")]=0.,
+           workspace:_Workspace=""):
+    "Put the champion where Triton looks, and each that follows it."
+    from churn_nb.triton import follow_bundle, triton_options, write_model_repository # each command imports what it needs
+    settings = _settings(workspace)
+    if not watch: _served(settings)
+    options = triton_options(settings) | {"public_key": settings.serve.public_key, "max_mb": settings.serve.max_model_mb}
+    follow_bundle(Workspace(settings.paths.workspace).bundles/"current", repository,
+                  lambda *to: write_model_repository(*to, **options), watch, typer.echo)
 
 def _table(rows:list[dict], columns:list[str]):
     "Print rows as an aligned table."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['triton_models', 'TritonError', 'Tensor', 'signature', 'triton_config', 'write_model_repository', 'triton_options',
-           'Breaker', 'BackendAway', 'TritonBackend']
+           'follow_bundle', 'Breaker', 'BackendAway', 'TritonBackend']
 
 # %% ../nbs/40_triton.ipynb #a8f96063
 import asyncio, random, re, shutil, tempfile, time
@@ -162,6 +162,28 @@ def _drop_versions(folder:Path):
     "Take away the versions of a model that this bundle does not have."
     for d in folder.iterdir():
         if d.name.isdecimal(): shutil.rmtree(d)
+
+# %% ../nbs/40_triton.ipynb #20234269
+def follow_bundle(bundle:Path,            # The link `current`
+                  repository:Path,        # Made if missing
+                  write:Callable,         # (bundle, repository): `write_model_repository` with its options
+                  seconds:float=0,        # Look again so often; 0: once, and errors are raised
+                  say:Callable=print, wait:Callable=time.sleep):
+    "Keep Triton's model repository in step with a bundle. Raises BundleError, TritonError where it looks once."
+    last = None
+    while True:
+        try: now = (bundle/"manifest.json").stat().st_mtime_ns, bundle.resolve().name
+        except OSError: now = None
+        if now != last or not seconds:
+            last = now
+            try:
+                write(bundle, repository)
+                say(f"{repository}: version {bundle.resolve().name}")
+            except (BundleError, TritonError) as e:
+                if not seconds: raise
+                say(f"{repository} stays as it is: {e}")
+        if not seconds: return
+        wait(seconds)
 
 # %% ../nbs/40_triton.ipynb #25bb881b
 class Breaker:

@@ -7,7 +7,7 @@ from churn_nb.bundle import Feature, write_bundle
 from churn_nb.serve import Model
 from churn_nb.settings import load_settings
 from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
-from serving import manifest, onnx_model, wait_for
+from serving import manifest, onnx_model, put_live, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -199,3 +199,11 @@ def test_versions_with_other_features_do_not_stay_and_writing_twice_changes_noth
     monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("5", features=four), {"model.onnx": onnx_model(k=4)}))
     write_model_repository("", tmp_path/"triton")
     assert written(tmp_path) == {"churn/5/model.onnx", "churn/config.pbtxt"}
+
+def test_churn_triton_puts_the_champion_where_triton_looks(tmp_path):
+    churn = lambda *args: subprocess.run([Path(sys.executable).with_name("churn"), "triton", tmp_path/"models", "--workspace", tmp_path, *args], capture_output=True, text=True, timeout=300)
+    none = churn()
+    assert none.returncode == 2 and "no bundle" in none.stderr and not (tmp_path/"models").exists()
+    put_live(tmp_path, "7")
+    done = churn()
+    assert done.returncode == 0 and "version 7" in done.stdout and (tmp_path/"models/churn/7/model.onnx").exists() and (tmp_path/"models/churn/config.pbtxt").exists()

@@ -1,0 +1,80 @@
+# Two images from one source. Docker (with or without BuildKit), Buildah and Podman build it.
+#
+#   docker build --target api -t churn .                                          the API with ONNX Runtime in process
+#   docker build --target api -t churn --build-arg BUNDLE=work/bundle .           the same, with this workspace's champion in it
+#   docker build --target api -t churn --build-arg EXTRA=online .                 the same with Feast, for customer_id and events
+#   docker build --target triton -t churn-triton .                                the API beside Triton
+#   docker run -p 127.0.0.1:8000:8000 -v "$PWD/work/bundle:/srv/churn/work/bundle:ro" --read-only churn serve --insecure
+#
+# `--insecure`: the API answers whoever asks. With the environment variable CHURN_SERVE_API_KEYS it asks for a key, and the option is not needed.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.10-py3
+# Where /opt/churn is made: the same Python, with venv and pip
+ARG BUILD_IMAGE=${BASE_IMAGE}
+ARG TRITON_BUILD_IMAGE=${TRITON_IMAGE}
+
+FROM ${BUILD_IMAGE} AS build
+ARG EXTRA=serve
+WORKDIR /src
+COPY docker/install docker/*.lock docker/
+RUN docker/install needs "$EXTRA"
+COPY pyproject.toml settings.ini README.md LICENSE ./
+COPY churn_nb churn_nb
+RUN docker/install package
+
+FROM ${TRITON_BUILD_IMAGE} AS triton-build
+ARG EXTRA=triton
+WORKDIR /src
+COPY docker/install docker/*.lock docker/
+RUN docker/install needs "$EXTRA"
+COPY pyproject.toml settings.ini README.md LICENSE ./
+COPY churn_nb churn_nb
+RUN docker/install package
+
+FROM ${BASE_IMAGE} AS api
+ARG BUNDLE=docker/bundle
+ARG GIT_SHA=unknown
+ARG MODEL_VERSION=none
+LABEL org.opencontainers.image.title="churn_nb: the API" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_SHA}" \
+      org.opencontainers.image.version="${MODEL_VERSION}" \
+      churn_nb.sbom="/opt/churn/sbom.cdx.json"
+COPY --from=build /opt/churn /opt/churn
+COPY ${BUNDLE} /srv/churn/work/bundle
+ENV PATH=/opt/churn/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
+    CHURN_PATHS_WORKSPACE=/srv/churn/work CHURN_SERVE_HOST=0.0.0.0 CHURN_SERVE_PORT=8000
+WORKDIR /srv/churn
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+  CMD ["/opt/churn/bin/python", "-Ic", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"CHURN_SERVE_PORT\"]}/readyz', timeout=4)"]
+ENTRYPOINT ["churn"]
+CMD ["serve"]
+
+FROM ${TRITON_IMAGE} AS triton
+ARG BUNDLE=docker/bundle
+ARG GIT_SHA=unknown
+ARG MODEL_VERSION=none
+LABEL org.opencontainers.image.title="churn_nb: the API beside Triton" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${GIT_SHA}" \
+      org.opencontainers.image.version="${MODEL_VERSION}" \
+      churn_nb.sbom="/opt/churn/sbom.cdx.json"
+USER 0
+# s6: a supervisor of a few kilobytes that can be process 1; a base that has it is left as it is
+# hadolint ignore=DL3008
+RUN command -v s6-svscan || { apt-get update && apt-get install -y --no-install-recommends s6 && rm -rf /var/lib/apt/lists/*; }
+COPY --from=triton-build /opt/churn /opt/churn
+COPY docker/start /etc/churn/start
+COPY docker/s6 /etc/churn/s6
+COPY ${BUNDLE} /srv/churn/work/bundle
+ENV PATH=/opt/churn/bin:/opt/tritonserver/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
+    CHURN_PATHS_WORKSPACE=/srv/churn/work CHURN_SERVE_HOST=0.0.0.0 CHURN_SERVE_PORT=8000
+WORKDIR /srv/churn
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+  CMD ["/opt/churn/bin/python", "-Ic", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"CHURN_SERVE_PORT\"]}/readyz', timeout=4)"]
+ENTRYPOINT ["/etc/churn/start"]
+CMD ["serve"]
