@@ -3,6 +3,7 @@
 #   docker build --target api -t churn .                                          the API with ONNX Runtime in process
 #   docker build --target api -t churn --build-arg BUNDLE=work/bundle .           the same, with this workspace's champion in it
 #   docker build --target api -t churn --build-arg EXTRA=online .                 the same with Feast, for customer_id and events
+#   docker build --target api -t churn-jobs --build-arg EXTRA=pipeline .         every command of `churn`, for scheduled jobs
 #   docker build --target triton -t churn-triton .                                the API beside Triton
 #   docker run -p 127.0.0.1:8000:8000 -v "$PWD/work/bundle:/srv/churn/work/bundle:ro" --read-only churn serve --insecure
 #

@@ -79,7 +79,7 @@ lock: setup ## pin every package again from pyproject.toml
 	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml
 	@echo 'pyspark>=4,<5' | $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 -c requirements.lock --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements-spark.lock -
 	@echo 'kserve' | $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements-kserve.lock -
-	@for extra in serve online triton; do $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 -c requirements.lock --extra $$extra --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o docker/$$extra.lock pyproject.toml; done
+	@for extra in serve online triton pipeline; do $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 -c requirements.lock --extra $$extra --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o docker/$$extra.lock pyproject.toml; done
 	@printf 'setuptools>=77\ncyclonedx-bom\n' | $(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o docker/build.lock -
 
 clean: ## delete what a run and the tests made; .venv stays
