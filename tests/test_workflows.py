@@ -40,7 +40,8 @@ def test_every_action_is_pinned_to_a_commit_with_its_version_beside_it(path):
 def test_every_job_has_a_limit_of_time_and_names_its_rights(name):
     job = JOBS[name]
     assert 0 < job["timeout-minutes"] <= 60
-    assert job["permissions"] == {"drift.not-set-up": {}, "drift.check": {"contents": "read", "id-token": "write"}, "drift.dispatch": {"actions": "write", "contents": "read"}, "mlops.train": {"contents": "read"}}[name]
+    assert job["permissions"] == {"drift.not-set-up": {}, "drift.check": {"contents": "read", "id-token": "write"}, "drift.dispatch": {"actions": "write", "contents": "read"}, "mlops.train": {"contents": "read", "id-token": "write"}, "mlops.image": {"contents": "read", "packages": "write"},
+                                  "mlops.deploy": {"contents": "read", "id-token": "write"}, "mlops.put-back": {"contents": "read"}}[name]
     for s in job["steps"]:
         if s.get("uses", "").startswith("actions/checkout@"): assert s["with"]["persist-credentials"] is False
         assert "${{" not in s.get("run", ""), "values reach a script by its environment only"
@@ -57,7 +58,7 @@ def test_what_is_kept_is_kept_always_and_the_notebooks_come_in_order():
         last = JOBS[job]["steps"][-1]
         assert last["uses"].startswith("actions/upload-artifact@") and last["if"] == "always()"
     ran = re.findall(r"churn step (\w+)", PATHS[1].read_text())
-    assert ran == ["00_features", "01_train", "03_drift", "02_promote"] and all((ROOT/"nbs"/f"{n}.ipynb").exists() for n in ran)
+    assert ran == ["00_features", "01_train", "03_drift", "02_promote", "04_serve"] and all((ROOT/"nbs"/f"{n}.ipynb").exists() for n in ran)
     assert JOBS["drift.dispatch"]["needs"] == "check" and JOBS["drift.dispatch"]["if"] == "needs.check.outputs.code == '3'"
     unset, check = (JOBS[f"drift.{j}"]["if"] for j in ("not-set-up", "check"))
     assert unset == check.replace("!=", "==").replace("&&", "||")
@@ -112,7 +113,7 @@ def test_the_gate_ends_the_job_with_its_own_code_and_a_refusal_is_told(runner, c
 
 def test_a_step_that_fails_is_not_hidden_by_what_shows_it(runner):
     runner.fake("churn", "exit 70", ".venv/bin")
-    for name in ("00_features", "01_train", "03_drift"): assert runner(steps("mlops.train")[name]["run"])[0].returncode == 70
+    for name in ("00_features", "01_train", "03_drift", "04_serve, the bundle"): assert runner(steps("mlops.train")[name]["run"], CUSTOMERS="0")[0].returncode == 70
 
 # Whether to ask for a training
 
@@ -202,18 +203,19 @@ def act(tmp_path):
         local += ["--local-repository", f"{used}={action}"]
     shutil.copytree(ROOT/".github", repo/".github")
     shutil.copy(ROOT/"settings.ini", repo)
-    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill .venv/bin/\n")
+    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill {fakes}/dvc .venv/bin/\n")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q", "-b", "main", "."], ["add", "-A"], ["commit", "-qm", "."]): subprocess.run([*git, *command], cwd=repo, check=True)
-    def go(workflow, *options, churn="exit 0", event="workflow_dispatch"):
+    (repo/".github/deploy.sh").write_text(f'#!/bin/bash\necho "deploy.sh $IMAGE $VERSION $OVERLAY" >> {tmp_path}/calls\n. {fakes}/deploy\n')
+    def go(workflow, *options, churn="exit 0", event="workflow_dispatch", docker="", deploy=""):
         calls = tmp_path/"calls"
         calls.write_text("")
-        for name, does in (("churn", churn), ("python", "echo 2"), ("papermill", ""), ("aws", ""), ("gh", 'if [ "$1" = run ]; then echo "[]"; fi')):
+        for name, does in (("churn", churn), ("python", "echo 2"), ("papermill", ""), ("aws", ""), ("dvc", ""), ("docker", docker), ("deploy", deploy), ("gh", 'if [ "$1" = run ]; then echo "[]"; fi')):
             (fakes/name).write_text("#!/bin/bash\n" + f'echo "{name} $*" >> {calls}\n'*(name != "python") + does + "\n")
             (fakes/name).chmod(0o755)
-        done = subprocess.run([BIN/"act", event, "-W", f".github/workflows/{workflow}.yaml", "-P", "ubuntu-latest=-self-hosted", "--pull=false", "-s", "GITHUB_TOKEN=fake", *local, *options],
+        done = subprocess.run([BIN/"act", event, "-W", f".github/workflows/{workflow}.yaml", "-P", "ubuntu-latest=-self-hosted", "--pull=false", "-s", "GITHUB_TOKEN=fake-token-of-this-run", *local, *options],
                               cwd=repo, capture_output=True, text=True, timeout=300, env={"HOME": str(tmp_path), "PATH": f"{fakes}:{BIN}:/usr/local/bin:/usr/bin:/bin"})
-        return done.returncode, done.stdout, [c for c in calls.read_text().splitlines() if not c.startswith(("aws", "papermill"))]
+        return done.returncode, done.stdout, [c for c in calls.read_text().splitlines() if not c.startswith(("aws", "papermill", "dvc"))]
     return go
 
 SET_UP = ("--var", "CHURN_REQUESTS=s3://shop/requests", "--var", "CHURN_STORES_TRACKING_URI=http://mlflow")
@@ -234,9 +236,68 @@ def test_a_drift_workflow_that_is_not_set_up_says_so_and_does_nothing(act, optio
     assert returned == 0 and calls == [] and "No drift check: set the repository variables" in said and "stand-in" not in said
 
 @needs_act
-@pytest.mark.parametrize("fails, code, ran", [("nothing", 0, 4), ("02_promote", 1, 4), ("01_train", 70, 2)])
+@pytest.mark.parametrize("fails, code, ran", [("nothing", 0, 5), ("02_promote", 1, 4), ("01_train", 70, 2)])
 def test_the_training_workflow_stops_where_a_step_fails_and_keeps_what_ran(act, fails, code, ran):
     returned, said, calls = act("mlops", churn=f'if [ "$2" = {fails} ]; then exit {code}; fi')
-    assert calls == [f"churn step {n}" for n in ("00_features", "01_train", "03_drift", "02_promote")][:ran]
+    steps = ["churn step 00_features -p customers=0", *(f"churn step {n}" for n in ("01_train", "03_drift", "02_promote", "04_serve"))]
+    assert calls == steps[:ran]
     assert returned == bool(code) and "a stand-in for actions/upload-artifact" in said and "Training because of" in said
     assert ("The gate refused" in said) == (fails == "02_promote")
+
+ALL_SET = ("--var", "CHURN_STORES_TRACKING_URI=http://mlflow", "--var", "CHURN_IMAGE=registry.example/churn", "--var", "CHURN_REGISTRY=registry.example", "--var", "CHURN_CLUSTER=shop",
+           "--var", "CHURN_AWS_ROLE=role", "--var", "CHURN_CUSTOMERS=900", "--var", "CHURN_DVC_URL=s3://shop/dvc")
+
+@needs_act
+@pytest.mark.parametrize("fails, ends", [("nothing", "deployed"), ("gate", "refused"), ("build", "put back"), ("push", "put back"), ("deploy", "put back")])
+def test_the_gate_decides_whether_an_image_is_built_and_what_is_not_deployed_is_no_champion(act, fails, ends):
+    returned, said, calls = act("mlops", *ALL_SET, churn='if [ "$2" = 02_promote ]; then exit 1; fi' if fails == "gate" else "exit 0",
+                                docker=f'if [ "$1" = {fails} ]; then exit 1; fi; if [ "$1" = image ]; then echo registry.example/churn@sha256:0; fi', deploy=f"exit {int(fails == 'deploy')}")
+    assert returned == int(fails != "nothing") and "customers=900" in calls[0], said
+    docker = [c.split()[1] for c in calls if c.startswith("docker")]
+    assert docker == {"nothing": ["build", "login", "push", "push", "image"], "gate": [], "build": ["build"], "push": ["build", "login", "push"], "deploy": ["build", "login", "push", "push", "image"]}[fails]
+    deployed = [c for c in calls if c.startswith("deploy.sh")]
+    assert deployed == ["deploy.sh registry.example/churn@sha256:0 2 prod"] * (fails in ("nothing", "deploy"))
+    assert ("churn rollback --why version 2 was not deployed" in calls) == (ends == "put back")
+    assert "fake-token-of-this-run" not in said, "the token is in no log"
+
+# The deployment
+
+KUBECTL = """#!/bin/bash
+echo "kubectl $*" >> "$CALLED"
+case "$*" in
+  kustomize*) printf 'kind: Deployment\nmetadata:\n  namespace: shop\n' ;;
+  *port-forward*) echo "Forwarding from 127.0.0.1:$PORT -> 8000"; sleep 60 ;;
+  *) for f in $FAILS; do case "$*" in *"$f"*) exit 1 ;; esac; done ;;
+esac
+"""
+
+@pytest.mark.parametrize("fails, version, code, last", [
+    ("", "1", 0, "deployed: version 1"),
+    ("apply", "1", 1, "not deployed: the cluster refused the manifests; what was there is as it was"),
+    ("--timeout=300s", "1", 1, "not deployed: the new pods did not become ready; and there was nothing to put back, or it does not start either"),
+    ("", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; the version before it answers again"),
+    ("undo", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; and there was nothing to put back, or it does not start either"),
+], ids=["good", "refused", "not ready", "another version", "nothing before"])
+def test_a_deployment_is_asked_and_put_back_where_it_does_not_answer(server, tmp_path, fails, version, code, last):
+    (tmp_path/"k8s/overlays/prod").mkdir(parents=True)
+    shutil.copytree(ROOT/".github", tmp_path/".github")
+    for name, text in (("kubectl", KUBECTL), ("kustomize", '#!/bin/bash\necho "kustomize $*" >> "$CALLED"\n')):
+        (tmp_path/name).write_text(text)
+        (tmp_path/name).chmod(0o755)
+    smoke = tmp_path/".github/smoke.py"
+    smoke.write_text(smoke.read_text().replace("seconds:float=30", "seconds:float=1"))
+    done = subprocess.run([tmp_path/".github/deploy.sh"], capture_output=True, text=True, timeout=300,
+                          env={"PATH": f"{tmp_path}:{BIN}:/usr/bin:/bin", "CALLED": str(tmp_path/"called"), "FAILS": fails, "PORT": server.url.rpartition(":")[2],
+                               "IMAGE": "registry.example/churn@sha256:0", "VERSION": version, "OVERLAY": "prod"})
+    called = (tmp_path/"called").read_text().splitlines()
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, last), done.stdout + done.stderr
+    assert called[0] == "kustomize edit set image churn-api=registry.example/churn@sha256:0 churn-api-triton=registry.example/churn@sha256:0"
+    assert any("rollout undo" in c for c in called) == (code == 1 and fails != "apply") and all("--namespace shop" in c for c in called[2:])
+
+def test_a_smoke_test_is_one_real_question(server, tmp_path):
+    smoke = lambda url, version: subprocess.run([sys.executable, "-I", ROOT/".github/smoke.py", url, version, "1"], capture_output=True, text=True, timeout=300)
+    good = smoke(server.url, "1")
+    assert (good.returncode, good.stdout) == (0, "smoke test passed: version 1 predicts\n"), good.stdout + good.stderr
+    for url, version, says in ((server.url, "2", "version 1 answers, not 2"), (server.url + "/nowhere", "1", "status 404"), ("http://127.0.0.1:9", "1", "URLError")):
+        done = smoke(url, version)
+        assert done.returncode == 1 and says in done.stdout and done.stdout.count("\n") == 1
