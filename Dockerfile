@@ -34,6 +34,7 @@ RUN docker/install package
 
 FROM ${BASE_IMAGE} AS api
 ARG BUNDLE=docker/bundle
+ARG STORE=docker/store
 ARG GIT_SHA=unknown
 ARG MODEL_VERSION=none
 LABEL org.opencontainers.image.title="churn_nb: the API" \
@@ -43,6 +44,7 @@ LABEL org.opencontainers.image.title="churn_nb: the API" \
       churn_nb.sbom="/opt/churn/sbom.cdx.json"
 COPY --from=build /opt/churn /opt/churn
 COPY ${BUNDLE} /srv/churn/work/bundle
+COPY ${STORE} /srv/churn/work/feast
 ENV PATH=/opt/churn/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     CHURN_PATHS_WORKSPACE=/srv/churn/work CHURN_SERVE_HOST=0.0.0.0 CHURN_SERVE_PORT=8000
 WORKDIR /srv/churn
@@ -55,6 +57,7 @@ CMD ["serve"]
 
 FROM ${TRITON_IMAGE} AS triton
 ARG BUNDLE=docker/bundle
+ARG STORE=docker/store
 ARG GIT_SHA=unknown
 ARG MODEL_VERSION=none
 LABEL org.opencontainers.image.title="churn_nb: the API beside Triton" \
@@ -70,6 +73,7 @@ COPY --from=triton-build /opt/churn /opt/churn
 COPY docker/start /etc/churn/start
 COPY docker/s6 /etc/churn/s6
 COPY ${BUNDLE} /srv/churn/work/bundle
+COPY ${STORE} /srv/churn/work/feast
 ENV PATH=/opt/churn/bin:/opt/tritonserver/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     CHURN_PATHS_WORKSPACE=/srv/churn/work CHURN_SERVE_HOST=0.0.0.0 CHURN_SERVE_PORT=8000
 WORKDIR /srv/churn

@@ -473,5 +473,5 @@ def train(settings:Settings,
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
             "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
             "calibration": winner.model.calibrator.name, "threshold": t, **facts, "against_bgnbd": asdict(against),
-            "searched": {c.name: {variant(r.model): r.loss for r in c.trials} for c in tried},
+            "searched": {c.name: {variant(r.model): r.loss if r.losses else None for r in c.trials} for c in tried},
             "max_dp_onnx": dp, "onnx_bytes": len(exported), "rows": {k: len(s.y) for k, s in data.items()}}

@@ -203,7 +203,7 @@ def act(tmp_path):
         local += ["--local-repository", f"{used}={action}"]
     shutil.copytree(ROOT/".github", repo/".github")
     shutil.copy(ROOT/"settings.ini", repo)
-    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill {fakes}/dvc .venv/bin/\n")
+    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill {fakes}/dvc .venv/bin/; mkdir -p work/feast; touch work/feast/feature_store.yaml work/feast/registry.db\n")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q", "-b", "main", "."], ["add", "-A"], ["commit", "-qm", "."]): subprocess.run([*git, *command], cwd=repo, check=True)
     (repo/".github/deploy.sh").write_text(f'#!/bin/bash\necho "deploy.sh $IMAGE $VERSION $OVERLAY" >> {tmp_path}/calls\n. {fakes}/deploy\n')

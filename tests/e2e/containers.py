@@ -7,7 +7,7 @@ from pathlib import Path
 import filelock, httpx
 
 ROOT = Path(__file__).parents[2]
-TOOLS = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap", "buildah": "buildah", "docker-registry": "docker-registry", "s6-svscan": "s6"}
+TOOLS = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap", "buildah": "buildah", "docker-registry": "docker-registry", "skopeo": "skopeo", "s6-svscan": "s6"}
 PYTHON, BUILD, TRITON, TRITON_BUILD = (f"localhost/stand-in/{n}:1" for n in ("python", "python-build", "tritonserver", "tritonserver-build"))
 
 def can_not() -> str:
@@ -84,8 +84,9 @@ def build(folder, tag, *args):
 def build_target(target, tag, *args, folder=ROOT):
     "One of the Dockerfile's images, on the stand-ins."
     base_images()
-    bases = {"BASE_IMAGE": PYTHON, "BUILD_IMAGE": BUILD, "TRITON_IMAGE": TRITON, "TRITON_BUILD_IMAGE": TRITON_BUILD}
-    return build(folder, tag, "--target", target, *(x for k, v in bases.items() for x in ("--build-arg", f"{k}={v}")), *args)
+    return build(folder, tag, "--target", target, *BASES, *args)
+
+BASES = [x for k, v in {"BASE_IMAGE": PYTHON, "BUILD_IMAGE": BUILD, "TRITON_IMAGE": TRITON, "TRITON_BUILD_IMAGE": TRITON_BUILD}.items() for x in ("--build-arg", f"{k}={v}")]
 
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024") # Podman's own are above what may be set here
 
