@@ -114,7 +114,7 @@ class Shop:
         self.valkey = ValkeyServer().__enter__()
         self.stop.append(lambda: self.valkey.__exit__(None, None, None))
         self.process(BIN/"mlflow", "server", "--host", "127.0.0.1", "--port", self.mlflow.rpartition(":")[2], "--workers", "1", "--backend-store-uri", self.database,
-                     "--artifacts-destination", self.here/"artifacts-of-mlflow", log="mlflow.log", env={"PYTHONWARNINGS": "ignore"})
+                     "--artifacts-destination", self.here/"artifacts-of-mlflow", log="mlflow.log", env={"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
         (self.here/"registry.yml").write_text(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {self.here}/images}}}}\nhttp: {{addr: {self.registry}}}\n")
         self.process("docker-registry", "serve", self.here/"registry.yml", log="registry.log")
         self.cluster()
