@@ -9,7 +9,7 @@ export UV_NATIVE_TLS ?= true
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench lab export readme lock clean
+.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench lab export readme lint wheel lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -58,12 +58,23 @@ test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
 
-e2e: setup ## what takes minutes: a fresh clone, `make run` twice, README's own examples
-	@echo "== e2e: a fresh clone in an empty environment"
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/e2e
+e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the images, a push that ends in a running service
+	@echo "== e2e: a fresh clone in an empty environment; images; from a push to a running service"
+	@$(BIN)/python -m pytest -q -s -p no:cacheprovider tests/e2e
 
 bench: data ## measure on this machine: make bench WHAT=features, drift, batching, serve (needs wrk), or freshness (needs `make pipeline`)
 	@$(BIN)/python bench/$(or $(WHAT),features).py
+
+lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters
+	@$(BIN)/ruff check tests bench .github conftest.py
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+
+wheel: setup ## dist/*.whl, and what serves imported from it alone, in an environment with nothing else
+	@rm -rf dist build/bare && $(BIN)/uv build --quiet --wheel -o dist
+	@$(BIN)/uv venv --quiet build/bare && $(BIN)/uv pip install --quiet --python build/bare/bin/python --require-hashes -r docker/serve.lock && \
+	  $(BIN)/uv pip install --quiet --python build/bare/bin/python --no-deps dist/*.whl
+	@cd build && bare/bin/python -I -c 'import churn_nb.serve as s; print("== wheel: imported from", s.__file__.split("site-packages/")[1])' && bare/bin/churn serve --help > /dev/null
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs
@@ -73,7 +84,7 @@ export: setup ## notebooks -> churn_nb/, cleaned, README included
 
 readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
-	@sed -i -E 's#\]\(([0-9]{2}_[a-z]+\.ipynb)\)#](nbs/\1)#g; s#\]\(\.\./#](#g' README.md
+	@sed -i -E 's#\]\(([0-9]{2}_[a-z_]+\.ipynb)\)#](nbs/\1)#g; s#\]\(\.\./#](#g' README.md
 
 lock: setup ## pin every package again from pyproject.toml
 	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml

@@ -104,3 +104,13 @@ def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
     "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
     done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+
+@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", ".github", "conftest.py"], ["hadolint", "Dockerfile"]], ids=lambda c: c[0])
+def test_linters_find_nothing(command):
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+@pytest.mark.parametrize("page", ["README.md", "k8s/README.md", "data/README.md"])
+def test_links_lead_somewhere(page):
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", (ROOT/page).read_text()) if "://" not in x]
+    assert [x for x in links if not ((ROOT/page).parent/x).exists()] == []

@@ -19,7 +19,7 @@ class TritonPythonModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try: self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as e: raise pb.TritonModelException(f"{path}: {e}")
+        except Exception as e: raise pb.TritonModelException(f"{path}: {e}") from None
         self.batched = int(c.get("max_batch_size", 0)) > 0
         for kind, asked, there in (("input", c["input"], self.session.get_inputs()), ("output", c["output"], self.session.get_outputs())):
             for t in asked: self.check(kind, t, {x.name: x for x in there})
