@@ -115,6 +115,14 @@ def stored_values(store,          # feast.FeatureStore
 class StoreAway(RuntimeError):
     "The online store can't be asked now. One line; raw features can still be scored."
 
+def _wiring(path:Path) -> dict:
+    "feature_store.yaml as the API needs it: of the online store only, since the offline one would want the pipeline's packages."
+    import yaml # Feast's
+    raw = yaml.safe_load(path.read_text())
+    registry = raw["registry"] if isinstance(raw["registry"], dict) else {"path": raw["registry"]}
+    online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in raw["online_store"].items()} # ${CHURN_REDIS_PASSWORD}
+    return raw | {"registry": registry | {"path": str(path.parent/registry["path"])}, "online_store": online, "offline_store": {"type": "file"}}
+
 class FeastOnline:
     "Features by entity from a Feast online store, asked in one worker thread."
     def __init__(self, settings:Settings):
@@ -127,11 +135,14 @@ class FeastOnline:
         if not (self.repo/"feature_store.yaml").is_file():
             raise StoreAway(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
         logging.getLogger("feast").setLevel("ERROR") # it advises at each opening
-        try: from feast import FeatureStore
+        try: from feast import FeatureStore, RepoConfig
         except ImportError:
             raise StoreAway("Feast is not installed here: install churn-nb[online], "
                             "or send the features") from None
-        return FeatureStore(repo_path=str(self.repo))
+        raw = _wiring(self.repo/"feature_store.yaml")
+        config = RepoConfig(**raw)
+        config.repo_path = self.repo
+        return FeatureStore(config=config)
 
     def _service(self, name:str):
         "The views of a service with their features, and how old a value of each may be, in seconds; looked up once."
