@@ -59,8 +59,10 @@ test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
 
 e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the images, a push that ends in a running service
-	@echo "== e2e: a fresh clone in an empty environment; images; from a push to a running service"
-	@$(BIN)/python -m pytest -q -s -p no:cacheprovider tests/e2e
+	@echo "== e2e: a fresh clone in an empty environment; images; beside them, from a push to a running service"
+	@mkdir -p build; $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/e2e/test_push.py > build/push.log 2>&1 & push=$$!; \
+	  a=0; $(BIN)/python -m pytest -q -s -p no:cacheprovider --ignore tests/e2e/test_push.py tests/e2e || a=1; \
+	  b=0; wait $$push || b=1; echo "== e2e: from a push to a running service"; cat build/push.log; [ $$a$$b = 00 ]
 
 bench: data ## measure on this machine: make bench WHAT=features, drift, batching, serve (needs wrk), or freshness (needs `make pipeline`)
 	@$(BIN)/python bench/$(or $(WHAT),features).py
