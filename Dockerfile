@@ -66,7 +66,7 @@ LABEL org.opencontainers.image.title="churn_nb: the API beside Triton" \
       org.opencontainers.image.version="${MODEL_VERSION}" \
       churn_nb.sbom="/opt/churn/sbom.cdx.json"
 USER 0
-# s6: a supervisor of a few kilobytes that can be process 1; a base that has it is left as it is
+# s6: a small supervisor that can be process 1; a base that has it is left as it is
 # hadolint ignore=DL3008
 RUN command -v s6-svscan || { apt-get update && apt-get install -y --no-install-recommends s6 && rm -rf /var/lib/apt/lists/*; }
 COPY --from=triton-build /opt/churn /opt/churn
