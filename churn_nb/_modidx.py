@@ -901,6 +901,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'churn_nb.store.FeastOnline._service': ('store.html#feastonline._service', 'churn_nb/store.py'),
                                 'churn_nb.store.FeastOnline.lookup': ('store.html#feastonline.lookup', 'churn_nb/store.py'),
                                 'churn_nb.store.FeastOnline.read': ('store.html#feastonline.read', 'churn_nb/store.py'),
+                                'churn_nb.store.FeastOnline.warm': ('store.html#feastonline.warm', 'churn_nb/store.py'),
                                 'churn_nb.store.StoreAway': ('store.html#storeaway', 'churn_nb/store.py'),
                                 'churn_nb.store._clock': ('store.html#_clock', 'churn_nb/store.py'),
                                 'churn_nb.store._online': ('store.html#_online', 'churn_nb/store.py'),

@@ -160,7 +160,7 @@ def retrain(settings:Settings,
     def declined(action, reason):
         write("declined", uuid.uuid4().hex, why, said=f"{action}: {reason}")
         return Outcome(action, None, reason)
-    with _only_one(settings, .2) as mine:
+    with _only_one(settings, 1) as mine: # who only looks holds the lock for a moment
         if not mine: return declined("in flight", IN_FLIGHT)
         why_not = resting(_bury(history(settings), write), 0 if force else settings.drift.cooldown_hours, begun)
         if why_not: return declined("cooling down", why_not)

@@ -504,6 +504,8 @@ def create_app(settings:Settings,
         for part in (shadow, requests):
             if part: part.start()
         if hook := spans(): traffic.hooks.append(hook)
+        if settings.serve.warm_store and current.model and (where := current.model.manifest.store):
+            await store.warm(where, current.model.manifest.names)
         task = asyncio.create_task(watch())
         yield
         task.cancel()

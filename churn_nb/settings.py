@@ -139,6 +139,7 @@ class Serve(Section):
     public_key: str
     max_model_mb: float = Field(gt=0)
     store_timeout_ms: int = Field(gt=0)
+    warm_store: bool
     shadow: bool
     request_log: float = Field(ge=0, le=1)
     request_log_mb: int = Field(gt=0)

@@ -115,12 +115,15 @@ def stored_values(store,          # feast.FeatureStore
 class StoreAway(RuntimeError):
     "The online store can't be asked now. One line; raw features can still be scored."
 
-def _wiring(path:Path) -> dict:
-    "feature_store.yaml as the API needs it: of the online store only, since the offline one would want the pipeline's packages."
+def _wiring(path:Path, settings:Settings) -> dict:
+    """feature_store.yaml as the API needs it: of the online store only, since the offline one would want the pipeline's packages;
+    and a Redis by the address that it has from here."""
     import yaml # Feast's
     raw = yaml.safe_load(path.read_text())
     registry = raw["registry"] if isinstance(raw["registry"], dict) else {"path": raw["registry"]}
-    online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in raw["online_store"].items()} # ${CHURN_REDIS_PASSWORD}
+    online = raw["online_store"]
+    if online["type"] == "redis" and settings.stores.online != "sqlite": online = _online(settings)
+    online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in online.items()} # ${CHURN_REDIS_PASSWORD}
     return raw | {"registry": registry | {"path": str(path.parent/registry["path"])}, "online_store": online, "offline_store": {"type": "file"}}
 
 class FeastOnline:
@@ -139,7 +142,7 @@ class FeastOnline:
         except ImportError:
             raise StoreAway("Feast is not installed here: install churn-nb[online], "
                             "or send the features") from None
-        raw = _wiring(self.repo/"feature_store.yaml")
+        raw = _wiring(self.repo/"feature_store.yaml", self.settings)
         config = RepoConfig(**raw)
         config.repo_path = self.repo
         return FeatureStore(config=config)
@@ -175,6 +178,11 @@ class FeastOnline:
                 if last:
                     raise StoreAway(f"the online store failed ({type(e).__name__}); "
                                     "try again, or send the features") from e
+
+    async def warm(self, where:Store, names:list[str]):
+        "Open the store before anyone asks. One that is away is told in the log."
+        try: await asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, [0])
+        except StoreAway as e: logging.getLogger("churn_nb.serve").warning("no prediction by %s yet: %s", where.entity, e)
 
     async def lookup(
         self, where:Store, # Entity and feature service, from the manifest

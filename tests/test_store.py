@@ -256,6 +256,22 @@ def test_the_config_is_written_only_where_it_changes(tmp_path, configured):
 
 def config_again(s): stores_.write_config(s); return config(s)
 
+def test_the_api_takes_redis_by_its_own_address(copied, redis_store):
+    "Where a model is trained the same server may have another name than where it serves."
+    s = copied("few", stores__online=redis_store)
+    path, ids, names = Workspace(s.paths.workspace).feast/"feature_store.yaml", customers(s)[:3], f.feature_names(s)
+    expected = FeastOnline(s).read(WHERE, names, ids)
+    host = redis_store.removeprefix("redis://").partition("/")[0]
+    path.write_text(path.read_text().replace(host, "redis.elsewhere.invalid:6379"))
+    assert None not in expected and FeastOnline(s).read(WHERE, names, ids) == expected
+
+def test_a_store_may_be_opened_before_anyone_asks(copied, tmp_path, configured, caplog):
+    api = FeastOnline(s := copied("few"))
+    asyncio.run(api.warm(WHERE, f.feature_names(s)))
+    assert api.imported and api.store and not caplog.records
+    asyncio.run(FeastOnline(configured(tmp_path/"nothing")).warm(WHERE, ["transactions_90d"]))
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["no prediction by customer_id yet"], "told, and the API starts"
+
 def test_no_store_and_a_feature_it_lacks_are_told_apart(copied, tmp_path, configured):
     with pytest.raises(StoreAway, match="churn run"): FeastOnline(configured(tmp_path/"nothing")).read(WHERE, ["transactions_90d"], [1])
     s = copied("few")

@@ -266,7 +266,7 @@ KUBECTL = """#!/bin/bash
 echo "kubectl $*" >> "$CALLED"
 case "$*" in
   kustomize*) printf 'kind: Deployment\nmetadata:\n  namespace: shop\n' ;;
-  *port-forward*) echo "Forwarding from 127.0.0.1:$PORT -> 8000"; sleep 60 ;;
+  *port-forward*) echo "Forwarding from 127.0.0.1:$PORT -> 8000"; exec sleep 60 ;;
   *) for f in $FAILS; do case "$*" in *"$f"*) exit 1 ;; esac; done ;;
 esac
 """
