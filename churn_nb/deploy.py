@@ -137,7 +137,7 @@ while read -r old new ref; do
   [ -d "$release/.git" ] || git clone --quiet "$repo" "$release" || exit
   git -C "$release" checkout --quiet --detach "$new" || exit
   make --no-print-directory -C "$release" setup data < /dev/null || {{ echo "not deployed: $new could not be set up; what was there goes on"; exit 1; }}
-  "$release/.venv/bin/churn" deploy-hook run "$home" "$new" < /dev/null || exit # the loop reads the pushed refs
+  ( cd "$release" && .venv/bin/churn deploy-hook run "$home" "$new" < /dev/null ) || exit # its notebooks; the loop reads the pushed refs
 done
 """
 

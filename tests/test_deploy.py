@@ -41,6 +41,7 @@ def note(s, **entry):
     with open(Path(s.paths.workspace)/"fake.jsonl", "a") as f: f.write(json.dumps(entry) + "\\n")
 def run_pipeline(s, given, say):
     say("a training by the fake pipeline")
+    assert Path(s.paths.notebooks).resolve() == top/"nbs", f"the notebooks of {{s.paths.notebooks}}, not those that were pushed"
     if does == "refused": return SimpleNamespace(exit_code=1)
     v = str(1 + sum(e["action"] == "promoted" for e in log(s)))
     put_live(s.paths.workspace, v, float(does), git_sha=commit)

@@ -27,7 +27,7 @@ def pod_specs(objects):
     for o in objects:
         t = o["spec"]["template"] if o["kind"] == "Deployment" else o["spec"]["jobTemplate"]["spec"]["template"] if o["kind"] == "CronJob" else None
         if t: yield o["metadata"]["name"], t["metadata"]["labels"], t["spec"]
-containers = lambda objects: [(name, spec, c) for name, _, spec in pod_specs(objects) for c in spec["containers"]]
+containers = lambda objects: [(name, spec, c) for name, _, spec in pod_specs(objects) for c in [*spec.get("initContainers", []), *spec["containers"]]]
 
 @pytest.mark.parametrize("version", ["1.31.0", "1.36.0"])
 def test_valid_for(rendered, version, tmp_path):
@@ -91,7 +91,7 @@ def test_every_container_is_bounded_and_locked(objects):
         assert s["capabilities"] == {"drop": ["ALL"]} and s["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert spec["automountServiceAccountToken"] is False, name
         if spec.get("restartPolicy") != "Never": assert {"readinessProbe", "livenessProbe"} <= c.keys(), name
-        mounted, there = {m["name"] for m in c.get("volumeMounts", [])}, {v["name"] for v in spec.get("volumes", [])}
+        mounted, there = {m["name"] for x in [*spec.get("initContainers", []), *spec["containers"]] for m in x.get("volumeMounts", [])}, {v["name"] for v in spec.get("volumes", [])}
         assert mounted == there, name
         for v in spec.get("volumes", []): assert "emptyDir" not in v or v["emptyDir"]["sizeLimit"], "an unbounded one fills the node"
 
@@ -133,6 +133,15 @@ def test_the_jobs_are_commands_of_churn(objects):
         said = subprocess.run([BIN/"churn", c["args"][0], "--help"], capture_output=True, text=True, timeout=300)
         assert said.returncode == 0 and all(a in said.stdout for a in c["args"] if a.startswith("--")), name
         assert re.fullmatch(r"[\d*/, -]+", job["spec"]["schedule"]) and job["spec"]["concurrencyPolicy"] == "Forbid"
+
+def test_the_jobs_work_on_the_features_of_what_is_deployed(objects):
+    for name, job in kind(objects, "CronJob").items():
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (first,), (c,) = pod["initContainers"], pod["containers"]
+        assert first["image"].startswith("churn-api") and c["image"].startswith("churn-jobs"), "deploy.sh gives both their digests"
+        ours, theirs = ({m["name"]: m["mountPath"] for m in x["volumeMounts"]} for x in (first, c))
+        workspace = next(e["value"] for e in c["env"] if e["name"] == "CHURN_PATHS_WORKSPACE")
+        assert theirs["work"] == workspace and f"{workspace}/feast {ours['work']}/feast.new" in first["args"][0], name
 
 def test_the_queue_metric_is_one_of_the_apps(objects, tmp_path):
     (hpa,) = kind(objects, "HorizontalPodAutoscaler").values()

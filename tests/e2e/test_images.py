@@ -1,11 +1,14 @@
 "The Dockerfile's two images, built and run: non-root, read-only, with the model from a volume or baked in. On stand-ins for their base images (containers.py)."
 import concurrent.futures, json, os, shutil, signal, sys, threading, time
 from pathlib import Path
-import httpx, pytest
+import httpx, numpy as np, pandas as pd, pytest, redis, yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT/"tests"), str(Path(__file__).parent)]
 from containers import LIMITS, PYTHON, TRITON, Container, build_target, can_not, image, podman  # noqa: E402
+from churn_nb.bundle import Store  # noqa: E402
+from churn_nb.features import feature_names  # noqa: E402
+from churn_nb.store import FeastOnline  # noqa: E402
 from serving import free_port, probability, put_live  # noqa: E402
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -26,6 +29,13 @@ def triton():
     began = time.monotonic()
     build_target("triton", tag := "localhost/churn-triton:test")
     print(f"\nimage triton: {image(tag)['Size']/1e6:.0f} MB on {TRITON}, a stand-in for NVIDIA's, built in {time.monotonic() - began:.0f} s")
+    return tag
+
+@pytest.fixture(scope="module")
+def jobs():
+    began = time.monotonic()
+    build_target("api", tag := "localhost/churn-jobs:test", "--build-arg", "EXTRA=pipeline")
+    print(f"\nimage of the jobs: {image(tag)['Size']/1e6:.0f} MB on {PYTHON}, built in {time.monotonic() - began:.0f} s")
     return tag
 
 def bundle(tmp_path, *versions):
@@ -129,6 +139,43 @@ def test_a_model_baked_in(tmp_path):
     assert labels["org.opencontainers.image.version"] == "3" and labels["org.opencontainers.image.revision"] == "abc1234"
     with Container(tag, "serve", port=free_port(), options=LOCKED) as c:
         assert c.ready()["model_version"] == "3" and abs(httpx.post(f"{c.url}/predict", json=ROW).json()["probability"] - right(3)) < 1e-6
+
+# The scheduled jobs
+
+def test_the_jobs_run_from_their_image_on_the_features_of_what_is_deployed(api, jobs, copied, valkey, redis_store, tmp_path):
+    s = copied("few", stores__online=redis_store) # as a training leaves it
+    names, feast, volume = feature_names(s), Path(s.paths.workspace)/"feast", tmp_path/"volume"
+    ids = sorted(set(pd.read_parquet(feast/"base.parquet").customer_id))
+    online = lambda: FeastOnline(s).read(Store(entity="customer_id", feature_service="churn_v1_stored"), names, ids)
+    expected = online()
+    volume.mkdir()
+    volume.chmod(0o777) # as fsGroup makes it
+    cron = {o["metadata"]["name"]: o["spec"]["jobTemplate"]["spec"]["template"]["spec"] for o in yaml.safe_load_all((ROOT/"k8s/base/jobs.yaml").read_text())}
+    once = lambda *what: podman("run", "--rm", "--network", "host", *LIMITS, *LOCKED, *what, ok=False)
+    first = cron["churn-materialize"]["initContainers"][0]
+    bring = lambda: once("-v", f"{feast}:/srv/churn/work/feast:ro", "-v", f"{volume}:/volume", "--entrypoint", first["command"][0], api, *first["command"][1:], *first["args"])
+    run = lambda *words: once("-v", f"{volume}:/srv/churn/work", "-v", f"{ROOT}/settings.ini:/etc/churn/settings.ini:ro", "-e", "CHURN_SETTINGS=/etc/churn/settings.ini",
+                              "-e", f"CHURN_STORES_ONLINE={redis_store}", jobs, *words)
+    assert run("materialize").returncode == 2, "an empty volume: nothing to compute from"
+    assert (done := bring()).returncode == 0, done.stderr
+    redis.Redis(port=valkey.port).flushdb()
+    assert set(online()) == {None}
+    done = run(*cron["churn-materialize"]["containers"][0]["args"])
+    assert (done.returncode, done.stdout) == (0, f"{len(ids)} customers as of 1998-07-01T00:00:00Z\n"), done.stderr
+    assert online() == expected
+    assert bring().returncode == 0 and list((volume/"feast/customer_features").glob("*.parquet")), "what came since stays ..."
+    (kept := volume/"feast/kept").touch()
+    assert bring().returncode == 0 and kept.exists()
+    (feast/"project").write_text("churn_00000000")
+    assert bring().returncode == 0 and not kept.exists() and {p.name for p in volume.iterdir()} >= {"feast"}, "... until another model is deployed"
+    done = run(*cron["churn-drift"]["containers"][0]["args"])
+    said = [line for line in done.stderr.splitlines() if not line.startswith("time=")]
+    assert done.returncode in (2, 4) and "champion" in said[-1], done.stderr
+    rng = np.random.default_rng(3)
+    for name, shift in (("then", 0), ("now", 1)): pd.DataFrame(rng.normal(shift, 1, (2000, 2)), columns=["a", "b"]).to_csv(volume/f"{name}.csv", index=False)
+    (volume/"reports").chmod(0o777)
+    done = run("drift", "/srv/churn/work/then.csv", "/srv/churn/work/now.csv", "--json", "/srv/churn/work/reports/drift.json")
+    assert done.returncode == 3 and done.stdout.splitlines()[-1] == "drift: retrain" and json.loads((volume/"reports/drift.json").read_text())["level"] == "retrain", done.stderr
 
 # The API beside Triton
 
