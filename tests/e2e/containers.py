@@ -72,19 +72,19 @@ COPY --chmod=755 tritonserver /opt/tritonserver/bin/tritonserver
 
 HOME = "/opt/triton-python/lib/python3.11/site-packages"
 
-def build(folder, tag, *args):
+def build(folder, tag, *args, timeout=900):
     "Build with what this machine needs to reach its package mirror, mounted for the build only."
     with tempfile.TemporaryDirectory(prefix="churn-pip-") as tmp:
         conf = Path(tmp)/"pip.conf"
         index = run(sys.executable, "-m", "pip", "config", "get", "global.index-url", ok=False).stdout.strip() or os.environ.get("PIP_INDEX_URL", "")
         conf.write_text("[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n" + (f"index-url = {index}\n" if index else ""))
         return run("buildah", "bud", "--format", "docker", "--isolation", "chroot", "--network", "host", "--pull-never", "--layers", "-q", "-t", tag,
-                   "-v", "/etc/ssl/certs:/etc/ssl/certs:ro", "-v", f"{conf}:/etc/pip.conf:ro", *args, folder)
+                   "-v", "/etc/ssl/certs:/etc/ssl/certs:ro", "-v", f"{conf}:/etc/pip.conf:ro", *args, folder, timeout=timeout)
 
-def build_target(target, tag, *args, folder=ROOT):
+def build_target(target, tag, *args, folder=ROOT, timeout=900):
     "One of the Dockerfile's images, on the stand-ins."
     base_images()
-    return build(folder, tag, "--target", target, *BASES, *args)
+    return build(folder, tag, "--target", target, *BASES, *args, timeout=timeout)
 
 BASES = [x for k, v in {"BASE_IMAGE": PYTHON, "BUILD_IMAGE": BUILD, "TRITON_IMAGE": TRITON, "TRITON_BUILD_IMAGE": TRITON_BUILD}.items() for x in ("--build-arg", f"{k}={v}")]
 
