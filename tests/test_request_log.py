@@ -298,7 +298,7 @@ def test_a_disk_that_hangs_holds_up_neither_requests_nor_the_end_for_ever(tmp_pa
     log.close(.1)
     assert "the disk hangs; 101 rows are not in the log" in caplog.text
     gate.set()
-    thread.join(30) # a thread in the midst of DuckDB would abort the end of these tests
+    thread.join(300) # a thread in the midst of DuckDB would abort the end of these tests
     assert not thread.is_alive()
 
 def test_a_machine_without_a_thread_left_loses_nothing(tmp_path, monkeypatch):
