@@ -257,7 +257,7 @@ def test_started_is_on_the_disk_before_run_and_looking_writes_nothing(s):
 def test_who_only_looks_makes_nobody_step_back(tmp_path):
     s, stop, said = world(tmp_path/"ws", 0), threading.Event(), []
     def look():
-        while not stop.wait(.001): r.ready(s)
+        while not stop.is_set(): r.ready(s)
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for t in lookers: t.start()
     try: said = [r.retrain(s, "drift", lambda: 0).action for _ in range(50)]

@@ -244,6 +244,12 @@ def test_ids_and_features_mix_in_one_batch_with_one_call_to_the_store(by_id):
     np.testing.assert_allclose([a["probability"] for a in got], probability([[30, 100, np.nan], [50, 10, 1], [30, 100, 2]]), atol=1e-6)
     assert [a["missing_features"] for a in got] == [["gap"], [], []] and StandIn.calls == 1
 
+@pytest.mark.parametrize("warm, calls", [("no", 0), ("yes", 1)])
+def test_the_store_is_opened_before_ready_where_the_settings_say_so(tiny_bundle, monkeypatch, warm, calls):
+    monkeypatch.setattr("churn_nb.serve.FeastOnline", StandIn)
+    StandIn.calls = 0
+    with TestClient(create_app(settings_for(tiny_bundle, warm_store=warm))) as c: assert c.get("/readyz").status_code == 200 and StandIn.calls == calls
+
 def test_an_unknown_customer_is_404_and_named(by_id):
     r = by_id.post("/predict", json={"customer_id": 99})
     assert is_problem(r) and r.status_code == 404 and r.json()["errors"] == [{"field": "customer_id", "message": "no customer 99 in the online store"}]
