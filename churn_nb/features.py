@@ -9,7 +9,7 @@ __all__ = ['LIFETIME', 'window_name', 'perishable', 'feature_names', 'feature_de
            'materialize', 'parity', 'spark_sql', 'build', 'training_rows', 'latest_rows']
 
 # %% ../nbs/00_features.ipynb #ef53ae46
-import contextlib, inspect, io, json, logging, warnings
+import inspect, json
 from datetime import date, datetime, timedelta
 from pathlib import Path
 import filelock, pandas as pd, sqlglot
@@ -17,7 +17,7 @@ from .data import DataError, load_events, one_in, some_customers
 from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
-from .store import FACTS, OF_THE_MOMENT, mark, present, refreshed, request_time, utc, write_config
+from .store import FACTS, OF_THE_MOMENT, mark, present, quiet, refreshed, request_time, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -140,16 +140,6 @@ def split_dates(settings:Settings) -> dict[str, list[date]]:
     return splits
 
 # %% ../nbs/00_features.ipynb #1b9389c7
-@contextlib.contextmanager
-def _quiet():
-    "Feast reports progress on stdout and stderr; a step prints one result."
-    with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
-          warnings.catch_warnings()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try: yield
-        finally: logging.disable(logging.NOTSET)
-
 def offline_folder(settings:Settings) -> Path:
     "The offline store: a parquet file for each as-of date and each push."
     return Workspace(settings.paths.workspace).feast/"customer_features"
@@ -199,7 +189,7 @@ def apply_store(settings:Settings):
     "Wire Feast as the settings say, register the objects, and return the `feast.FeatureStore`."
     from feast import FeatureStore # slow import, see feature_objects
     offline_folder(settings).mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet():
         store = FeatureStore(repo_path=str(write_config(settings).parent))
         store.apply(feature_objects(settings))
     return store
@@ -207,7 +197,7 @@ def apply_store(settings:Settings):
 def open_store(settings:Settings):
     "The `feast.FeatureStore` as it was wired and registered last; nothing is written."
     from feast import FeatureStore # slow import, see feature_objects
-    with _quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
+    with quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
 
 # %% ../nbs/00_features.ipynb #62f9c856
 def _open_log(settings:Settings, where:str="TRUE"):
@@ -252,7 +242,7 @@ def history(store, entity_df:pd.DataFrame, settings:Settings) -> pd.DataFrame:
     for views in ({"customer_windows": perishable(settings)}, # what perishes, by itself
                   {"customer_lifetime": LIFETIME, "customer_at_request": OF_THE_MOMENT}):
         refs = [f"{view}:{n}" for view, found in views.items() for n in found]
-        with _quiet():
+        with quiet():
             df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
         df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
         df = df[key + [n for found in views.values() for n in found]]
@@ -266,7 +256,7 @@ def online(store, customer_ids:list[int], settings:Settings,
           ) -> pd.DataFrame:
     "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
     now = int((now or present(settings)).timestamp())
-    with _quiet():
+    with quiet():
         got = store.get_online_features(
             features=store.get_feature_service("churn_v1"),
             entity_rows=[{"customer_id": int(c), "request_timestamp": now} for c in customer_ids])
