@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'TELECOM', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointer_md5', 'pull', 'Column', 'check_csv',
-           'one_in', 'some_customers', 'data_hash', 'load_events', 'import_telecom', 'import_telco', 'load_telecom']
+           'one_in', 'some_customers', 'data_file', 'data_hash', 'load_events', 'import_telecom', 'import_telco',
+           'load_telecom']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
-import csv, glob, hashlib, importlib.metadata, re, subprocess, sys
+import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
@@ -158,18 +159,41 @@ def some_customers(df:pd.DataFrame, about:int) -> pd.DataFrame:
     "The rows of about so many customers (0: all), chosen by their number: the same ones each time."
     return df[df.customer_id % one_in(df, about) == 0].reset_index(drop=True)
 
+def data_file(settings:Settings) -> Path:
+    "The file of the configured data set, fetched and verified where it is tracked, made where it is simulated. Raises DataError."
+    if (toml := settings.data.description) is None: path = settings.paths.data/f"{settings.data.dataset}.csv"
+    else: path = toml.parent/(described := tomllib.loads(toml.read_text(encoding="utf-8")))["file"]
+    if toml and "simulation" in described:
+        from churn_nb.simulator import make_snapshot # below: it needs this module
+        make_snapshot(path, described["simulation"])
+    elif toml is None or Path(f"{path}.dvc").exists(): pull(path)
+    if not path.exists(): raise DataError(f"{path}: no such file; {toml.name} names it, `churn describe` writes another")
+    return path
+
+@functools.lru_cache(maxsize=16)
+def _md5_of(path:Path, *state) -> str: return md5(path) # state: size and time of change
+
 def data_hash(settings:Settings) -> str:
-    "The hash by which a run names its data, `md5:...`; the file is fetched and verified."
-    return pull(settings.paths.data/f"{settings.data.dataset}.csv")
+    "The hash by which a run names its data, `md5:...`: of the file, and of its description where it has one. Raises DataError."
+    files = [data_file(settings), *([settings.data.description] if settings.data.description else [])]
+    each = [_md5_of(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return "md5:" + (each[0] if len(each) == 1 else hashlib.md5("+".join(each).encode()).hexdigest())
+
+def _own_events(settings:Settings) -> pd.DataFrame:
+    "The log of a described data set, prepared again where file or description changed. Raises DataError."
+    from churn_nb.describe import prepare, read_description # below: it needs this module
+    out = settings.paths.workspace/"feast"/f"events-{data_hash(settings)[4:12]}.parquet"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        prepare(read_description(settings.data.description), out)
+    return pd.read_parquet(out, columns=[c.name for c in EVENTS])
 
 def load_events(
     settings:Settings,
     customers:int=0, # Keep about this many customers, the same ones each time; 0: all
 ) -> pd.DataFrame:   # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
     "The event log of the configured data set, verified and checked."
-    path = settings.paths.data/f"{settings.data.dataset}.csv"
-    pull(path)
-    df = check_csv(path, EVENTS)
+    df = _own_events(settings) if settings.data.description else check_csv(data_file(settings), EVENTS)
     df = some_customers(df, customers)
     df["event_timestamp"] = df.event_timestamp.dt.tz_localize("UTC")
     df["created_timestamp"] = df.event_timestamp

@@ -17,6 +17,7 @@ from .data import DataError, load_events, one_in, some_customers
 from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
+from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
 from .store import FACTS, OF_THE_MOMENT, mark, present, quiet, refreshed, request_time, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
@@ -26,11 +27,13 @@ def window_name(hours:int) -> str:
 
 def perishable(settings:Settings) -> list[str]:
     "The features that shrink with time although nothing happens: what was counted in a window."
+    if settings.data.kind == "snapshot": return []
     w = [window_name(h) for h in settings.features.windows_hours]
     return [f"transactions_{n}" for n in w] + [f"spend_{n}" for n in w]
 
 def feature_names(settings:Settings) -> list[str]:
-    "Names of all features, in the order of every table, matrix and ONNX input."
+    "Names of all features, in the order of every table and matrix. Raises DataError for a snapshot that was not read yet."
+    if settings.data.kind == "snapshot": return names_of(settings)
     return [*perishable(settings), *LIFETIME, *OF_THE_MOMENT]
 
 LIFETIME = ["transactions_total", "spend_total"]
@@ -38,6 +41,7 @@ LIFETIME = ["transactions_total", "spend_total"]
 # %% ../nbs/00_features.ipynb #170125b9
 def feature_descriptions(settings:Settings) -> dict[str, str]:
     "What each feature means, in words for the API's documentation."
+    if settings.data.kind == "snapshot": return {n: f"column {n} of {settings.data.dataset}" for n in names_of(settings)}
     last = {window_name(h): f"in the last {h} hours" if h <= 24 else f"in the last {h // 24} days"
             for h in settings.features.windows_hours}
     return ({f"transactions_{w}": f"purchases {s}" for w, s in last.items()} |
@@ -255,6 +259,7 @@ def online(store, customer_ids:list[int], settings:Settings,
            now:datetime|None=None, # The moment of asking; default: the present
           ) -> pd.DataFrame:
     "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
+    if settings.data.kind == "snapshot": return online_rows(settings, store, customer_ids)
     now = int((now or present(settings)).timestamp())
     with quiet():
         got = store.get_online_features(
@@ -295,7 +300,8 @@ def materialize(settings:Settings, store,
                 keep:bool=True,     # As in `refresh`
                 say=lambda done, of: None,
                ) -> int:            # Customers
-    "Refresh all customers, so that windows shrink although nothing happened."
+    "Refresh all customers, so that windows shrink although nothing happened; of a snapshot, put the rows online again."
+    if settings.data.kind == "snapshot": return publish(settings, store, say=say)
     newest = pushed(settings).last
     ids, done = customers_of(settings), 0
     for i in range(0, len(ids), portion):
@@ -310,6 +316,7 @@ def parity(settings:Settings, store,
            some:int=0,  # About how many customers; 0: all
           ) -> tuple[int, list[int], int]: # Customers compared; those whose values differ; those with events not yet in
     "Compare the online store with features computed from the log as of now, exactly; a living clock's without windows."
+    if settings.data.kind == "snapshot": return (*same_online(settings, store, some), 0)
     names = feature_names(settings)
     if settings.features.serve_as_of == "now": names = [n for n in names if n not in perishable(settings)]
     with pushed(settings).lock:
@@ -341,10 +348,19 @@ def _made_from(settings:Settings, customers:int, log:str) -> str:
                        "present": None if settings.features.serve_as_of == "now" else str(present(settings))},
                       sort_keys=True)
 
+def _build_snapshot(settings:Settings, customers:int) -> dict:
+    "The same of a table as it stands."
+    marker, read = Workspace(settings.paths.workspace).feast/"made_from.json", log_hash(settings)
+    marker.unlink(missing_ok=True)
+    made = build_snapshot(settings, customers)
+    atomic_write(marker, _made_from(settings, customers, read))
+    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": read, **made}
+
 def build(settings:Settings,
           customers:int=0, # About how many customers; 0: all
          ) -> dict:        # Rows by split, customers, as-of dates, data hash
-    "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store."
+    "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store. A snapshot has its features."
+    if settings.data.kind == "snapshot": return _build_snapshot(settings, customers)
     everyone, ws = load_events(settings), Workspace(settings.paths.workspace)
     with pushed(settings).lock: # an event that comes in between waits, and counts for the next build
         read = log_hash(settings)
@@ -385,5 +401,6 @@ def training_rows(settings:Settings,
 def latest_rows(settings:Settings, customers:int=0) -> pd.DataFrame:
     "The customers at present: customer_id, event_timestamp, created_timestamp, features; built where needed."
     _ensure(settings, customers)
+    if settings.data.kind == "snapshot": return newest_rows(settings)
     newest = max(offline_folder(settings).glob("as-of-*.parquet"), key=lambda f: f.name)
     return with_request_time(pd.read_parquet(newest), feature_names(settings))
