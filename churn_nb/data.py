@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'TELECOM', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointer_md5', 'pull', 'Column', 'check_csv',
-           'one_in', 'some_customers', 'data_file', 'data_hash', 'load_events', 'import_telecom', 'import_telco',
-           'load_telecom']
+           'one_in', 'some_customers', 'data_file', 'data_hash', 'own_log', 'load_events', 'import_telecom',
+           'import_telco', 'load_telecom']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
 import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
-from .settings import Settings, atomic_write
+from .settings import Settings, Workspace, atomic_write
 
 # %% ../nbs/11_data.ipynb #a1201ffa
 class DataError(ValueError):
@@ -179,21 +179,22 @@ def data_hash(settings:Settings) -> str:
     each = [_md5_of(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return "md5:" + (each[0] if len(each) == 1 else hashlib.md5("+".join(each).encode()).hexdigest())
 
-def _own_events(settings:Settings) -> pd.DataFrame:
-    "The log of a described data set, prepared again where file or description changed. Raises DataError."
-    from churn_nb.describe import prepare, read_description # below: it needs this module
-    out = settings.paths.workspace/"feast"/f"events-{data_hash(settings)[4:12]}.parquet"
+def own_log(settings:Settings) -> Path:
+    "The log of a described data set as parquet, prepared again where file or description changed. Raises DataError."
+    out = Workspace(settings.paths.workspace).feast/f"log-{data_hash(settings)[4:12]}.parquet"
     if not out.exists():
+        from churn_nb.describe import prepare, read_description # below: it needs this module
         out.parent.mkdir(parents=True, exist_ok=True)
         prepare(read_description(settings.data.description), out)
-    return pd.read_parquet(out, columns=[c.name for c in EVENTS])
+    return out
 
 def load_events(
     settings:Settings,
     customers:int=0, # Keep about this many customers, the same ones each time; 0: all
 ) -> pd.DataFrame:   # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
     "The event log of the configured data set, verified and checked."
-    df = _own_events(settings) if settings.data.description else check_csv(data_file(settings), EVENTS)
+    df = (pd.read_parquet(own_log(settings), columns=[c.name for c in EVENTS]) if settings.data.description
+          else check_csv(data_file(settings), EVENTS))
     df = some_customers(df, customers)
     df["event_timestamp"] = df.event_timestamp.dt.tz_localize("UTC")
     df["created_timestamp"] = df.event_timestamp

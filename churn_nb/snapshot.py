@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMELESS', 'ABOUT', 'uniform', 'by_time', 'split_rows', 'table_file', 'names_of', 'read_rows', 'quoted_name',
-           'horizon', 'snapshot_objects', 'write_offline', 'newest_rows', 'publish', 'online_rows', 'same_online',
-           'build_snapshot', 'check_splits']
+           'horizon', 'key_of', 'snapshot_objects', 'write_offline', 'newest_rows', 'publish', 'online_rows',
+           'same_online', 'build_snapshot', 'check_splits']
 
 # %% ../nbs/56_snapshot.ipynb #3e7dd1de
 import tomllib
@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow.parquet as pq
 from .categories import column_name
-from .data import DataError
+from .data import DataError, own_log
 from .log import connection, copy_parquet, quoted, write_parquet
 from .settings import Settings, Workspace
 from .store import quiet, write_config
@@ -88,6 +88,15 @@ def horizon(settings:Settings) -> int:
     "How many days ahead the labels of a snapshot with dates look; 0 where its description says nothing."
     d = settings.data.description
     return int(tomllib.loads(d.read_text()).get("horizon", 0)) if d else 0
+
+# %% ../nbs/56_snapshot.ipynb #8a45ecd1
+def key_of(settings:Settings) -> str|None: # int, text; None where nobody is named
+    "How the API is told of a customer: by his number, or by the text of the file."
+    if settings.data.description is None: return "int"
+    f = table_file(settings) if settings.data.kind == "snapshot" else own_log(settings)
+    named, same = connection().execute(f"""SELECT count(entity) > 0, bool_and(entity = CAST(customer_id AS VARCHAR))
+        FROM read_parquet({quoted(f)})""").fetchone()
+    return None if not named else "int" if same else "text"
 
 # %% ../nbs/56_snapshot.ipynb #12fba4a5
 def snapshot_objects(settings:Settings) -> list:
