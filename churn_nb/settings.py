@@ -253,6 +253,8 @@ def _read_description(toml:Path, raw:dict) -> dict[str, dict]:
         raise SettingsError(f"{toml}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())}") from None
     name = d.get("name") or Path(d.get("file", toml.name)).name.split(".")[0]
     layer = {s: d[s] for s in ("features", "train") if s in d}
+    if d.get("kind", "snapshot") == "snapshot": # what an offer costs and saves is known of CDNOW alone
+        layer["train"] = {"threshold": .5, **layer.get("train", {})}
     gate = raw.get(f"gate.{name}", {} if name in BUILT_IN else raw.get("gate.own", {}))
     return layer | {f"gate.{name}": {**gate, **d.get("gate", {})},
                     "data": {"dataset": name, "description": toml, "kind": d.get("kind", "snapshot")}}
