@@ -341,7 +341,7 @@ def describe(file:Path, kind:str="snapshot", # or events
         left = lambda c: "drop" if c.name in gone or c.use == "date" else c.use
         d = replace(d, columns=tuple(replace(c, use=left(c), why=gone.get(c.name, c.why)) if kind == "snapshot" or c.use in ROLES else
                                      replace(c, use="drop", why="a log needs only the columns above") for c in d.columns))
-        if kind == "snapshot" and not d.names: raise DataError(f"{file}: no column is left to learn from: " + "; ".join(f.sentence for f in findings)[:300])
+        if kind == "snapshot" and not d.names: raise DataError(f"{file}: no column is left to learn from; " + ("; ".join(f.sentence for f in findings)[:300] or "bring some that say something about the customers"))
         if kind == "snapshot": findings += guard_label(con, d) + guard_twins(con, d)
     return replace(d, findings=tuple(findings))
 

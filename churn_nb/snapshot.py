@@ -183,7 +183,7 @@ def build_snapshot(settings:Settings,
     write_parquet(rows, ws.feast/"training_rows.parquet")
     return {"events": len(rows), "customers": publish(settings, store), "features": names_of(settings),
             "rows": {s: int((rows.split == s).sum()) for s in ("train", "validation", "test")},
-            "churn_rate": {s: round(float(rows.churn[rows.split == s].mean()), 6) for s in ("train", "validation", "test")}, **made}
+            "churn_rate": {s: round(float(rows.churn[rows.split == s].mean()), 6) for s in ("train", "validation", "test")}, "file_rows": made["rows"]}
 
 def _keep_some(settings:Settings, every:int):
     "Reduce the prepared table to the customers whose number `every` divides."
