@@ -28,6 +28,7 @@ class UsageError(ValueError):
 def parameters(notebook:Path, # A notebook with a cell tagged `parameters`
               ) -> dict:      # Name -> default value
     "The parameters of a notebook. Raises UsageError where it declares none."
+    if not notebook.exists(): raise UsageError(f"{notebook}: no such notebook; run in a clone of the project, or say where it is with CHURN_PATHS_NOTEBOOKS")
     cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if not cells: raise UsageError(f"{notebook.name}: no cell is tagged `parameters`, so nothing could be passed to it")
     tree = ast.parse("".join(cells[0]["source"]))
