@@ -121,13 +121,28 @@ def _nonsense(m:Manifest) -> str|None:
         return f"example: {bad[0]} is null but not nullable"
     if bad := [n for n in (*m.files, m.serves) if not _plain.match(n) or n.startswith("manifest.")]:
         return f"files: {ascii(bad[0])[:80]} is not a plain file in the folder"
-    t = m.self_test
+    t, r = m.self_test, m.reference
     if not t.rows or len(t.rows) != len(t.probability): return "self_test: needs rows, and one probability for each"
-    if any(len(r) != k for r in t.rows): return f"self_test: a row needs {k} values, one a feature"
-    if (r := m.reference) is None: return None
-    if len(r) != k: return f"reference: needs {k} values, one a feature"
-    if bad := [n for n, v in zip(m.names, r) if v is None and n not in may_miss]:
+    if any(len(row) != k for row in t.rows): return f"self_test: a row needs {k} values, one a feature"
+    if r is not None and len(r) != k: return f"reference: needs {k} values, one a feature"
+    if bad := [n for n, v in zip(m.names, r or ()) if v is None and n not in may_miss]:
         return f"reference: {bad[0]} is null but not nullable"
+    return _mistyped(m)
+
+def _mistyped(m:Manifest) -> str|None:
+    "Which feature's values, or which value of a row, are not of the feature's type."
+    for f in m.features:
+        if f.type == "float32" and f.values: return f"features: {f.name} is a number, but has a list of values"
+        if f.type == "string" and (not f.values or "" in f.values or len({*f.values}) < len(f.values)):
+            return f"features: {f.name} needs a list of values, each once, none of them empty"
+    if m.input != "features" and any(f.values for f in m.features): return "input: it is `features` where there are categories"
+    rows = [("example", [m.example[n] for n in m.names]), *[("reference", m.reference)]*(m.reference is not None)]
+    for where, row in [*rows, *(("self_test", r) for r in m.self_test.rows)]:
+        for f, v in zip(m.features, row):
+            if v is not None and isinstance(v, str) != (f.type == "string"):
+                return f"{where}: {f.name} needs {'text' if f.type == 'string' else 'a number'}, not {ascii(v)[:60]}"
+            if isinstance(v, str) and where != "self_test" and v not in f.values: # a test may show what is unseen
+                return f"{where}: {ascii(v)[:60]} is not one of the values of {f.name}"
 
 # %% ../nbs/13_bundle.ipynb #1c47efe1
 def parse_manifest(data:bytes,        # Content of a manifest.json

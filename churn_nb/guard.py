@@ -69,7 +69,7 @@ _operators = {
         LessOrEqual Log LogSoftmax MatMul Max Min Mul Neg Not Or Pow PRelu QuantizeLinear Reciprocal ReduceMax ReduceMean
         ReduceMin ReduceSum Relu Reshape Selu Shape Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh
         Transpose Unsqueeze Where""".split(),
-    "ai.onnx.ml": """ArrayFeatureExtractor Imputer LinearClassifier Normalizer Scaler SVMClassifier TreeEnsembleClassifier
+    "ai.onnx.ml": """ArrayFeatureExtractor Imputer LabelEncoder LinearClassifier Normalizer Scaler SVMClassifier TreeEnsembleClassifier
         TreeEnsembleRegressor""".split()}
 _versions = {"": (9, 26), "ai.onnx.ml": (1, 5)} # of the operator sets
 _never = {"FunctionProto": "a function of its own", "TrainingInfoProto": "instructions for training",
@@ -108,7 +108,9 @@ def _say(value) -> str:
 
 def signature_trouble(g, m:Manifest) -> str|None:
     "Where a graph's inputs and outputs are not its manifest's."
-    want_in, want_out = f"{m.input} float [N, {len(m.features)}]", f"{m.output} float [N]"
+    c = sum(f.type == "string" for f in m.features)
+    want_in = "; ".join([f"{m.input} float [N, {len(m.features) - c}]"]*(c < len(m.features)) + [f"categories string [N, {c}]"]*(c > 0))
+    want_out = f"{m.output} float [N]"
     for what, values, want in (("input", g.input, want_in), ("output", g.output, want_out)):
         there = "; ".join(map(_say, values[:5]))
         if there != want: return f"{what} is {there or 'missing'}, the manifest says {want}"

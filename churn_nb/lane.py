@@ -118,9 +118,8 @@ class Lane:
         if future.cancelled() or p.transport.is_closing(): status = 499
         elif e := future.exception(): status, more, body = failed(e)
         else:
-            gaps = [n for n, v in zip(m.names, values) if v is None] if None in values else []
             q, _, by = future.result()
-            body, more = _encode(a.model.answer(q, gaps)), b"x-backend: %b\r\n" % by.encode() if by else b""
+            body, more = _encode(a.model.told(q, values)), b"x-backend: %b\r\n" % by.encode() if by else b""
         seconds = time.perf_counter() - a.began
         if status in (200, 499) or not stages: stages = [*stages, ("score", seconds - sum(s for _, s in stages))]
         if status != 499:

@@ -182,10 +182,21 @@ def _field(i:int|str, label:str, name:str, value:str, hint:str, more:str="inputm
             f'spellcheck="false" aria-describedby="h{i} e{i}"><small id="h{i}">{escape(hint)}</small>'
             f'<small id="e{i}" class="bad"></small></div>')
 
+def _choice(i:int, f:Feature, value:str|None, hint:str) -> str:
+    "A select with the values of a category, and an input for a text that is none of them."
+    chosen = lambda v: " selected"*(v == value)
+    options = "".join(f'<option value="{escape(v)}"{chosen(v)}>{escape(v)}</option>' for v in f.values)
+    if f.nullable: options += f'<option value="" data-is="missing"{chosen(None)}>missing</option>'
+    return (f'<div><label for="f{i}">{escape(f.name)}</label><select id="f{i}" name="{escape(f.name)}" '
+            f'aria-describedby="h{i} e{i}">{options}<option value="" data-is="other">another text: …</option></select>'
+            f'<input id="o{i}" aria-label="{escape(f.name)}: another text" autocomplete="off" spellcheck="false" hidden>'
+            f'<small id="h{i}">{escape(hint)}</small><small id="e{i}" class="bad"></small></div>')
+
 def fields(m:Manifest) -> str:
     "One labelled input a feature, filled with the example."
     def of(i:int, f:Feature):
         span = "" if f.min is None or f.max is None else f"{f.min:g} to {f.max:g} in training"
+        if f.values: return _choice(i, f, m.example[f.name], "; ".join(x for x in (f.description, f"{len(f.values)} values in training") if x))
         hint = "; ".join(x for x in (f.description, span, "may be left empty" if f.nullable else "") if x)
         return _field(i, f.name, f.name, "" if (v := m.example[f.name]) is None else f"{v:.9g}", hint)
     return "".join(of(i, f) for i, f in enumerate(m.features))
@@ -195,7 +206,7 @@ def forms(m:Manifest) -> str:
     def form(name, inside, button):
         return f'<form id="{name}"><div class="fields">{inside}</div><button>{button}</button></form>'
     by_id = _field("id", "Customer id", "customer_id", "", "features come from the online store",
-                   'inputmode="numeric" required')
+                   'data-is="text" required' if m.store and m.store.key == "text" else 'inputmode="numeric" required')
     one = form("customer", by_id, "Predict by id") if m.store else ""
     return one + form("features", fields(m), "Predict from features")
 
@@ -205,8 +216,11 @@ const $ = id => document.getElementById(id), url = new URL('predict', location.h
 const number = v => v === '' ? null : isFinite(v) ? Number(v) : v
 const whole = v => Number.isSafeInteger(number(v)) ? number(v) : v
 const inputs = form => [...form.elements].filter(e => e.name)
-const bodies = {features: f => Object.fromEntries(inputs(f).map(e => [e.name, number(e.value.trim())])),
-                customer: f => ({customer_id: whole(inputs(f)[0].value.trim())})}
+const other = e => $(e.id.replace('f', 'o')), is = e => e.selectedOptions[0].dataset.is
+const chosen = e => is(e) === 'missing' ? null : is(e) === 'other' ? other(e).value : e.value
+const sent = e => e.tagName === 'SELECT' ? chosen(e) : number(e.value.trim())
+const bodies = {features: f => Object.fromEntries(inputs(f).map(e => [e.name, sent(e)])),
+                customer: ([e]) => ({customer_id: e.dataset.is === 'text' ? e.value.trim() : whole(e.value.trim())})}
 const quoted = text => `'${text.replaceAll("'", "'\\''")}'`
 const curl = body => $('curl').textContent =
   `curl -s ${url} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`
@@ -270,10 +284,12 @@ async function ask(form, body) {
   const a = got.a
   for (const other of document.forms) blame(other, other === form && a.errors || [])
   if (got.ok && a.contributions) why = explained(a)
+  if (a.method === 'sampled') note = 'Too many features differ for exact contributions: these are estimates'
   $('answer').textContent = !got.ok ? '\u2717 ' + a.detail :
     `${percent(a.probability)} likely to churn: churn_risk ${a.churn_risk} at the threshold of ${a.threshold}` +
     `, says version ${a.model_version}` +
-    (a.missing_features.length ? `. Missing: ${a.missing_features.join(', ')}` : '')
+    (a.missing_features.length ? `. Missing: ${a.missing_features.join(', ')}` : '') +
+    (a.unseen_categories?.length ? `. Not seen in training: ${a.unseen_categories.join(', ')}` : '')
   $('answer').className = got.ok ? '' : 'bad'
   $('time').textContent = got.time ? 'Answered in ' + got.time : ''
   $('note').textContent = note
@@ -282,7 +298,10 @@ async function ask(form, body) {
 }
 for (const id in bodies) {
   $(id)?.addEventListener('submit', e => { e.preventDefault(); ask(e.target, bodies[id](e.target)) })
-  $(id)?.addEventListener('input', e => curl(bodies[id](e.target.form)))
+  $(id)?.addEventListener('input', e => {
+    if (e.target.tagName === 'SELECT') other(e.target).hidden = is(e.target) !== 'other'
+    curl(bodies[id](e.target.form))
+  })
 }
 """
 
@@ -313,8 +332,8 @@ form { margin: 0 0 1rem } .fields { display: grid; grid-template-columns: repeat
   1fr)); gap: .75rem 1rem; margin-bottom: 1rem }
 label { display: block; font-weight: 600; overflow-wrap: anywhere } small { display: block; color: var(--muted);
   overflow-wrap: anywhere }
-input { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background:
-  var(--soft); color: inherit } input[aria-invalid] { border: 2px solid var(--bad) }
+input, select { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background:
+  var(--soft); color: inherit } [aria-invalid] { border: 2px solid var(--bad) } select + input { margin-top: .25rem }
 button { font: inherit; font-weight: 600; padding: .5rem 1.25rem; border: 1px solid transparent; border-radius: .3rem;
   background: #0b62c4; color: #fff; cursor: pointer }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }

@@ -17,6 +17,7 @@ import msgspec, numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from .bundle import Manifest
+from .categories import Dictionary
 
 # %% ../nbs/30_request_log.ipynb #5a78024f
 log = logging.getLogger("churn_nb.request_log")
@@ -70,7 +71,12 @@ def columns_of(asked:list[Asked], # Of one model
     return {"at": at.astype("datetime64[ms]"),
             "customer_id": np.ma.array(given, np.int64, mask=[i is None for i in ids]),
             "model_version": np.full(len(ids), m.version, object),
-            "probability": p, **dict(zip(m.names, X.T))}
+            "probability": p, **_features(m, X)}
+
+def _features(m:Manifest, X:np.ndarray) -> dict[str, np.ndarray]:
+    "A column a feature: numbers, and the texts of categories."
+    texts = any(f.type == "string" for f in getattr(m, "features", ()))
+    return Dictionary.of(m.features).decode(X) if texts else dict(zip(m.names, X.T))
 
 # %% ../nbs/30_request_log.ipynb #bce30634
 def write_parquet(path:Path, columns:dict[str, np.ndarray]):
@@ -78,7 +84,8 @@ def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     import duckdb # here: who only reads a log doesn't need it
     quoted = lambda text, q: q + text.replace(q, q + q) + q
     cols = {f"c{i}": v for i, v in enumerate(columns.values())}
-    sources = ["make_timestamptz(epoch_us(c0))", *[*cols][1:]]
+    text = lambda c: f"{c}::VARCHAR" if cols[c].dtype == object else c # also where all are missing
+    sources = ["make_timestamptz(epoch_us(c0))", *map(text, [*cols][1:])]
     wanted = ", ".join(f"{s} AS " + quoted(n, '"') for s, n in zip(sources, columns))
     config = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
     try:
@@ -231,6 +238,13 @@ def _overlapping(folder:Path, since, until) -> list[Path]:
     files = sorted(folder.glob("[0-9]*-[0-9]*-[0-9]*/*.parquet"))
     return [f for f in files if (not first or f.parent.name >= first) and (not last or key(f) <= last)]
 
+def _of_one_type(tables:list) -> list:
+    "Tables for one: what is a text in one of them, a category of another model, is a text in all."
+    import pyarrow as pa
+    texts = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type)}
+    as_text = lambda t: pa.schema([f.with_type(pa.string()) if f.name in texts else f for f in t.schema])
+    return [t if t.schema.equals(as_text(t)) else t.cast(as_text(t)) for t in tables]
+
 def read_requests(folder:str|Path,
                   since=None, until=None, # A time, or text; without an offset UTC. Rows of [since, until)
                   version:str|None=None,  # Of the model; None: all
@@ -243,14 +257,15 @@ def read_requests(folder:str|Path,
     for f in _overlapping(folder := Path(folder), since, until):
         try:
             with pq.ParquetFile(f) as file: t = file.read(use_threads=False)
-            features = pa.schema([(n, pa.float32()) for n in t.schema.names[len(schema):]])
+            features = pa.schema([(f.name, pa.string() if pa.types.is_string(f.type) else pa.float32())
+                                  for f in t.schema][len(schema):])
             if not t.schema.equals(wanted := pa.schema([*schema, *features])): t = t.cast(wanted)
         except FileNotFoundError: continue # the bound took it
         except (OSError, ValueError, pa.ArrowException):
             broken.append(f.relative_to(folder).as_posix())
             continue
         tables.append(t)
-    t = pa.concat_tables(tables, promote_options="default")
+    t = pa.concat_tables(_of_one_type(tables), promote_options="default")
     if since is not None: t = t.filter(pc.greater_equal(t["at"], since.to_pydatetime()))
     if until is not None: t = t.filter(pc.less(t["at"], until.to_pydatetime()))
     if version is not None: t = t.filter(pc.equal(t["model_version"], version))

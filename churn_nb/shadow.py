@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 import msgspec, numpy as np
+from .categories import Dictionary
 
 # %% ../nbs/25_shadow.ipynb #d202414d
 log = logging.getLogger("churn_nb.shadow")
@@ -49,7 +50,8 @@ def read_shadow(folder:str|Path, # Of the `*.jsonl`
         except (msgspec.DecodeError, UnicodeDecodeError): broken += 1
     frame = pd.DataFrame([msgspec.structs.astuple(line) for line in good], columns=Line.__struct_fields__)
     at = pd.to_datetime(frame["at"], utc=True, format="ISO8601").dt.as_unit("ns")
-    frame = frame.assign(at=at, customer_id=frame.customer_id.astype("Int64")).sort_values("at", ignore_index=True)
+    ids = pd.array([line.customer_id for line in good], "Int64") # as floats, beside None, large ones would lose digits
+    frame = frame.assign(at=at, customer_id=ids).sort_values("at", ignore_index=True)
     frame.attrs["broken"] = broken
     return frame
 
@@ -62,19 +64,35 @@ class Job(NamedTuple):
     X: np.ndarray       # float32 [N, k]
     p: list[float]
     ids: list[int|None]
+    dictionary: Dictionary|None = None # What codes in X mean; None: there are none
+
+def _words(model) -> Dictionary|None:
+    "The dictionary of a serve.Model with categories."
+    return d if (d := getattr(model, "dictionary", None)) and d.any else None
+
+def _in_words_of(d:Dictionary, job:Job) -> np.ndarray: # float32 [N, k]
+    "A job's rows by the codes of another model. Raises KeyError for a feature that the rows don't have, or not of its type."
+    own = job.dictionary or Dictionary(job.names, [None]*len(job.names))
+    if own.names == d.names and own.values == d.values: return job.X
+    kind = lambda one: {(n, v is None) for n, v in zip(one.names, one.values)}
+    if lacking := sorted(n for n, _ in kind(d) - kind(own)): raise KeyError(lacking[0])
+    return d.encode(own.decode(job.X))
 
 def challenge(model, # serve.Model
               job:Job,
              ) -> list[Line]: # Without the rows that the challenger has no answer for
     "The challenger's answers beside the champion's. Raises KeyError for a feature that the rows don't have."
     X, at = job.X, datetime.fromtimestamp(job.at, timezone.utc).isoformat(timespec="milliseconds")
-    if model.manifest.names != job.names:
+    if job.dictionary or _words(model): X = _in_words_of(Dictionary.of(model.manifest.features), job)
+    elif model.manifest.names != job.names:
         place = {n: i for i, n in enumerate(job.names)}
         X = np.ascontiguousarray(X[:, [place[n] for n in model.manifest.names]])
     may_ask = ~(np.isnan(X) & ~model.reader.nullable).any(1)
     q = np.where(may_ask, model.predict(X), np.nan).tolist()
     v = model.manifest.version
-    return [Line(at, i, job.champion, p, v, q) for i, p, q in zip(job.ids, job.p, q) if np.isfinite(q)]
+    return [Line(at, i, job.champion, p, v, q) for i, p, q in zip(_plain(job.ids), job.p, q) if np.isfinite(q)]
+
+def _plain(ids:list) -> list: return [i if i is None else int(i) for i in ids] # a serve.TextKey is written as its number
 
 # %% ../nbs/25_shadow.ipynb #59b193aa
 class Shadow:
@@ -110,7 +128,7 @@ class Shadow:
             if full := self.waiting + len(p) > self.most: self.metrics.dropped.labels("full").inc(len(p))
             else: self.waiting += len(p)
         if full: return
-        self.jobs.put(Job(self.clock(), model.manifest.version, model.manifest.names, X, p, ids))
+        self.jobs.put(Job(self.clock(), model.manifest.version, model.manifest.names, X, p, ids, _words(model)))
         if not self.thread: self.start()
 
     def _work(self):

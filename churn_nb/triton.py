@@ -39,7 +39,7 @@ def _tensor(v) -> Tensor:
     return Tensor(v.name, _onnx_types[kind], tuple(shape[1:]))
 
 _onnx_types = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "INT64": "INT64", "INT32": "INT32", "INT16": "INT16",
-               "INT8": "INT8", "UINT8": "UINT8", "BOOL": "BOOL"}
+               "INT8": "INT8", "UINT8": "UINT8", "BOOL": "BOOL", "STRING": "STRING"}
 
 def signature(model:bytes, # An ONNX file
              ) -> tuple[list[Tensor], list[Tensor]]: # Inputs; outputs
@@ -61,7 +61,7 @@ def _io(t:Tensor, batched:bool) -> str:
     "One input or output of config.pbtxt. Raises TritonError."
     if bad := [d for d in t.dims if d < 1 and d != -1]:
         raise TritonError(f"{t.name}: a dimension of {bad[0]}; it must be -1 or positive")
-    if t.type not in {*_onnx_types.values(), "STRING"}:
+    if t.type not in _onnx_types.values():
         raise TritonError(f"{t.name}: type {t.type} is not one of Triton's; such as FP32")
     if not t.dims and not batched:
         raise TritonError(f"{t.name}: without a batch a tensor needs a dimension; set max_batch_size")
@@ -230,7 +230,8 @@ class TritonBackend:
         if self.breaker.allows():
             answered = None # stays None if the caller is cancelled
             try:
-                p = await self.ask(model.manifest, X)
+                texts = getattr(model, "dictionary", None) # of a model without categories: X goes as it is
+                p = await self.ask(model.manifest, X, texts.feed(X) if texts and texts.any else None)
                 answered = True
                 return p, "triton"
             except BackendAway as e: answered, self.why = False, str(e)
@@ -238,29 +239,31 @@ class TritonBackend:
         if self.s.fallback: return model.predict(X), "onnxruntime"
         raise BackendAway(f"Triton at {self.s.url}: {self.why}", int(self.s.breaker_seconds) or 1)
 
-    async def ask(self, m:Manifest, X:np.ndarray) -> np.ndarray:
+    async def ask(self, m:Manifest, X:np.ndarray, feed:dict|None=None) -> np.ndarray: # feed: Dictionary.feed, where there are categories
         "Triton's answer within the deadline. Raises BackendAway."
         end = self.clock() + self.s.deadline_ms / 1000
         try:
             async with asyncio.timeout(self.s.deadline_ms / 1000):
                 for i in range(self.s.retries + 1):
-                    try: return await self.once(m, X, end - self.clock())
+                    try: return await self.once(m, X, end - self.clock(), feed)
                     except Exception as e:
                         if not _unreachable(e) or i == self.s.retries: raise
                     await asyncio.sleep(random.uniform(.5, 1) * .005 * 2**i)
         except TimeoutError: raise BackendAway(f"no answer within {self.s.deadline_ms:g} ms") from None
         except Exception as e: raise BackendAway(' '.join(str(e).split())[:200]) from e # gRPC's and tritonclient's
 
-    async def once(self, m:Manifest, X:np.ndarray, seconds:float) -> np.ndarray:
+    async def once(self, m:Manifest, X:np.ndarray, seconds:float, feed:dict|None=None) -> np.ndarray:
         "One request, for the manifest's version."
         import tritonclient.grpc.aio as grpc
         self.client = self.client or grpc.InferenceServerClient(self.s.url, channel_args=_channel)
-        x = grpc.InferInput(m.input, list(X.shape), "FP32")
-        x.set_data_from_numpy(np.ascontiguousarray(X, np.float32))
+        given = [(m.input, "FP32", np.ascontiguousarray(X, np.float32))] if feed is None else [
+            (n, "FP32" if x.dtype == np.float32 else "BYTES", x) for n, x in feed.items()]
+        tensors = [grpc.InferInput(n, list(x.shape), kind) for n, kind, x in given]
+        for t, (*_, x) in zip(tensors, given): t.set_data_from_numpy(x)
         served = getattr(m, "serves", "model.onnx")
         name = next(n for n, f in triton_models.items() if f == served)
         out = [grpc.InferRequestedOutput(m.output)]
-        r = await self.client.infer(name, [x], m.version, out, client_timeout=max(seconds, .001))
+        r = await self.client.infer(name, tensors, m.version, out, client_timeout=max(seconds, .001))
         p, version = r.as_numpy(m.output), r.get_response().model_version
         if version != m.version or p is None or p.size != len(X):
             n = 0 if p is None else p.size

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'events_body', 'Problem', 'problems_everywhere', 'unexpected', 'InvalidRows', 'invalid', 'headers_of',
            'read_body', 'json_only', 'ServeError', 'listen', 'is_loopback', 'JsonLines', 'Times', 'Metrics', 'Done',
-           'Traffic', 'spans', 'request_id', 'Around', 'predict_paths']
+           'Traffic', 'spans', 'request_id', 'Around', 'known_values', 'predict_paths']
 
 # %% ../nbs/16_web.ipynb #67cb4ed9
 import ipaddress, itertools, json, logging, os, re, socket, sys, time, traceback, warnings
@@ -20,7 +20,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from .bundle import Manifest
+from .bundle import Feature, Manifest
 
 # %% ../nbs/16_web.ipynb #7dbf9e08
 _titles = {413: "Content Too Large", 422: "Unprocessable Content"} # RFC 9110; older Pythons have older names
@@ -79,7 +79,7 @@ class InvalidRows(ValueError):
         super().__init__("; ".join(shown) + f" (and {len(errors) - 5} more)" * (len(errors) > 5))
         self.errors, self.malformed = errors[:20], malformed
 
-_words = {"`float | null`": "a number or null", "`float`": "a number", "`int`": "a whole number",
+_words = {"`float | null`": "a number or null", "`str | null`": "text or null", "`float`": "a number", "`int`": "a whole number",
           "`str`": "text", "`bool`": "true/false", "`object`": "an object", "`array`": "a list"}
 
 def invalid(e:Exception) -> InvalidRows:
@@ -350,6 +350,13 @@ events_body = {"requestBody": {"required": True, "content": {"application/json":
     "schema": {"oneOf": [_event, {"type": "array", "minItems": 1, "items": _event}]}, "example": _events_example}}}}
 
 # %% ../nbs/16_web.ipynb #e897831b
+def known_values(f:Feature, most:int=20) -> dict:
+    "What OpenAPI says of a category's values. Examples, not an enum: a value that training did not see is scored too."
+    if not f.values: return {}
+    more = f", and {len(f.values) - most} more" if len(f.values) > most else ""
+    says = f"{f.description}{'; ' if f.description else ''}training saw {', '.join(f.values[:most])}{more}"
+    return {"examples": f.values[:most], "description": says}
+
 def predict_paths(m:Manifest,
                   answer:dict, # The model's answer to the manifest's example
                  ) -> dict:
@@ -357,22 +364,29 @@ def predict_paths(m:Manifest,
     def note(f):
         span = "" if f.min is None or f.max is None else f" ({f.min:g} to {f.max:g} in training)"
         return f.description + span
+    def kind(f):
+        base = "number" if f.type == "float32" else "string"
+        return {"type": [base, "null"] if f.nullable else base, "description": note(f)} | known_values(f)
     features = {"type": "object", "title": "Features", "additionalProperties": False, "required": m.names,
-                "properties": {f.name: {"type": ["number", "null"] if f.nullable else "number",
-                                        "description": note(f)} for f in m.features}}
+                "properties": {f.name: kind(f) for f in m.features}}
     by_id = {"type": "object", "title": "ById", "additionalProperties": False, "required": ["customer_id"],
              "properties": {"customer_id": {"type": "integer", "format": "int64"}}}
+    if m.store and m.store.key == "text": by_id["properties"] = {"customer_id": {"type": "string"}}
     row = {"oneOf": [features, by_id]} if m.store else features
-    examples = {"features": {"value": m.example}} | ({"by id": {"value": {"customer_id": 1}}} if m.store else {})
+    examples = {"features": {"value": m.example}} | ({"by id": {"value": {"customer_id": 1 if m.store.key == "int" else "1"}}} if m.store else {})
     properties = {"churn_risk": {"type": "integer", "enum": [0, 1]}, "probability": {"type": "number"},
                   "threshold": {"type": "number"}, "model_version": {"type": "string"},
                   "missing_features": {"type": "array", "items": {"type": "string"}}}
+    if any(f.values for f in m.features): properties["unseen_categories"] = {
+        "type": "array", "items": {"type": "string"}, "description": "Features whose value is none that training saw"}
     def answered(more):
         return {"type": "object", "title": "Answer", "required": [*properties], "properties": properties | more}
     shares = {"type": "object", "additionalProperties": {"type": "number"},
               "description": "With explain=true: what each feature adds to reference_probability, largest first"}
     from_here = "With explain=true: probability of the customer that contributions are counted from"
-    explained = {"contributions": shares, "reference_probability": {"type": "number", "description": from_here}}
+    explained = {"contributions": shares, "reference_probability": {"type": "number", "description": from_here},
+                 "method": {"const": "sampled", "description": "Only where too many features differ for exact contributions"},
+                 "standard_errors": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Of sampled contributions"}}
     explain = {"name": "explain", "in": "query", "required": False, "schema": {"type": "boolean", "default": False},
                "description": "Add exact contributions in probability: reference_probability + their sum = probability"}
     problems = {str(s): {"description": d, "content": {"application/problem+json": {"schema": {"type": "object"}}}}

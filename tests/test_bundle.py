@@ -175,7 +175,7 @@ def test_an_older_manifest_is_read_and_later_fields_survive():
     assert parse_manifest(json.dumps(older).encode()) == manifest()
 
 @pytest.mark.parametrize("reference,says", [([1.0], "needs 2 values"), ([1.0, 2.0, 3.0], "needs 2 values"), ([], "needs 2 values"),
-                                            ([None, 1.0], "age is null but not nullable"), (["1", 2], "str"), ({"age": 1}, "array")])
+                                            ([None, 1.0], "age is null but not nullable"), (["1", 2], "age needs a number"), ({"age": 1}, "array")])
 def test_a_reference_that_is_no_row_of_the_model_is_refused(reference, says):
     data = json.dumps(json.loads(manifest_json(manifest())) | {"reference": reference}).encode()
     with pytest.raises(BundleError, match=f"x.json: .*{says}"): parse_manifest(data, "x.json")

@@ -9,7 +9,7 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import GradientBoostingClassifier
 import churn_nb.explain
 from churn_nb.bundle import BundleError, Feature, SelfTest, write_bundle
-from churn_nb.explain import coalition_values, contributions, shapley
+from churn_nb.explain import coalition_values, contributions, sampled_contributions, shapley
 from churn_nb.serve import FeastOnline, Model, create_app
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for
 
@@ -75,6 +75,21 @@ def test_more_features_than_the_limit_and_a_mix_without_a_probability_are_one_li
     assert contributions(lambda X: X.sum(1), np.ones(3), np.zeros(3), limit=3).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="no probability for a mix"), np.errstate(divide="ignore"):
         contributions(lambda X: np.log(X[:, 0] + X[:, 1]), [0, 1], [1, 0]) # both ends are fine, one mix is log 0
+
+@given(st.integers(2, 6).flatmap(lambda d: arrays(np.float32, (2, d), elements=cell | st.just(np.nan))))
+@hyp(max_examples=40, deadline=None)
+def test_estimates_add_up_and_lie_within_their_errors(rows):
+    x, r = rows
+    exact, (phi, se) = contributions(bumpy, x, r), sampled_contributions(bumpy, x, r, rows=4000)
+    assert abs(phi.sum() - exact.sum()) < 1e-12 and (np.abs(phi - exact) <= 6*se + 1e-9).all()
+    assert not phi[(x == r) | np.isnan(x) & np.isnan(r)].any() and (sampled_contributions(bumpy, x, r, rows=4000)[0] == phi).all()
+
+def test_500_features_take_about_as_many_rows_as_16():
+    asked = []
+    f = lambda X: asked.append(len(X)) or np.nan_to_num(X).sum(1)/500
+    phi, se = sampled_contributions(f, np.ones(500), np.zeros(500))
+    np.testing.assert_allclose(phi, 1/500, atol=1e-6)
+    assert se.max() < 1e-6 and 60_000 < sum(asked) <= 65_536
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
@@ -182,12 +197,20 @@ def wide(workspace, k):
     write_bundle(workspace/"bundle", onnx_model(k=k), m); switch_current(workspace/"bundle", "1")
     return m.example
 
-def test_too_many_features_are_one_line_and_enough_equal_ones_help(tmp_path):
+def test_more_features_than_can_be_counted_are_estimated_and_the_answer_says_so(tmp_path):
     body = wide(tmp_path, 20)
-    c = TestClient(create_app(settings_for(tmp_path)))
-    assert "20 features differ" in problem(c.post("/predict?explain=true", json=body), 422)["detail"]
+    app = create_app(settings_for(tmp_path))
+    c = TestClient(app)
+    a, again = (c.post("/predict?explain=true", json=body).json() for _ in range(2))
+    assert a == again and a["method"] == "sampled" and set(a["standard_errors"]) == set(body)
+    assert abs(sum(a["contributions"].values()) + a["reference_probability"] - a["probability"]) < 1e-6
+    exact = contributions(app.state.current.model.predict, np.ones(20), np.zeros(20), limit=20)
+    off = np.array([a["contributions"][n] for n in body]) - exact
+    assert (np.abs(off) <= 5*np.array([a["standard_errors"][n] for n in body]) + 1e-6).all() and np.abs(off).max() < 1e-3
     few = body | {f"f{i}": 0. for i in range(8, 20)}
     assert set([*c.post("/predict?explain=true", json=few).json()["contributions"].values()][8:]) == {0}
+    sixteen = c.post("/predict?explain=true", json=body | dict.fromkeys(list(body)[16:], 0.)).json()
+    assert "method" not in sixteen and "standard_errors" not in sixteen
 
 def test_others_are_answered_while_one_explains_and_too_many_are_told_to_wait(tiny_bundle, monkeypatch):
     gate, began, real = threading.Event(), threading.Semaphore(0), churn_nb.explain.explained
@@ -233,8 +256,8 @@ def test_the_description_tells_of_it(api):
     post = paths["/predict"]["post"]
     assert [(p["name"], p["in"], p["schema"]["type"]) for p in post["parameters"]] == [("explain", "query", "boolean")]
     schema = post["responses"]["200"]["content"]["application/json"]["schema"]
-    assert {"contributions", "reference_probability"} == set(schema["properties"]) - set(schema["required"]) and "409" in post["responses"]
-    assert json.loads(api.post("/predict?explain=true", json=ROW).content).keys() == schema["properties"].keys()
+    assert {"contributions", "reference_probability", "method", "standard_errors"} == set(schema["properties"]) - set(schema["required"]) and "409" in post["responses"]
+    assert json.loads(api.post("/predict?explain=true", json=ROW).content).keys() == schema["properties"].keys() - {"method", "standard_errors"}
     assert api.get("/model").json()["reference"] == REFERENCE
 
 def test_a_graph_that_is_no_function_of_its_row_gets_no_explanation(tiny_bundle):

@@ -1,9 +1,10 @@
 "The pages at `/` and `/docs` in a real Chromium, against a real server."
-import json, os, shutil
-import httpx, pytest
+import json, os, re, shutil
+import httpx, msgspec, pytest
 from churn_nb import page as page_module
 from churn_nb.bundle import Card, Feature, GateRow, Group, Interval, SelfTest
 from churn_nb.page import docs_page, swagger_ui
+from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
 from serving import Server, probability, put_live, serving, wait_for
 
 CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "", shutil.which("google-chrome") or "") if p and os.path.exists(p)), None)
@@ -210,6 +211,56 @@ def test_a_script_from_elsewhere_would_not_run(site, chromium):
     tab.wait_for_timeout(300)
     assert tab.evaluate("window.ran") is None
     tab.close()
+
+# --- a model with categories ---
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    "Categories, names that are not ASCII, customers by text, no gate, no card, no drift report."
+    ws = tmp_path_factory.mktemp("own")
+    put_own(ws)
+    with serving(ws) as s: yield s
+
+@needs_chromium
+def test_a_category_is_chosen_by_keyboard_or_typed_and_a_missing_one_said(own, visit):
+    tab = visit(own.url + "/", expect=["503"])
+    assert tab.locator("#features select").count() == 2 and tab.locator("input[name=Größe]").count() == 1
+    field = tab.get_by_label("Vertragsart", exact=True)
+    assert field.locator("option").all_inner_texts() == ["jährlich", "monatlich", "missing", "another text: …"]
+    assert tab.get_by_label("Vorwahl", exact=True).locator("option").all_inner_texts() == ["408", "415", "True", "another text: …"]
+    assert field.input_value() == "monatlich" and tab.get_by_label("Vertragsart: another text").is_hidden()
+    body = lambda **changes: EXAMPLE | changes
+    for keys, want in ((["Home"], body(Vertragsart="jährlich")), (["ArrowDown", "ArrowDown"], body(Vertragsart=None))):
+        tab_to(tab, "select[name=Vertragsart]")
+        for k in keys: tab.keyboard.press(k)
+        tab_to(tab, "#features button"); tab.keyboard.press("Enter")
+        assert wait_for(lambda: json.loads(tab.text_content("#json") or "{}") == httpx.post(own.url + "/predict?explain=true", json=want, timeout=90).json())
+        assert json.loads(tab.text_content("#curl").split(" -d ")[1].strip("'")) == want
+    assert "Missing: Vertragsart" in answered(tab)
+    tab_to(tab, "select[name=Vertragsart]"); tab.keyboard.press("End"); tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Vertragsart: another text"
+    tab.keyboard.type("wöchentlich"); tab.keyboard.press("Enter")
+    assert wait_for(lambda: "Not seen in training: Vertragsart" in tab.text_content("#answer"))
+    tab_to(tab, "input[name=customer_id]"); tab.keyboard.type("7"); tab.keyboard.press("Enter")
+    assert wait_for(lambda: "no feature store" in tab.text_content("#answer")) and '"customer_id":"7"' in tab.text_content("#curl")
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_category_fits_a_telephone_and_can_be_read_in_both_schemes(own, visit, scheme):
+    tab = visit(own.url + "/", viewport={"width": 375, "height": 667}, color_scheme=scheme, is_mobile=True, has_touch=True)
+    tab.get_by_label("Vertragsart", exact=True).select_option("another text: …")
+    assert tab.get_by_label("Vertragsart: another text").is_visible() and tab.evaluate("document.documentElement.scrollWidth") <= 375
+    color, under, width = tab.get_by_label("Vertragsart", exact=True).evaluate(
+        "e => { const s = getComputedStyle(e); return [s.color, s.backgroundColor, e.getBoundingClientRect().width] }")
+    light = lambda c: sum(map(int, re.findall(r"\d+", c)[:3]))
+    assert width > 200 and abs(light(color) - light(under)) > 400 and (light(under) < 300) == (scheme == "dark")
+    assert "Not recorded" in tab.text_content("main") and "No report yet" in tab.text_content("main")
+
+def test_values_are_escaped_in_a_select(tmp_path):
+    from churn_nb.page import fields
+    features = [msgspec.structs.replace(FEATURES[0], values=[BAD, 'a"b'], name="x<y")]
+    text = fields(own_manifest(features=features, example={"x<y": BAD}))
+    assert BAD not in text and text.count("&lt;script&gt;") == 2 and 'a"b' not in text and 'name="x&lt;y"' in text
 
 # --- /docs ---
 

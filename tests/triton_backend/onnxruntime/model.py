@@ -7,7 +7,12 @@ import onnxruntime as ort
 import numpy as np
 import triton_python_backend_utils as pb
 
-TYPES = {"tensor(float)": "TYPE_FP32", "tensor(double)": "TYPE_FP64", "tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(uint8)": "TYPE_UINT8"}
+TYPES = {"tensor(float)": "TYPE_FP32", "tensor(double)": "TYPE_FP64", "tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(uint8)": "TYPE_UINT8",
+         "tensor(string)": "TYPE_STRING"}
+
+def as_text(x):
+    "Triton hands over texts as bytes, ONNX Runtime wants them as text."
+    return np.array([b.decode() for b in x.flat], object).reshape(x.shape) if x.dtype == object else x
 
 class TritonPythonModel:
     @staticmethod
@@ -38,7 +43,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         "One run for all requests that Triton put together."
-        given = [[pb.get_input_tensor_by_name(r, n).as_numpy() for n in self.inputs] for r in requests]
+        given = [[as_text(pb.get_input_tensor_by_name(r, n).as_numpy()) for n in self.inputs] for r in requests]
         groups = [range(len(requests))] if self.batched else [[i] for i in range(len(requests))]
         answers = [None] * len(requests)
         for group in groups:
