@@ -1,5 +1,5 @@
 "Files in, scored files out: every row is somewhere, kills cost a portion, memory stays where it is."
-import csv, gzip, io, json, os, signal, subprocess, sys, termios
+import csv, gzip, io, json, os, resource, signal, subprocess, sys, termios
 from types import SimpleNamespace
 import numpy as np, onnxruntime as ort, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings as rules, strategies as st
@@ -10,7 +10,7 @@ from churn_nb.scoring import Format, changes, csv_text, numbers, open_source, po
 from churn_nb.serve import Model
 from serving import probability, put_live, settings_for, wait_for
 
-def card(features, **kw): return SimpleNamespace(**{**dict(features=features, reference=None, threshold=.5, version="1", run_id="r", files={}), **kw})
+def card(features, **kw): return SimpleNamespace(**{**dict(features=features, reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={}), **kw})
 def feature(name, nullable=False, values=None): return SimpleNamespace(name=name, nullable=nullable, values=values, type="string" if values else "float32")
 
 @pytest.fixture
@@ -150,8 +150,9 @@ def test_rows_that_are_not_utf8_are_rejected_and_a_description_reads_them(live, 
     (tmp_path/"dataset.toml").write_text('[csv]\nencoding = "cp1252"\n[columns.age]\nuse = "number"\nmissing = ["43"]\n')
     told = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", describe=tmp_path/"dataset.toml")
     assert (told.scored, told.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text() and "missing" in (tmp_path/"out.rejects.csv").read_text()
-    found = score_file(SimpleNamespace(data=SimpleNamespace(dataset=str(tmp_path/"dataset.toml"))), model, tmp_path/"in.csv", tmp_path/"out.csv")
-    assert found.rejected == 1 and "Köln" in (tmp_path/"out.csv").read_text()
+    of = lambda name: SimpleNamespace(data=SimpleNamespace(dataset=name, description=tmp_path/"dataset.toml"))
+    found = [score_file(of(name), model, tmp_path/"in.csv", tmp_path/"out.csv") and (tmp_path/"out.csv").read_text().splitlines()[1].split(",")[3] for name in ("demo", "other")]
+    assert found == ["Köln", "Bonn"] # the model's own description, and none
 
 def test_decimal_comma_and_thousands():
     x, bad = numbers(pa.array(["1.234,5", "12", "1,5e3", "x"]), Format(decimal=",", thousands="."))
@@ -222,8 +223,12 @@ def test_errors_before_anything_is_written(live, tmp_path):
     says("has a column reasons already; rename it, or have it replaced with --overwrite")
     says("neither .csv nor .parquet", out="out.json")
     says("is the source itself", out="in.csv")
+    says("nowhere: no such folder; make it first", out="nowhere/out.csv")
     says("no encoding is called klingon", describe=toml(tmp_path, '[csv]\nencoding = "klingon"\n'))
     says("dataset.toml", describe=toml(tmp_path, "[csv\n"))
+    (tmp_path/"in.csv").write_text("age,usage_minutes,gap\n")
+    (tmp_path/"in.csv.gz").write_bytes(gzip.compress((tmp_path/"in.csv").read_bytes()*99)[:40])
+    says("in.csv.gz", "in.csv.gz")
     pq.write_table(table(3).append_column("when", pa.array([[1]]*3)), tmp_path/"in.parquet")
     says("CSV can't hold column tags", "in.parquet")
     pq.write_table(table(3).drop_columns("age").append_column("age", pa.array([1, 2, 3], pa.date32())), tmp_path/"date.parquet")
@@ -251,6 +256,18 @@ def test_a_source_that_changes_meanwhile_gives_no_output(live, tmp_path):
     with pytest.raises(DataError, match="changed while it was read"): score_file(settings, SimpleNamespace(manifest=model.manifest, predict=predict), tmp_path/"in.csv", tmp_path/"out.csv")
     assert not (tmp_path/"out.csv").exists()
     assert score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored == 2
+
+def test_a_full_disk_is_one_line_and_what_was_scored_is_kept(live, tmp_path):
+    settings, model = live
+    dirty_csv(tmp_path/"in.csv", 20_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1])) # bytes in one file: enough for a part, not for the output
+    try:
+        with pytest.raises(DataError, match=r"out.csv: .*; what was scored is kept: mend it and run the same again$"): score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", portion=500)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path/"out.csv").exists() and not list(tmp_path.glob(".out*"))
+    done = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", portion=500)
+    assert done.resumed > 3 and done.rows == 20_000
 
 # --- kills ---
 
