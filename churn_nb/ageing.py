@@ -71,6 +71,7 @@ def same_age_today(settings, customers:int=0, # As in `features.build`
                    fewest:int=100,            # Rows a side; of less nothing is said
                   ) -> tuple[tuple|None, str]: # (reference, current) rows or None; what they are, or why there are none
     "Customers of an earlier date and of today, of the same age: to tell ageing from change in a drift report."
+    if settings.data.kind == "snapshot": return None, f"{settings.data.dataset} is a table, not a log: nobody's age can be chosen"
     from churn_nb.features import point_in_time # here, as they import slowly
     from churn_nb.log import load_log
     from churn_nb.store import present, utc

@@ -25,10 +25,11 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Feature(_Part):
     "One column of the model's input."
     name: str
-    type: Literal["float32"] = "float32"
-    nullable: bool = False   # True: null is allowed and reaches the model as nan
+    type: Literal["float32", "string"] = "float32"
+    nullable: bool = False   # True: null is allowed and reaches the model as nan, or as an empty text
     min: float|None = None   # Range seen in training; documentation, not a limit
     max: float|None = None
+    values: list[str] = []   # Of a category: the texts that training saw
     description: str = ""
 
 class FileHash(_Part):
@@ -38,13 +39,14 @@ class FileHash(_Part):
 
 class SelfTest(_Part):
     "Rows and the probabilities that the model gave for them when it was exported."
-    rows: list[list[float|None]]   # Feature values in column order; None is nan
+    rows: list[list[float|str|None]]   # Feature values in column order; None is nan
     probability: list[float]
 
 class Store(_Part):
     "Where the features of a known customer come from."
     entity: str
     feature_service: str
+    key: Literal["int", "text"] = "int" # How a caller names a customer; a text is known by its `entity_key`
 
 # %% ../nbs/13_bundle.ipynb #fd7cc6f7
 class Interval(_Part):
@@ -88,11 +90,11 @@ class Manifest(_Part):
     data_hash: str    # Such as md5:...
     features: Annotated[list[Feature], msgspec.Meta(min_length=1)]
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
-    example: dict[str, float|None]  # A body that /predict accepts as it is
+    example: dict[str, float|str|None]  # A body that /predict accepts as it is
     self_test: SelfTest
     metrics: dict[str, float|None] = {}
     store: Store|None = None
-    reference: list[float|None]|None = None # The customer that contributions are counted from, in column order
+    reference: list[float|str|None]|None = None # The customer that contributions are counted from, in column order
     calibration: str = ""           # Name of the method; documentation
     card: Card = Card()             # For people
     decision: dict[str, float] = {} # What the threshold and the gate's profit rest on: offer_cost and saved_margin

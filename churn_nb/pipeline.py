@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'CRASHED', 'app', 'hooks', 'CHECKS', 'UsageError', 'parameters', 'fitting', 'without_lessons', 'StepRun',
-           'run_step', 'one_run', 'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'run', 'step',
-           'serve', 'triton', 'promote', 'rollback', 'history', 'push', 'materialize', 'drift', 'retrain', 'score',
-           'install', 'run_hook', 'doctor', 'main']
+           'run_step', 'one_run', 'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report', 'described',
+           'remember', 'describe', 'run', 'step', 'serve', 'triton', 'promote', 'rollback', 'history', 'push',
+           'materialize', 'drift', 'retrain', 'score', 'install', 'run_hook', 'doctor', 'main']
 
 # %% ../nbs/12_pipeline.ipynb #27314be4
-import ast, contextlib, importlib.metadata, json, os, platform, re, shutil, socket, sys, time, warnings
-from dataclasses import dataclass, field
+import ast, contextlib, importlib.metadata, json, os, platform, re, shutil, socket, sys, time, tomllib, warnings
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -225,7 +225,7 @@ def run_pipeline(settings:Settings,
             if step == "04_serve" and run.refused and not run.steps[-1].result["champion"]:
                 say("  04_serve     skipped: the gate refused, and there is no champion to serve")
                 break
-            base = {"workspace": str(ws.root), "dataset": settings.data.dataset, "customers": 0}
+            base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset), "customers": 0}
             run.steps.append(done := run_step(settings, step, _for_step({**base, **given}, known[step]), run.run_dir, lessons))
             say(line(done))
             if done.error: break
@@ -235,17 +235,18 @@ def run_pipeline(settings:Settings,
 # %% ../nbs/12_pipeline.ipynb #66fe1225
 _page = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{{ title }}</title>
 <style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
-td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:left;font-variant-numeric:tabular-nums}.pass,.promoted{color:#00805a}.fail,.refused,.failed,.retrain{color:#c04000;font-weight:600}.warn{color:#a06a00}code{font-size:.9em;overflow-wrap:anywhere}</style>
+td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:left;font-variant-numeric:tabular-nums}.pass,.promoted{color:#00805a}.fail,.refused,.failed,.retrain{color:#c04000;font-weight:600}.warn{color:#a06a00}code{font-size:.9em;overflow-wrap:anywhere}pre{overflow-x:auto;font-size:.85em;line-height:1.35}</style>
 <h1>{{ title }}</h1><p>{{ summary }}</p>
-<h2>Steps</h2><table><tr><th>notebook as executed<th>seconds<th>what came of it</tr>{% for s in steps %}<tr><td><a href="{{ s.link }}">{{ s.step }}</a><td>{{ '%.1f' % s.seconds }}<td class="{{ 'failed' if s.error }}">{{ s.says }}</tr>{% endfor %}</table>
+{% if own %}<h2>Your data</h2><pre>{{ own.table }}</pre><ul>{% for f in own.findings %}<li>{{ f }}{% endfor %}</ul>{% endif %}<h2>Steps</h2><table><tr><th>notebook as executed<th>seconds<th>what came of it</tr>{% for s in steps %}<tr><td><a href="{{ s.link }}">{{ s.step }}</a><td>{{ '%.1f' % s.seconds }}<td class="{{ 'failed' if s.error }}">{{ s.says }}</tr>{% endfor %}</table>
 {% if facts %}<h2>What was used</h2><table>{% for k, v in facts %}<tr><th>{{ k }}<td><code>{{ v }}</code></tr>{% endfor %}</table>{% endif %}
-{% if metrics %}<h2>Metrics on the test date</h2><table><tr><th>metric<th>{{ metrics.winner }}<th>recency baseline</tr>{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>{% endif %}
+{% if metrics %}<h2>Metrics on the test rows</h2><table><tr><th>metric<th>{{ metrics.winner }}<th>{{ metrics.baseline }}</tr>{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>{% endif %}
 {% if gate %}<h2>Gate: version {{ gate.version }} <span class="{{ gate.verdict }}">{{ gate.verdict }}</span></h2><table><tr><th>criterion<th>required<th>measured<th>verdict</tr>{% for c in gate.checks %}<tr><td>{{ c.criterion }}<td>{{ c.required }}<td>{{ c.measured }}<td class="{{ c.verdict }}">{{ c.verdict }}</tr>{% endfor %}</table>{% endif %}
 {% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S distance<th>p, adjusted</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.qvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% if client %}<h2>Ask it</h2><pre>{{ client.curl }}</pre><p>From Python, with types for your columns:</p><pre>{{ client.python }}</pre>{% endif %}
 </html>"""
 
 # %% ../nbs/12_pipeline.ipynb #e488eb42
-def _report_values(run:PipelineRun, link_base:str) -> dict:
+def _report_values(settings:Settings, run:PipelineRun, link_base:str) -> dict:
     "What the page shows, from the steps' results."
     by = {s.step: s.result or {} for s in run.steps if not s.error}
     f, t, g, v = (by.get(s, {}) for s in ("00_features", "01_train", "02_promote", "04_serve"))
@@ -253,21 +254,37 @@ def _report_values(run:PipelineRun, link_base:str) -> dict:
              ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())),
              ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
              ("champion", g and (g["champion"] or "none")), ("served bundle", v and f"version {v['version']}")]
-    metrics = t and {"winner": t["winner"], "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
+    metrics = t and {"winner": t["winner"].replace("_", " "), "baseline": t["baseline_name"].replace("_", " "), "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
     outcome = "the gate refused; what was in production stays" if run.refused else "all steps done"
     outcome = next((f"{s.step} failed" for s in run.steps if s.error), outcome)
     summary = f"exit code {run.exit_code}: {outcome}"
     steps = [{"step": s.step, "link": f"{link_base}/{s.notebook.name}", "seconds": s.seconds, "error": s.error,
               "says": line(s).split(" s  ", 1)[1]} for s in run.steps]
-    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps,
+    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps, "own": _own_data(settings), "client": v and _client(settings),
             "facts": [(k, x) for k, x in facts if x], "metrics": metrics, "gate": g, "drift": by.get("03_drift")}
+
+def _own_data(settings:Settings) -> dict|None:
+    "How a described file was read, and what was dropped, changed or noticed."
+    if settings.data.description is None: return None
+    from churn_nb.describe import read_description # each part of the page imports what it needs
+    d = read_description(settings.data.description)
+    return {"table": d.table(), "findings": [f.sentence for f in d.findings]} if d.rows else None
+
+def _client(settings:Settings) -> dict|None:
+    "How to ask the served model."
+    from churn_nb.bundle import BundleError, verify_bundle # each part of the page imports what it needs
+    from churn_nb.client import curl, python_client
+    try: m = verify_bundle(Workspace(settings.paths.workspace).bundles/"current")
+    except BundleError: return None
+    url = f"http://{settings.serve.host}:{settings.serve.port}"
+    return {"python": python_client(m, url), "curl": curl(m, url)}
 
 def write_report(settings:Settings, run:PipelineRun) -> Path: # reports/<run>.html; reports/index.html is the same page
     "Write the page of a run."
     import jinja2 # see run_step
     ws = Workspace(settings.paths.workspace)
     template = jinja2.Environment(autoescape=True).from_string(_page)
-    page = template.render(**_report_values(run, f"../runs/{run.run_dir.name}"))
+    page = template.render(**_report_values(settings, run, f"../runs/{run.run_dir.name}"))
     for name in (f"{run.run_dir.name}.html", "index.html"): atomic_write(ws.reports/name, page)
     return ws.reports/f"{run.run_dir.name}.html"
 
@@ -278,7 +295,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                        "2 wrong usage or input, 3 drift at retrain level, 4 a needed service is away, 70 a crash.")
 _Workspace = Annotated[str, typer.Option(
     help="Folder for all that is written; default: \\[paths] workspace of settings.ini.")]
-_Dataset = Annotated[str, typer.Option(help="Name of the data set; default: \\[data] dataset of settings.ini.")]
+_Dataset = Annotated[str, typer.Option(
+    help="cdnow, telecom, telco, simulated, or a dataset.toml; default: what the workspace holds, else \\[data] dataset of settings.ini.")]
 _Params = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME=VALUE",
                                             help="A notebook parameter; may be given several times.")]
 
@@ -286,7 +304,10 @@ _Lessons = Annotated[bool, typer.Option("--lessons", help="Run the notebooks who
 
 def _settings(workspace:str="", dataset:str="", **more) -> Settings:
     folder = str(Path(workspace).resolve()) if workspace else ""
-    return load_settings({"paths.workspace": folder, "data.dataset": dataset, **more})
+    s = load_settings({"paths.workspace": folder, "data.dataset": dataset, **more})
+    if folder or not dataset or s.data.dataset == load_settings().data.dataset: return s
+    beside = s.paths.workspace.with_name(f"{s.paths.workspace.name}-{s.data.dataset}") # a data set has a workspace of its own
+    return load_settings({"paths.workspace": str(beside), "data.dataset": dataset, **more})
 
 def _pairs(params:list[str]) -> dict:
     "`name=value` strings as a dict. Raises UsageError."
@@ -294,12 +315,97 @@ def _pairs(params:list[str]) -> dict:
         if "=" not in p: raise UsageError(f"-p {p}: expected name=value")
     return dict(p.split("=", 1) for p in params)
 
+# %% ../nbs/12_pipeline.ipynb #60dc84f0
+_flag = lambda text: Annotated[str, typer.Option(help=text, rich_help_panel="Your own data")]
+_Label, _Positive = _flag("Column that says who left."), _flag("The value of it that means: left.")
+_Entity, _Timestamp = _flag("Column that names the customer."), _flag("Column with the time of the row.")
+_Amount, _Quantity = _flag("Of a log: what a purchase cost."), _flag("Of a log: how many pieces.")
+_Horizon = _flag("How far a label looks ahead, such as 60d or 8w.")
+_Drop, _Keep = _flag("Columns to leave out, with commas."), _flag("Columns to keep although a guard rail would drop them, with commas.")
+
+def described(file:Path, kind:str, # snapshot or events
+              flags:dict[str, str]):  # As `describe` takes them; empty: to be found out
+    "The description of a file: the one beside it where no flag is given, else a new one. Raises DataError."
+    from churn_nb.describe import describe, read_description # each command imports what it needs
+    from churn_nb.span import read_horizon
+    if not file.is_file(): raise UsageError(f"{file}: no such file")
+    beside = file.with_name(file.name.removesuffix(".gz")).with_suffix(".toml")
+    given = {k: v for k, v in flags.items() if v}
+    if beside.is_file() and not given: return read_description(beside)
+    lists = {k: tuple(n.strip() for n in v.split(",")) for k, v in given.items() if k in ("drop", "keep")}
+    days = {"horizon": read_horizon(given["horizon"])} if "horizon" in given else {}
+    return describe(file, kind=kind, **{**given, **lists, **days})
+
+def _own(file:Path, kind:str, flags:dict[str, str], workspace:str) -> Settings:
+    "Describe a file, say how it will be read, and remember it in its workspace."
+    from churn_nb.describe import prepare, write_description # each command imports what it needs
+    d = described(file, kind, flags)
+    typer.echo(d.table())
+    for f in d.findings: typer.echo(f"- {f.sentence}")
+    root = Path(workspace).resolve() if workspace else (w := load_settings().paths.workspace).with_name(f"{w.name}-{d.name}")
+    ws = Workspace(root).open()
+    if kind == "events" and "features" not in d.settings:
+        from churn_nb.span import plan
+        prepare(d, log := ws.feast/"described.parquet")
+        planned = plan(log, d.horizon)
+        log.unlink()
+        for sentence in planned.sentences: typer.echo(f"- {sentence}")
+        d = replace(d, settings={**d.settings, "features": planned.features})
+    if (there := ws.root/"dataset.toml").exists() and tomllib.loads(there.read_text()).get("name") != d.name:
+        raise UsageError(f"workspace {_short(ws.root)} holds another data set; choose another with --workspace")
+    write_description(d, there)
+    return load_settings({"paths.workspace": str(ws.root), "data.dataset": str(there)})
+
+def remember(settings:Settings):
+    "Leave the description of the data set in the workspace, so that `churn serve` and the others need not be told. Raises UsageError."
+    place, toml = settings.paths.workspace/"dataset.toml", settings.data.description
+    if place.exists() and (toml is None or tomllib.loads(place.read_text()).get("name") != settings.data.dataset):
+        raise UsageError(f"workspace {_short(place.parent)} holds another data set; choose another with --workspace")
+    if toml is None or toml.resolve() == place.resolve(): return
+    Workspace(place.parent).open()
+    import tomlkit # keeps comments; only needed here
+    d = tomlkit.parse(toml.read_text(encoding="utf-8"))
+    d["file"], d["name"] = str((toml.parent/d["file"]).resolve()), settings.data.dataset
+    atomic_write(place, tomlkit.dumps(d))
+
+@app.command(epilog="Examples: `churn describe customers.csv` · `churn describe orders.csv --kind events --amount total`")
+def describe(file:Annotated[Path, typer.Argument(help="CSV (also .gz) or parquet.")],
+             kind:Annotated[str, typer.Option(help="snapshot: a row a customer; events: a log of purchases.")]="snapshot",
+             label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="", quantity:_Quantity="",
+             horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
+             out:Annotated[Path|None, typer.Option(help="Where to write the description; default: beside the file, as .toml.")]=None):
+    "Find out how a file is to be read, say so, and write it down as a dataset.toml to edit."
+    from churn_nb.describe import write_description # each command imports what it needs
+    if kind not in ("snapshot", "events"): raise UsageError(f"--kind {kind}: snapshot or events")
+    d = described(file, kind, {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp, "amount": amount,
+                               "quantity": quantity, "horizon": horizon, "drop": drop, "keep": keep})
+    typer.echo(d.table())
+    for f in d.findings: typer.echo(f"- {f.sentence}")
+    out = out or file.with_name(file.name.removesuffix(".gz")).with_suffix(".toml")
+    write_description(d, out)
+    typer.echo(f"written: {out}; edit what was guessed wrong, then `churn run --{'data' if kind == 'snapshot' else 'events'} {file}`")
+
 # %% ../nbs/12_pipeline.ipynb #31bdf462
-@app.command(epilog="Examples: `churn run` · `churn run -p customers=2000 --workspace /tmp/try`")
-def run(dataset:_Dataset="", param:_Params=[], lessons:_Lessons=False, workspace:_Workspace=""):
-    "Run the whole pipeline: features, training, drift, gate, bundle."
-    r = run_pipeline(_settings(workspace, dataset), _pairs(param), say=typer.echo, lessons=lessons)
+@app.command(epilog="Examples: `churn run` · `churn run --data customers.csv --label churned` · `churn run --dataset telco` · "
+                    "`churn run --events orders.parquet --entity customer --timestamp at --amount total --horizon 60d`")
+def run(dataset:_Dataset="",
+        data:Annotated[Path|None, typer.Option(help="Your own table, a row a customer: CSV (also .gz) or parquet.")]=None,
+        events:Annotated[Path|None, typer.Option(help="Your own log of purchases: CSV (also .gz) or parquet.")]=None,
+        label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="", quantity:_Quantity="",
+        horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
+        param:_Params=[], lessons:_Lessons=False, workspace:_Workspace=""):
+    "Run the whole pipeline: features, training, drift, gate, bundle. On the project's data, or on your own."
+    flags = {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp, "amount": amount, "quantity": quantity,
+             "horizon": horizon, "drop": drop, "keep": keep}
+    if data or events:
+        if dataset or data and events: raise UsageError("--data, --events and --dataset: give one of them")
+        settings = _own(data or events, "snapshot" if data else "events", flags, workspace)
+    elif given := [f"--{k}" for k, v in flags.items() if v]: raise UsageError(f"{given[0]} is for --data and --events")
+    else: settings = _settings(workspace, dataset)
+    remember(settings)
+    r = run_pipeline(settings, _pairs(param), say=typer.echo, lessons=lessons)
     typer.echo(f"report: {_short(r.run_dir.parent.parent/'reports'/r.run_dir.name)}.html")
+    if r.steps[-1].step == "04_serve" and settings.data.description: typer.echo(f"API: churn serve --workspace {_short(r.run_dir.parent.parent)}")
     raise typer.Exit(r.exit_code)
 
 @app.command(epilog="Examples: `churn step 03_drift` · `churn step 01_train -p seed=7`")

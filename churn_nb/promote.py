@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
 from .bundle import BundleError, Manifest, signing_key, write_bundle
+from .categories import Dictionary
 from .evaluation import compare, smaller_is_better
 from .features import training_rows
 from .guard import check_onnx
@@ -20,6 +21,7 @@ from .registry import (RegistryError, apply_decision, champion, connect, deploy_
                                load_version, read_history, rollback, settle, version_of)
 from .serve import Model
 from .settings import Criterion, Gate, Settings, Workspace
+from .tabular import as_values
 from .train import evaluate, hushed, onnx_predict, train
 
 # %% ../nbs/02_promote.ipynb #1918dc46
@@ -86,12 +88,14 @@ def against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, p:
     "A row for each metric asked for, compared with the model in production on the same rows; notes for the others."
     if champion is None: return [Check("champion", "-", "none yet", "note")]
     theirs, model = champion
-    if theirs.names != manifest.names:
+    form = lambda m: [(f.name, f.type) for f in m.features]
+    if form(theirs) != form(manifest):
         return [check("champion", "the same features", f"version {theirs.version} has others", False)]
     try: check_onnx(model, theirs, max_mb=float("inf"))
     except BundleError as e: return [check("champion", "can be scored", f"version {theirs.version}: {e}", False)]
     y, who = rows.churn.to_numpy(), f"champion (version {theirs.version})"
-    q, newer = onnx_predict(model, rows[theirs.names].to_numpy("float32")), manifest.data_hash != theirs.data_hash
+    d, newer = Dictionary.of(theirs.features), manifest.data_hash != theirs.data_hash
+    q = onnx_predict(model, d.encode(rows), d)
     margin = gate.margin if refresh and newer else 0.
     required = f"worse by less than {margin:g}, p < {gate.alpha:g}" if margin else f"better, p < {gate.alpha:g}"
     out = [] if newer or not refresh else [Check("refresh", "newer data", "the champion's; it has to be better", "note")]
@@ -114,7 +118,8 @@ def latency(bundle:Model,     # As the API loads it
            ) -> dict[str, float]: # latency_ms (99th percentile), latency_p50_ms
     "Time from the body of one request to the body of its answer, in milliseconds."
     names, reader = bundle.manifest.names, bundle.reader
-    bodies = [msgspec.json.encode({n: None if v != v else v for n, v in zip(names, row)}) for row in X[:calls].tolist()]
+    dictionary = Dictionary.of(bundle.manifest.features)
+    bodies = [msgspec.json.encode(dict(zip(names, as_values(row, dictionary)))) for row in X[:calls]]
     def answer(body):
         X = reader.matrix([t[1:] for t in reader.decode(body)], many=False)
         return msgspec.json.encode(bundle.answers(X, many=False)[0])
@@ -168,11 +173,12 @@ def decide(manifest:Manifest, model:bytes,          # The challenger
           ) -> Decision:
     "Measure the challenger on the test rows and check every criterion. What can't be measured fails in a row of its own."
     now = champion[0].version if champion else None
-    X, y = rows[manifest.names].to_numpy("float32"), rows.churn.to_numpy()
+    dictionary, y = Dictionary.of(manifest.features), rows.churn.to_numpy()
+    X = dictionary.encode(rows)
     unfit = lambda what, required, e: Decision(manifest.version, now, [check(what, required, str(e), False)])
     try:
         served = as_served(manifest, model, max_mb) # nothing is computed with a file that was not looked at
-        metrics = evaluate(y, p := onnx_predict(model, X), manifest.threshold, **manifest.decision)
+        metrics = evaluate(y, p := onnx_predict(model, X, dictionary), manifest.threshold, **manifest.decision)
         metrics |= latency(served, X, gate.latency_calls)
     except BundleError as e: return unfit("bundle", "can be served", e)
     except ValueError as e: return unfit("test rows", "can be evaluated", e)

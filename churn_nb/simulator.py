@@ -6,14 +6,14 @@
 __all__ = ['PLANS', 'QUIET', 'CALM', 'NEW', 'HAZARD', 'WEEK', 'BLOCK', 'HOURS', 'KINDS', 'SIMULATED', 'hazard_table',
            'habit_tables', 'churn_probability', 'Simulation', 'draw_people', 'draw_lives', 'draw_seconds', 'draw_usage',
            'draw_transactions', 'draw_log', 'customers_table', 'events_table', 'truth_table', 'simulated_blocks',
-           'simulate']
+           'simulate', 'snapshot_sql', 'make_snapshot']
 
 # %% ../nbs/26_simulator.ipynb #508dc433
-import contextlib, os, shutil, tempfile
+import contextlib, json, os, shutil, tempfile
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import duckdb, filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from .data import DataError
 
 # %% ../nbs/26_simulator.ipynb #09166eb2
@@ -285,3 +285,36 @@ def simulate(out:str|Path,                # Folder to make; where it exists it m
                 to[x].write_table(table)
                 rows[x] += len(table)
     return {**rows, "parts": len(range(0, sim.customers, chunk))}
+
+# %% ../nbs/26_simulator.ipynb #636e62d7
+def snapshot_sql(days:tuple[int, ...]=(7, 30)) -> str: # Reads tables customers, events, truth; DuckDB's dialect
+    "A row a customer and as-of date whose label is known: what could be known of him then."
+    of = lambda kind, d: f"FILTER (WHERE kind = '{kind}' AND event_timestamp >= as_of - INTERVAL {d} DAY)"
+    since = lambda kind: f"date_diff('day', max(event_timestamp) FILTER (WHERE kind = '{kind}'), as_of)"
+    windows = [f"""coalesce(sum(usage_minutes) {of('usage', d)}, 0) AS usage_minutes_{d}d, count(*) {of('usage', d)} AS sessions_{d}d,
+  count(*) {of('support_call', d)} AS support_calls_{d}d, coalesce(sum(amount) {of('transaction', d)}, 0) AS spend_{d}d""" for d in days]
+    return f"""SELECT customer_id, as_of, any_value(age) AS age, any_value("plan") AS "plan", date_diff('day', any_value(signed_up), as_of) AS tenure_days,
+  {", ".join(windows)}, {since('usage')} AS days_since_use, {since('support_call')} AS days_since_call, any_value(churned) AS churned
+FROM truth JOIN customers USING (customer_id) LEFT JOIN events e USING (customer_id)
+WHERE churned IS NOT NULL AND (e.event_id IS NULL OR event_timestamp < as_of AND created_timestamp <= as_of)
+GROUP BY customer_id, as_of ORDER BY as_of, customer_id"""
+
+def make_snapshot(path:Path,      # Parquet to write, and `truth.parquet` of the same simulation beside it
+                  parameters:dict, # Of a `Simulation`
+                 ) -> Path:
+    "Simulate, unless that very simulation is there already. Raises DataError."
+    sim, said = Simulation(**parameters), json.dumps(parameters, sort_keys=True, default=str).encode()
+    truth = path.with_name(f"{path.stem}_truth.parquet")
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")), tempfile.TemporaryDirectory() as d:
+        if truth.exists() and path.exists() and (pq.read_schema(path).metadata or {}).get(b"simulation") == said: return path
+        simulate(made := Path(d)/"made", sim)
+        con = duckdb.connect()
+        con.execute("SET TimeZone = 'UTC'")
+        for t, f in (("customers", "customers.parquet"), ("events", "events/*.parquet"), ("truth", "truth.parquet")):
+            con.execute(f"CREATE VIEW {t} AS SELECT * FROM read_parquet('{made/f}')")
+        rows = con.sql(snapshot_sql()).to_arrow_table().replace_schema_metadata({b"simulation": said})
+        pq.write_table(rows, tmp := Path(d)/"rows.parquet")
+        for new, old in ((made/"truth.parquet", truth), (tmp, path)):
+            shutil.copy(new, beside := old.with_name(f".{old.name}"))
+            os.replace(beside, old)
+    return path

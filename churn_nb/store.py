@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'OF_THE_MOMENT', 'ClockError', 'utc', 'present', 'move_clock', 'refreshed', 'mark', 'request_time',
-           'as_served', 'stored_values', 'StoreAway', 'FeastOnline', 'write_config']
+           'as_served', 'stored_values', 'quiet', 'StoreAway', 'FeastOnline', 'write_config']
 
 # %% ../nbs/19_store.ipynb #91165456
-import asyncio, json, logging, os
+import asyncio, contextlib, io, json, logging, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
 import numpy as np
 from .bundle import Store
+from .categories import column_name
 from .settings import Settings, Workspace, atomic_write
 
 # %% ../nbs/19_store.ipynb #9fe34e1f
@@ -112,6 +113,16 @@ def stored_values(store,          # feast.FeatureStore
     return {k: v for n, column in zip(names, values) for k, v in ((n, [*column]), (f"{n}__ts", times))}
 
 # %% ../nbs/19_store.ipynb #a83687a6
+@contextlib.contextmanager
+def quiet():
+    "Feast reports progress on stdout and stderr; a step prints one result."
+    with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
+          warnings.catch_warnings()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try: yield
+        finally: logging.disable(logging.NOTSET)
+
 class StoreAway(RuntimeError):
     "The online store can't be asked now. One line; raw features can still be scored."
 
@@ -162,7 +173,7 @@ class FeastOnline:
         views, ttl = self._service(where.feature_service)
         got, unique = {}, [*dict.fromkeys(ids)]
         for view, stored in views: got |= stored_values(self.store, view, where.entity, stored, unique)
-        found = dict(zip(unique, as_served(got, ttl, names, present(self.settings).timestamp())))
+        found = dict(zip(unique, as_served(got, ttl, [column_name(n) for n in names], present(self.settings).timestamp())))
         return [found[i] for i in ids]
 
     def read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:

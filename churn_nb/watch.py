@@ -14,6 +14,7 @@ import numpy as np, pandas as pd
 from .bundle import Manifest
 from .clusters import domain_auc
 from .drift import DriftReport, band, drift_report, levels
+from .categories import Dictionary
 from .export import onnx_predict
 from .guard import check_onnx
 from .log import connection, log_sql
@@ -61,7 +62,7 @@ def current_rows(settings:Settings, reference:Reference,
     out = seen[["at", *names]].assign(customer_id=ids)
     if len(names) == len(reference.manifest.names):
         check_onnx(reference.model, reference.manifest, max_mb=float("inf"))
-        out["probability"] = onnx_predict(reference.model, out[reference.manifest.names].to_numpy("float32"))
+        out["probability"] = onnx_predict(reference.model, (d := Dictionary.of(reference.manifest.features)).encode(out), d)
     return out
 
 # %% ../nbs/35_watch.ipynb #3ff426da
@@ -92,6 +93,9 @@ def together(reference:pd.DataFrame, current:pd.DataFrame, names:list[str], seed
             ) -> dict: # auc, low, high, pvalue, top (see domain_auc), psi (of `low`); or why: there is none
     "How well the two windows can be told apart by all inputs."
     if missing := [n for n in names if n not in current.columns]: return {"why": f"no column {missing[0]} to compare"}
+    for n in [n for n in names if reference[n].dtype == object]: # any code will do: trees cut them as they like
+        codes = pd.factorize(pd.concat([reference[n], current[n]]))[0].astype(float)
+        reference, current = reference.assign(**{n: codes[:len(reference)]}), current.assign(**{n: codes[len(reference):]})
     try: found = domain_auc(reference, current, names, reference.customer_id, current.customer_id, seed)
     except ValueError as e: return {"why": str(e)} # too few rows
     return found | {"psi": auc_as_psi(found["low"])}
