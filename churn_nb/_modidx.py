@@ -848,6 +848,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'churn_nb.scoring._Watched.readinto': ('score.html#_watched.readinto', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring._clear': ('score.html#_clear', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring._closed': ('score.html#_closed', 'churn_nb/scoring.py'),
+                                  'churn_nb.scoring._disk': ('score.html#_disk', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring._first_line': ('score.html#_first_line', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring._in_order': ('score.html#_in_order', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring._inputs': ('score.html#_inputs', 'churn_nb/scoring.py'),

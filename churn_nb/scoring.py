@@ -19,7 +19,6 @@ from pyarrow.lib import ArrowException
 from tqdm import tqdm
 from .categories import Dictionary
 from .data import DataError
-from .log import write_parquet
 from .settings import Settings, atomic_write
 
 # %% ../nbs/53_score.ipynb #34ea65eb
@@ -57,7 +56,8 @@ def _plain(column:pa.ChunkedArray) -> pa.Array:
     "A column in one piece, texts as texts."
     a = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(a, pa.ChunkedArray): a = pa.concat_arrays(a.chunks)
-    return a.dictionary_decode() if pa.types.is_dictionary(a.type) else a
+    if pa.types.is_dictionary(a.type): a = a.dictionary_decode()
+    return a.cast(pa.string()) if pa.types.is_string_view(a.type) else a
 
 def numbers(column:pa.Array, # Numbers, or texts that spell them
             form:Format=Format(), name:str="",
@@ -206,7 +206,8 @@ class CsvSource:
                     pa_csv.ParseOptions(delimiter=self.form.delimiter, newlines_in_values=True, invalid_row_handler=wrong, ignore_empty_lines=len(names) != 1),
                     pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)), stream
             except (ArrowException, UnicodeError, EOFError, OSError) as e:
-                raise DataError(f"{self.path}: {' '.join(str(e).split())[:200]}") from None
+                why = "a quote opens and never closes, or a row is longer than a megabyte" if "straddl" in str(e) else " ".join(str(e).split())[:200]
+                raise DataError(f"{self.path}: {why}") from None
 
     def batches(self, size:int=0) -> Iterator[Portion]:
         "Its rows. `lines` holds what was no row, up to the last row of the batch at least."
@@ -367,6 +368,7 @@ class Writer:
 
     def close(self):
         "End the file, and see it onto the disk."
+        if self.file.closed: return
         if self.parquet: self.parquet.close()
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -384,7 +386,7 @@ def fingerprint(path:Path) -> dict:
 
 def _clear(folder:Path):
     "Remove the parts, and nothing that is not ours."
-    for pattern in ("[0-9]*.parquet", ".[0-9a-f]*", "manifest.json", "joined"):
+    for pattern in ("[0-9]*.parquet", ".[0-9a-f]*", "manifest.json", ".manifest.json-*", "joined"):
         for f in folder.glob(pattern): f.unlink(missing_ok=True)
 
 @contextlib.contextmanager
@@ -446,7 +448,8 @@ class _Job:
     def __init__(self, model, source:Path, out:Path, form:Format, reasons:int, overwrite:bool):
         m, self.model, self.out, self.kind = model.manifest, model, out, out.suffix.lower()
         if self.kind not in (".csv", ".parquet"): raise DataError(f"{out}: neither .csv nor .parquet")
-        self.source = open_source(source, form, m.names if hasattr(m, "names") else [f.name for f in m.features])
+        self.source = open_source(source, form, [f.name for f in m.features])
+        if not out.parent.is_dir(): raise DataError(f"{out.parent}: no such folder; make it first")
         if out.exists() and out.samefile(source): raise DataError(f"{out}: is the source itself; choose another name")
         names = self.source.schema.names
         if twice := [n for i, n in enumerate(names) if n in names[:i]]: raise DataError(f"{source}: column {twice[0]} occurs twice; rename one of them")
@@ -535,8 +538,9 @@ def _kept_or_scored(scorer:Scorer, folder:Path) -> Callable: # (number, portion)
     def work(i:int, p:Portion) -> tuple[pa.Table, bool]:
         f = folder/f"{i:06}.parquet"
         with contextlib.suppress(OSError, ArrowException):
-            if len(part := pq.read_table(f)) == len(p.table): return part, True
-        write_parquet(part := scorer(p), f)
+            if len(part := pq.read_table(f, page_checksum_verification=True)) == len(p.table): return part, True
+        pq.write_table(part := scorer(p), tmp := folder/f".{i:06}", write_page_checksum=True)
+        os.replace(tmp, f) # a kill leaves all of it or nothing; what a power cut leaves, the checksums tell
         return part, False
     return work
 
@@ -554,22 +558,27 @@ def score_file(settings:Settings,
                reasons:int=3,          # For each row at risk, at most; 0: none, which is many times faster
                portion:int=50_000,     # Rows
                threads:int|None=None,  # Portions in work at once; default: one a core
-               describe:Path|None=None, # A dataset.toml that says how the file spells; default: that of `[data] dataset`, where it is one
+               describe:Path|None=None, # A dataset.toml that says how the file spells; default: that of the model's data set, if it is that of the settings
                overwrite:bool=False,   # Replace columns that are called as ours
                say:Callable=lambda text: None, # Receives notes while it runs
               ) -> Scored:
     "Score a file. Row order and columns stay; what can't be scored is in `rejects`. Raises DataError before anything is written."
-    began, source, out = time.monotonic(), Path(source), Path(out)
-    told = Path(settings.data.dataset)
-    job = _Job(model, source, out, read_format(describe or (told if told.suffix == ".toml" and told.is_file() else None)), reasons, overwrite)
+    began, source, out, data = time.monotonic(), Path(source), Path(out), settings.data
+    job = _Job(model, source, out, read_format(describe or (data.description if model.manifest.dataset == data.dataset else None)), reasons, overwrite)
     done = Scored(out, model.manifest.version, unused=[f.name for f in job.kept if f.name not in job.number])
     if reasons and model.manifest.reference is None: done.notes.append(f"no reasons: version {done.version} has no reference row to compare with")
-    with parts_of(out, before := _inputs(job, reasons, portion), say) as folder:
+    with parts_of(out, before := _inputs(job, reasons, portion), say) as folder, _disk(out):
         _run(job, folder, rejects or out.with_suffix(".rejects.csv"), done, portion, threads or len(os.sched_getaffinity(0)), say)
         if fingerprint(source) != before["source"]: raise DataError(f"{source}: changed while it was read; score it again")
         os.replace(folder/"joined", out)
     done.seconds = time.monotonic() - began
     return done
+
+@contextlib.contextmanager
+def _disk(out:Path):
+    "A disk that is full, as one line. Raises DataError."
+    try: yield
+    except OSError as e: raise DataError(f"{out}: {e.strerror or e}; what was scored is kept: mend it and run the same again") from None
 
 def _run(job:_Job, folder:Path, rejects:Path, done:Scored, portion:int, threads:int, say:Callable):
     "Read, score, write; counts go into `done`."
@@ -584,9 +593,11 @@ def _run(job:_Job, folder:Path, rejects:Path, done:Scored, portion:int, threads:
             for c, (n, text) in json.loads(part.schema.metadata[b"unseen"]).items(): done.unseen[c] = [n + done.unseen.get(c, [0])[0], done.unseen.get(c, [0, text])[1]]
             bar.update(len(p.table))
         bad.add()
+        writer.close()
         keep = True
     finally:
-        bar.close(), writer.close()
+        bar.close()
+        with contextlib.suppress(OSError, ValueError): writer.close() # again: no harm
         done.rejected, done.rejects = bad.n, bad.close(keep)
     done.rows = done.scored + done.rejected
     if done.resumed: done.notes.append(f"went on where a stopped run was: {done.resumed} portions of {portion:,} rows were there")
