@@ -359,7 +359,7 @@ def test_portions_and_threads_change_no_value(live, tmp_path, kind):
 def test_the_bar_is_for_terminals(live, tmp_path):
     dirty_csv(tmp_path/"in.csv", 3000)
     quiet = slow(tmp_path, "in.csv", "quiet.csv", 0)
-    assert quiet.communicate(timeout=60)[1] == "" and quiet.returncode == 0
+    assert quiet.communicate(timeout=300)[1] == "" and quiet.returncode == 0
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     shown = slow(tmp_path, "in.csv", "shown.csv", .02, stderr=theirs)
@@ -371,7 +371,7 @@ def test_the_bar_is_for_terminals(live, tmp_path):
         if not more: break
         text += more
     os.close(ours)
-    assert shown.communicate(timeout=60) and shown.returncode == 0 and b"rows/s" in text and b"shown.csv" in text
+    assert shown.communicate(timeout=300) and shown.returncode == 0 and b"rows/s" in text and b"shown.csv" in text
 
 # --- memory ---
 
