@@ -77,7 +77,7 @@ def _late_dates(con, d, seen) -> list[Finding]:
     at, out = time_sql(text(i), d.columns[i].form), []
     for j, c in enumerate(d.columns):
         if c.use != "date": continue
-        n, known = con.execute(f"SELECT count(*) FILTER (WHERE t > at), count(t) FROM (SELECT {time_sql(text(j), c.form)} AS t, {at} AS at FROM raw)").fetchone()
+        n, known = con.execute(f"SELECT count(*) FILTER (WHERE t > as_of), count(t) FROM (SELECT {time_sql(text(j), c.form)} AS t, {at} AS as_of FROM raw)").fetchone()
         if n: out.append(Finding("leak", c.name, f"{c.name}: {n:,} of {known:,} dates lie after {d.timestamp}, so it was written down afterwards; left out", "dropped", "after the as-of date"))
     return out
 
@@ -112,7 +112,7 @@ def _thousands(con, d, native:list[bool]) -> list[Finding]:
     "Numbers with separators, or a sign of a currency or percent."
     at = [i for i, c in enumerate(d.columns) if c.use == "number" and not native[i]]
     if not at or not d.form: return []
-    mark = r"\d[, ]\d{3}" if d.form.decimal == "." else r"\d[. ]\d{3}"
+    mark = r"\d[, \x{a0}\x{202f}]\d{3}" if d.form.decimal == "." else r"\d[. \x{a0}\x{202f}]\d{3}"
     found = con.execute("SELECT " + ", ".join(f"count(*) FILTER (WHERE regexp_matches(c{i}, '{mark}|[$€£%]'))" for i in at) + " FROM raw").fetchone()
     return [Finding("thousands", d.columns[i].name, f"{d.columns[i].name}: {n:,} values have thousands separators, or the sign of a currency or percent, and are read as plain numbers", "changed")
             for i, n in zip(at, found) if n]
