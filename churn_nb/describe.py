@@ -103,6 +103,8 @@ def raw_table(file:Path, form:Csv|None, # None: parquet
     with tempfile.TemporaryDirectory() as spill:
         con = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": spill})
         con.execute("SET TimeZone = 'UTC'")
+        with contextlib.suppress(duckdb.Error): con.execute("SET enable_progress_bar = false") # a notebook refuses to be told
+        if width > 100: con.execute("SET threads = 1") # a thread holds some pages for each column
         con.create_function("entity_key", entity_key, ["VARCHAR"], "BIGINT")
         source = file if form is None or form.encoding in ("utf-8", "utf-8-sig") else _as_utf8(file, form.encoding, spill)
         place = "'" + str(source).replace("'", "''").replace("[", "[[]").replace("*", "[*]").replace("?", "[?]") + "'"
@@ -115,6 +117,9 @@ def raw_table(file:Path, form:Csv|None, # None: parquet
                                  columns={{{columns}}}, nullstr='', strict_mode=false, max_line_size=10000000)"""
         as_named = ", ".join(f"c{i}" for i in range(width))
         try:
+            if form: # parsed once: the questions that follow read single columns
+                con.execute(f"COPY (SELECT * FROM {given}) TO '{spill}/texts.parquet' (FORMAT parquet, ROW_GROUP_SIZE 50000)")
+                given = f"read_parquet('{spill}/texts.parquet')"
             con.execute(f"CREATE VIEW raw AS SELECT row_number() OVER () AS row, {as_named} FROM {given} AS t({as_named})")
             yield con
         except duckdb.Error as e: raise DataError(f"{file}: {_one_line(str(e))}") from None
@@ -155,8 +160,10 @@ def number_sql(text:str, decimal:str) -> str: # text: SQL, as from `text_sql`
 
 def decimal_sign(con, width:int) -> str:
     "The decimal sign that most values of the first rows ask for."
-    votes = lambda p: " + ".join(f"count(*) FILTER (WHERE regexp_matches(trim(c{i}), '{p}'))" for i in range(width))
-    comma, point = con.execute(f"SELECT {votes(_comma_only)}, {votes(_point_only)} FROM (FROM raw LIMIT 20000)").fetchone()
+    votes = lambda p, part: " + ".join(f"count(*) FILTER (WHERE regexp_matches(trim(c{i}), '{p}'))" for i in part)
+    found = [con.execute(f"SELECT {votes(_comma_only, p)}, {votes(_point_only, p)} FROM (FROM raw LIMIT 20000)").fetchone()
+             for p in (range(i, min(i + 50, width)) for i in range(0, width, 50))]
+    comma, point = map(sum, zip(*found))
     return "," if comma > point else "."
 
 # %% ../nbs/50_describe.ipynb #b8e34d1a
@@ -204,12 +211,13 @@ def look(con, width:int, decimal:str) -> tuple[int, list[Seen]]:
     types = [t for _, t, *_ in con.execute("DESCRIBE raw").fetchall()][1:]
     native = [t != "VARCHAR" for t in types]
     texts = [f"CAST(c{i} AS VARCHAR)" if native[i] else text_sql(f"c{i}") for i in range(width)]
-    numbers = [f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS DOUBLE)" if native[i] else number_sql(t, decimal) for i, t in enumerate(texts)]
-    guesses = ["number" if n else g for n, g in zip(native, _guess(con, texts, numbers))]
+    numbers = [f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS DOUBLE)" if native[i] else number_sql(f"trim(c{i})", decimal) for i in range(width)] # no spelling of missing is a number
+    parts = [range(first, min(first + 10, width)) for first in range(0, width, 10)] # counting what differs takes memory, a column at a time
+    guesses = [g for p in parts for g in _guess(con, texts[p.start:p.stop], numbers[p.start:p.stop])]
+    guesses = ["number" if n else g for n, g in zip(native, guesses)]
     (rows,), out = con.execute("SELECT count(*) FROM raw").fetchone(), []
     different = "count(DISTINCT {})" if rows <= 200_000 else "approx_count_distinct({})" # exact where that is cheap
-    for first in range(0, width, 50): # portions, so that the query of a wide table stays small
-        part = range(first, min(first + 50, width))
+    for part in parts:
         inner = ", ".join(f"{texts[i]} AS t{i}" + (f", {numbers[i]} AS n{i}" if guesses[i] == "number" else "") for i in part)
         of = {"number": lambda i: [f"count(n{i})", f"count(*) FILTER (WHERE n{i} <> floor(n{i}))", f"min(n{i})", f"max(n{i})"],
               "text": lambda i: ["0", "0", "NULL", "NULL"]}
@@ -399,7 +407,7 @@ def _said_of_values(d:Description, seen:list[Seen], spelled:dict[int, dict[str, 
 def feature_sql(d:Description, c:TableColumn, i:int, native:bool) -> str: # i: its place in the file
     "SQL: the typed value of a feature."
     if native: return f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS FLOAT)" if c.use == "number" else f"CAST(c{i} AS VARCHAR)"
-    if c.use == "number": return f"CAST({number_sql(text_sql(f'c{i}'), d.form.decimal if d.form else '.')} AS FLOAT)"
+    if c.use == "number": return f"CAST({number_sql(f'trim(c{i})', d.form.decimal if d.form else '.')} AS FLOAT)"
     return text_sql(f"c{i}", list(c.missing))
 
 def _native(con) -> list[bool]: return [t != "VARCHAR" for _, t, *_ in con.execute("DESCRIBE raw").fetchall()][1:]
