@@ -670,6 +670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.pipeline._code': ('pipeline.html#_code', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._complain': ('pipeline.html#_complain', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._drift_table': ('pipeline.html#_drift_table', 'churn_nb/pipeline.py'),
+                                   'churn_nb.pipeline._engine': ('pipeline.html#_engine', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._evidently': ('pipeline.html#_evidently', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._failure': ('pipeline.html#_failure', 'churn_nb/pipeline.py'),
                                    'churn_nb.pipeline._for_kernels': ('pipeline.html#_for_kernels', 'churn_nb/pipeline.py'),

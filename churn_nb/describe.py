@@ -534,7 +534,7 @@ def check_names(d:Description, file:Path|None=None) -> list[str]: # The file's n
 
 # %% ../nbs/50_describe.ipynb #23f72857
 _keys = {"kind", "name", "file", "label", "positive", "entity", "timestamp", "amount", "quantity", "horizon", "csv", "columns", "drop", "keep",
-         "features", "train", "gate", "simulation", "rows", "findings"}
+         "features", "train", "gate", "drift", "simulation", "rows", "findings"}
 
 def write_description(d:Description, path:Path):
     "Write a description, to be read and edited by people. Paths count from its folder."
@@ -564,7 +564,7 @@ def read_description(path:Path) -> Description:
     columns, file = t.get("columns", {}), path.parent/t["file"]
     for n, c in columns.items():
         if c.get("use", "drop") not in ("number", "category", "drop", "date", *ROLES): raise DataError(f"{path}: columns.{n}.use = {c['use']!r}; expected number, category or drop")
-    settings = {s: t[s] for s in ("features", "train", "gate") if s in t}
+    settings = {s: t[s] for s in ("features", "train", "gate", "drift", "simulation") if s in t}
     if "rows" not in t: return replace(_found_out(t, file, columns), settings=settings, name=t.get("name") or file.name.split(".")[0])
     return Description(file, t.get("kind", "snapshot"), t.get("name") or file.name.split(".")[0], Csv(**t["csv"]) if "csv" in t else None,
                        tuple(TableColumn(n, **{**c, "missing": tuple(c.get("missing", ()))}) for n, c in columns.items()), t.get("positive", ""), t.get("horizon"),

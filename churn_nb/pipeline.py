@@ -102,6 +102,22 @@ def _failure(executed:Path) -> tuple[str, int]:
         return f"only {ran.count('completed')} of {len(ran)} code cells completed", CRASHED
     return "", 0
 
+def _engine(papermill, seconds:float=1.) -> str:
+    "papermill's own engine, but for the notebook that it writes before and after every cell, text included: once a second is enough."
+    class Seldom(papermill.engines.NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, *args, **kw):
+            save, last = nb_man.save, [0.]
+            def seldom(**how):
+                if time.monotonic() - last[0] < seconds: return
+                save(**how)
+                last[0] = time.monotonic()
+            nb_man.save = seldom
+            try: return super().execute_managed_notebook(nb_man, *args, **kw)
+            finally: nb_man.save = save # what comes last is written in any case
+    papermill.engines.papermill_engines.register("churn", Seldom)
+    return "churn"
+
 def run_step(settings:Settings, step:str,
              given:dict,      # Parameters; each must be known to the notebook
              run_dir:Path,    # Receives the executed notebook
@@ -119,7 +135,7 @@ def run_step(settings:Settings, step:str,
             nb = papermill.iorw.load_notebook_node(str(source))
             atomic_write(run.notebook, json.dumps(nb if lessons else without_lessons(nb), indent=1))
             papermill.execute_notebook(
-                run.notebook, run.notebook, values, cwd=source.parent, kernel_name="python3",
+                run.notebook, run.notebook, values, cwd=source.parent, kernel_name="python3", engine_name=_engine(papermill),
                 extra_arguments=["--log-level=50"],
                 progress_bar={"desc": f"  {step}", "leave": False, "disable": None,
                               "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells, {elapsed}"})
@@ -356,17 +372,18 @@ def _own(file:Path, kind:str, flags:dict[str, str], workspace:str) -> Settings:
     write_description(d, there)
     return load_settings({"paths.workspace": str(ws.root), "data.dataset": str(there)})
 
-def remember(settings:Settings):
+def remember(settings:Settings) -> Settings: # Which read the description from there
     "Leave the description of the data set in the workspace, so that `churn serve` and the others need not be told. Raises UsageError."
     place, toml = settings.paths.workspace/"dataset.toml", settings.data.description
     if place.exists() and (toml is None or tomllib.loads(place.read_text()).get("name") != settings.data.dataset):
         raise UsageError(f"workspace {_short(place.parent)} holds another data set; choose another with --workspace")
-    if toml is None or toml.resolve() == place.resolve(): return
+    if toml is None or toml.resolve() == place.resolve(): return settings
+    from churn_nb.data import data_file # each command imports what it needs
+    from churn_nb.describe import read_description, write_description
     Workspace(place.parent).open()
-    import tomlkit # keeps comments; only needed here
-    d = tomlkit.parse(toml.read_text(encoding="utf-8"))
-    d["file"], d["name"] = str((toml.parent/d["file"]).resolve()), settings.data.dataset
-    atomic_write(place, tomlkit.dumps(d))
+    data_file(settings) # fetched, or made, and verified
+    write_description(replace(d := read_description(toml), name=settings.data.dataset), place)
+    return load_settings({"paths.workspace": str(place.parent), "data.dataset": str(place)})
 
 @app.command(epilog="Examples: `churn describe customers.csv` · `churn describe orders.csv --kind events --amount total`")
 def describe(file:Annotated[Path, typer.Argument(help="CSV (also .gz) or parquet.")],
@@ -402,7 +419,7 @@ def run(dataset:_Dataset="",
         settings = _own(data or events, "snapshot" if data else "events", flags, workspace)
     elif given := [f"--{k}" for k, v in flags.items() if v]: raise UsageError(f"{given[0]} is for --data and --events")
     else: settings = _settings(workspace, dataset)
-    remember(settings)
+    settings = remember(settings)
     r = run_pipeline(settings, _pairs(param), say=typer.echo, lessons=lessons)
     typer.echo(f"report: {_short(r.run_dir.parent.parent/'reports'/r.run_dir.name)}.html")
     if r.steps[-1].step == "04_serve" and settings.data.description: typer.echo(f"API: churn serve --workspace {_short(r.run_dir.parent.parent)}")

@@ -113,6 +113,7 @@ class Drift(Section):
     permutations: int = Field(ge=99)
     loss_margin: float = Field(ge=0)
     cooldown_hours: float = Field(ge=0)
+    evidently: bool
     @field_validator("psi_retrain")
     @classmethod
     def above_warn(cls, v, info):
@@ -253,6 +254,7 @@ def _read_description(toml:Path, raw:dict) -> dict[str, dict]:
         raise SettingsError(f"{toml}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())}") from None
     name = d.get("name") or Path(d.get("file", toml.name)).name.split(".")[0]
     layer = {s: d[s] for s in ("features", "train") if s in d}
+    layer["drift"] = {"evidently": False, **d.get("drift", {})} # its import takes longer than the rest of the step
     if d.get("kind", "snapshot") == "snapshot": # what an offer costs and saves is known of CDNOW alone
         layer["train"] = {"threshold": .5, **layer.get("train", {})}
     gate = raw.get(f"gate.{name}", {} if name in BUILT_IN else raw.get("gate.own", {}))
