@@ -33,6 +33,11 @@ class Format:
     thousands: str = ""
     missing: dict[str, list[str]] = field(default_factory=dict) # Column -> spellings, besides MISSING
 
+    @property
+    def signs(self) -> list[tuple[str, str]]:
+        "What may stand around and inside a number: of a currency, percent, blanks between thousands. Pattern, replacement."
+        return [(r"^[$€£]\s?|\s?[€%]$", ""), (r"(\d)[ \x{a0}\x{202f}](\d{3})", r"\1\2")] if self.thousands else []
+
     def gaps(self, column:str) -> frozenset[str]:
         "What says in a column that nothing is known, in small letters."
         return MISSING | {m.strip().lower() for m in self.missing.get(column, [])}
@@ -43,7 +48,7 @@ def read_format(description:Path|None, # A `dataset.toml`; None: none
     if description is None: return Format()
     try: d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
-    known = {k: v for k, v in d.get("csv", {}).items() if k in ("delimiter", "encoding", "decimal", "thousands") and v}
+    known = {"thousands": "." if d.get("csv", {}).get("decimal") == "," else ","} | {k: v for k, v in d.get("csv", {}).items() if k in ("delimiter", "encoding", "decimal", "thousands") and v}
     return Format(**known, missing={c: v["missing"] for c, v in d.get("columns", {}).items() if v.get("missing")})
 
 # %% ../nbs/53_score.ipynb #e2fb7b7f
@@ -68,6 +73,9 @@ def numbers(column:pa.Array, # Numbers, or texts that spell them
     text = pc.utf8_trim_whitespace(column)
     gap = pc.is_in(pc.utf8_lower(text), value_set=pa.array(sorted(form.gaps(name)), text.type))
     text = pc.if_else(gap, pa.scalar(None, text.type), text)
+    with contextlib.suppress(pa.ArrowInvalid): # as they are, mostly
+        if form.decimal == ".": return fine(text), np.zeros(len(text), bool)
+    for of, to in form.signs: text = pc.replace_substring_regex(text, of, to)
     if form.thousands: text = pc.replace_substring(text, form.thousands, "")
     if form.decimal != ".": text = pc.replace_substring(text, form.decimal, ".")
     with contextlib.suppress(pa.ArrowInvalid): return fine(text), np.zeros(len(text), bool)

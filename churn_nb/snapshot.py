@@ -49,12 +49,12 @@ def by_time(dates:pd.Series,       # Of each row, UTC
 # %% ../nbs/56_snapshot.ipynb #e1717241
 TIMELESS = pd.Timestamp("2000-01-01", tz="UTC") # the date of a row that has none: the stores ask for one
 
-def split_rows(rows:pd.DataFrame, # event_timestamp, twin
+def split_rows(rows:pd.DataFrame, # customer_id, event_timestamp, twin
                horizon_days:int=0,
               ) -> np.ndarray:    # object (n,), as in `by_time`
     "The split of each row. Raises DataError."
     if rows.event_timestamp.nunique() >= 3: return by_time(rows.event_timestamp, horizon_days)
-    u = uniform(rows.twin.to_numpy())
+    u = uniform(rows.groupby("twin").customer_id.transform("min").to_numpy())
     return np.where(u < .6, "train", np.where(u < .8, "validation", "test")).astype(object)
 
 # %% ../nbs/56_snapshot.ipynb #7aa6c387

@@ -29,7 +29,7 @@ def encoded(model:BaseEstimator, dictionary:Dictionary) -> BaseEstimator: # Unfi
 
 # %% ../nbs/57_tabular.ipynb #22016fe8
 def customer_folds(customers:np.ndarray, # int64 (n,)
-                   k:int=2,
+                   k:int=3,
                   ) -> list[tuple[np.ndarray, np.ndarray]]: # (rows to train on, rows to judge on)
     "k folds in which nobody is on both sides."
     fold = (uniform(customers + 1)*k).astype(int) # + 1: another hash than that of the splits

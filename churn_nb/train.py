@@ -95,7 +95,7 @@ def candidates(settings:Settings, dictionary:Dictionary|None=None) -> dict[str, 
     boosting = lambda leaves, weight: HistGradientBoostingClassifier(
         learning_rate=.05, max_iter=300, max_leaf_nodes=leaves, min_samples_leaf=least, l2_regularization=1.,
         class_weight=weight, early_stopping=False, random_state=s)
-    least, large = (20, 16) if settings.data.kind == "snapshot" else (100, 8)
+    least, large = (10, 31) if settings.data.kind == "snapshot" else (100, 8)
     network = lambda layers: make_pipeline(LogScale(), MLPClassifier(
         layers, batch_size=256, max_iter=30, n_iter_no_change=1000, random_state=s))
     kinds = {"logistic_regression": [logistic(1., None), logistic(.01, None), logistic(1., "balanced")],
@@ -470,7 +470,7 @@ def register(c:Candidate, exported:bytes, manifest:Manifest,
         if card: mlflow.log_text(card, "model_card.md")
         for name, content in (more or {}).items(): _log_bytes(name, content)
         info = mlflow.onnx.log_model(
-            onnx.load_from_string(exported), name="model", signature=signature, input_example=example,
+            onnx.load_from_string(exported), name="model", signature=signature, input_example=example, save_as_external_data=False,
             registered_model_name=settings.train.model_name, pip_requirements=[f"onnxruntime=={ort.__version__}"])
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
         hashed = {"sha256": exported, "manifest_sha256": text.encode(),
