@@ -17,8 +17,8 @@ from .log import connection, quoted
 # %% ../nbs/52_span.ipynb #94e83738
 def read_horizon(text:str|int) -> int: # Days
     "`60d`, `8w`, `2m` (of 30 days), `1y`, or a number of days. Raises DataError."
-    found = re.fullmatch(r"\s*(\d{1,4})\s*(d|w|m|y|)[a-z]*\s*", str(text).lower())
-    days = int(found[1])*{"d": 1, "": 1, "w": 7, "m": 30, "y": 365}[found[2]] if found else 0
+    found = re.fullmatch(r"\s*(\d{1,4})\s*(?:(d|w|m|y)|(d)ays?|(w)eeks?|(m)onths?|(y)ears?|)\s*", str(text).lower())
+    days = int(found[1])*{"d": 1, "w": 7, "m": 30, "y": 365}["".join(filter(None, found.groups()[1:])) or "d"] if found else 0
     if not 1 <= days <= 3650: raise DataError(f"horizon {text!r}: expected a time such as 60d, 8w or 2m, at most ten years")
     return days
 
@@ -77,6 +77,7 @@ def plan(log:Path,                 # Parquet: customer_id, event_timestamp (UTC)
     "Windows, as-of dates and splits for a log. Raises DataError where it is too short or too small."
     con, place = connection(), f"read_parquet({quoted(log)})"
     s = _span(con, place)
+    if not s["events"]: raise DataError(f"{log}: no purchases, so there is nothing to plan; look at the log with `churn describe`")
     ends = s["last"] + timedelta(days=1)
     usual = int(s["gap"] or 30)
     fits = [d for d in (7, 14, 30, 60, 90, 180, 365) if 3.5*d <= (ends - s["first"]).days] or [7]
