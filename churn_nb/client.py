@@ -15,12 +15,13 @@ def _type(f:Feature, most:int=12) -> str: # Texts that are listed
     t = "float" if f.type == "float32" else f"Literal[{', '.join(map(repr, f.values))}] | str" if len(f.values) <= most else "str"
     return f"{t} | None" if f.nullable else t
 
+_imports = "import json, os, urllib.request\nfrom typing import Literal, TypedDict"
+
 def python_client(m:Manifest, url:str="http://127.0.0.1:8000") -> str:
     "A program that asks this model about its own example."
     fields = "\n".join(f"    {n!r}: {_type(f)}," for n, f in zip(m.names, m.features))
     example = "\n".join(f"    {n!r}: {m.example[n]!r}," for n in m.names)
-    return f'''import json, os, urllib.request
-from typing import Literal, TypedDict
+    return f'''{_imports}
 
 Customer = TypedDict("Customer", {{
 {fields}

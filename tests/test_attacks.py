@@ -357,9 +357,9 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         (folder/"model.onnx").write_bytes(data)
         m = msgspec.structs.replace(manifest(), files={"model.onnx": FileHash(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))})
         (folder/"manifest.json").write_bytes(manifest_json(m))
-        from churn_nb import pipeline
+        from churn_nb import doctor, pipeline
         with pytest.raises(BundleError, match=says): pipeline._load(pipeline._settings(str(tmp_path)))
-        with pytest.raises(BundleError, match=says): pipeline._bundle(pipeline._settings(str(tmp_path)))
+        with pytest.raises(BundleError, match=says): doctor.check_bundle(pipeline._settings(str(tmp_path)))
         out = subprocess.run([sys.executable, "-c", "from churn_nb.pipeline import main; main()", "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
                              check=False, capture_output=True, text=True, timeout=60)
         assert out.returncode == 2 and says in out.stderr and out.stderr.count("\n") == 1 and not (tmp_path/"out.csv").exists()

@@ -1,5 +1,4 @@
 "Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
-from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from churn_nb.data import DataError
 from churn_nb.describe import describe, prepare

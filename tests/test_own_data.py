@@ -1,5 +1,5 @@
 "Any data through the whole way: the project's own sets with the metrics they should give, a stranger's spreadsheet by one command, a log of purchases."
-import json, os, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 import httpx, numpy as np, pandas as pd, pytest
 from starlette.testclient import TestClient
@@ -7,13 +7,12 @@ from churn_nb.bundle import current_bundle, verify_bundle
 from churn_nb.calibration import excess_log_loss
 from churn_nb.categories import Dictionary, entity_key
 from churn_nb.client import python_client
-from churn_nb.data import DataError
 from churn_nb.export import onnx_predict
 from churn_nb.features import build, feature_names, online, open_store, parity, training_rows
 from churn_nb.promote import deploy_champion, run_gate
 from churn_nb.registry import connect, load_version
 from churn_nb.serve import create_app
-from churn_nb.settings import SettingsError, Workspace, load_settings
+from churn_nb.settings import Workspace, load_settings
 from churn_nb.snapshot import key_of
 from churn_nb.train import train
 from serving import Server
@@ -176,7 +175,7 @@ def test_the_file_is_scored_with_its_own_spellings(own, tmp_path):
     np.testing.assert_allclose(out.probability.astype(str).str.replace(",", ".").astype(float), [want[entity_key(k)] for k in out["Kundennr"]], atol=1e-5)
 
 def test_the_doctor_finds_a_healthy_workspace(own):
-    r = churn("doctor", "--workspace", own[0])
+    r = churn("doctor", "--workspace", own[0], env={**os.environ, "CHURN_SERVE_PORT": "0"}) # whoever has port 8000 here
     assert r.returncode == 0, r.stdout
 
 def test_a_workspace_is_of_one_data_set(own):
