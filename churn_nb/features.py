@@ -18,7 +18,7 @@ from .log import (Segments, compact, connection, copy_parquet, customers_of, log
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
 from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
-from .store import FACTS, OF_THE_MOMENT, mark, present, quiet, refreshed, request_time, utc, write_config
+from .store import FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -369,6 +369,7 @@ def build(settings:Settings,
         write_base(settings, some_customers(everyone, customers), one_in(everyone, customers))
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
+    if settings.data.description and settings.features.serve_as_of != "now": move_clock(settings, present(settings)) # for an API that has no description
     store = apply_store(settings)
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
     ends = max(everyone.event_timestamp.max(), log.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
