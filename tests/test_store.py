@@ -186,7 +186,8 @@ def test_doctor_reads_and_does_not_write(cli, capsys, monkeypatch):
     assert features_line(churn(capsys, "doctor", "--workspace", ws.root)[1]).startswith("ok")
     monkeypatch.setenv("CHURN_STORES_ONLINE", "redis://127.0.0.1:1" if cli.stores.online == "sqlite" else "sqlite") # not what the API uses
     code, out, _ = churn(capsys, "doctor", "--workspace", ws.root)
-    assert code == 2 and features_line(out).startswith("!!") and "churn materialize" in features_line(out)
+    assert code == (4 if cli.stores.online == "sqlite" else 2) # at 127.0.0.1:1 nobody answers
+    assert features_line(out).startswith("!!") and "churn materialize" in features_line(out)
     assert tree() == before
     (ws.feast/"feature_store.yaml").unlink()
     assert "empty" in features_line(churn(capsys, "doctor", "--workspace", ws.root)[1]) and not (ws.feast/"feature_store.yaml").exists()
