@@ -9,6 +9,7 @@ __all__ = ['Finding', 'auc_of', 'explained', 'leaks', 'useless', 'guard_columns'
 # %% ../nbs/55_guard_rails.ipynb #fc4abb3a
 from dataclasses import dataclass
 import numpy as np, pandas as pd
+from .categories import quoted_name
 from .data import DataError
 
 # %% ../nbs/55_guard_rails.ipynb #ccdc90dd
@@ -68,54 +69,57 @@ def _sample(con, d, sql:str, most:int=100_000) -> pd.DataFrame:
     every = max(-(-d.rows//most), 1)
     return con.execute(f"SELECT * FROM ({sql}) WHERE row % {every} = 0 OR {every} = 1").df()
 
-def _late_dates(con, d, seen) -> list[Finding]:
+def _late_dates(con, d, times:dict[str, str]) -> list[Finding]: # times: column -> SQL of its time
     "Dates that lie after the row's own time."
-    from churn_nb.describe import text_sql, time_sql # which needs this module
-    if not d.timestamp: return []
-    i = [c.name for c in d.columns].index(d.timestamp)
-    text = lambda j: f"CAST(c{j} AS VARCHAR)" if seen[j].native else text_sql(f"c{j}")
-    at, out = time_sql(text(i), d.columns[i].form), []
-    for j, c in enumerate(d.columns):
-        if c.use != "date": continue
-        n, known = con.execute(f"SELECT count(*) FILTER (WHERE t > as_of), count(t) FROM (SELECT {time_sql(text(j), c.form)} AS t, {at} AS as_of FROM raw)").fetchone()
-        if n: out.append(Finding("leak", c.name, f"{c.name}: {n:,} of {known:,} dates lie after {d.timestamp}, so it was written down afterwards; left out", "dropped", "after the as-of date"))
+    out, as_of = [], times.get(d.timestamp)
+    for name in [c.name for c in d.columns if c.use == "date"]*(as_of is not None):
+        n, known = con.execute(f"SELECT count(*) FILTER (WHERE t > as_of), count(t) FROM (SELECT {times[name]} AS t, {as_of} AS as_of FROM raw)").fetchone()
+        said = f"{name}: {n:,} of {known:,} dates lie after {d.timestamp}, so it was written down afterwards; left out"
+        if n: out.append(Finding("leak", name, said, "dropped", "after the as-of date"))
     return out
 
-def guard_columns(con, d, seen, keep:tuple[str, ...]=()) -> list[Finding]: # d: describe.Description, before anything is dropped
+def guard_columns(con, d, seen,       # describe.Description, before anything is dropped; what all rows say of each column
+                  sql:str,            # The typed rows
+                  times:dict[str, str], # Column -> SQL of its time
+                  keep:tuple[str, ...]=()) -> list[Finding]:
     "What is dropped, and why; the label's own column aside."
-    from churn_nb.describe import typed_sql # which needs this module
-    out, native = _late_dates(con, d, seen), [s.native for s in seen]
+    out = _late_dates(con, d, times)
     for c, s in zip(d.columns, seen):
         if c.use in ("number", "category") and c.name not in keep:
             known = s.numbers if c.use == "number" else s.known
             if why := useless(c.name, c.use, d.rows, known, s.distinct, s.whole, s.low, s.high):
                 out.append(Finding("useless", c.name, why, "dropped", why.removesuffix("; left out").split(": ", 1)[1]))
     gone = {f.column for f in out}
-    df = _sample(con, d, typed_sql(d, native))
-    df = df[df.churn.notna()]
-    y, seen_before = df.churn.to_numpy(int), {}
-    for c in d.columns:
-        if c.use not in ("number", "category") or c.name in gone or c.name in keep: continue
+    left = [c for c in d.columns if c.use in ("number", "category") and c.name not in gone and c.name not in keep]
+    return out + _leaks_and_doubles(con, left, _sample(con, d, sql), sql) + _thousands(con, d, seen)
+
+def _leaks_and_doubles(con, columns:list, df:pd.DataFrame, sql:str) -> list[Finding]:
+    "Columns that know the answer, and those that equal an earlier one."
+    df, out, before = df[df.churn.notna()], [], {}
+    y = df.churn.to_numpy(int)
+    for c in columns:
         x = df[c.name].to_numpy(float) if c.use == "number" else df[c.name].to_numpy(object)
-        if said := leaks(c.name, x, y): out.append(Finding("leak", c.name, said, "dropped", "knows the answer"))
-        key = pd.util.hash_array(x).tobytes() if c.use == "number" else tuple(x)
-        if not said and (first := seen_before.setdefault(hash(key), c.name)) != c.name and _equal(con, d, native, first, c.name):
+        if said := leaks(c.name, x, y):
+            out.append(Finding("leak", c.name, said, "dropped", "knows the answer"))
+            continue
+        key = hash(pd.util.hash_array(x).tobytes() if c.use == "number" else tuple(x))
+        if (first := before.setdefault(key, c.name)) != c.name and _equal(con, sql, first, c.name):
             out.append(Finding("duplicate", c.name, f"{c.name}: equal to {first} in all rows; left out", "dropped", f"equal to {first}"))
-    return out + _thousands(con, d, native)
+    return out
 
-def _equal(con, d, native:list[bool], a:str, b:str) -> bool:
+def _equal(con, sql:str, a:str, b:str) -> bool:
     "Whether two columns are equal in all rows."
-    from churn_nb.describe import quoted, typed_sql # which needs this module
-    return not con.execute(f"SELECT count(*) FROM ({typed_sql(d, native)}) WHERE {quoted(a)} IS DISTINCT FROM {quoted(b)}").fetchone()[0]
+    return not con.execute(f"SELECT count(*) FROM ({sql}) WHERE {quoted_name(a)} IS DISTINCT FROM {quoted_name(b)}").fetchone()[0]
 
-def _thousands(con, d, native:list[bool]) -> list[Finding]:
+def _thousands(con, d, seen) -> list[Finding]:
     "Numbers with separators, or a sign of a currency or percent."
-    at = [i for i, c in enumerate(d.columns) if c.use == "number" and not native[i]]
+    at = [i for i, c in enumerate(d.columns) if c.use == "number" and not seen[i].native]
     if not at or not d.form: return []
     mark = r"\d[, \x{a0}\x{202f}]\d{3}" if d.form.decimal == "." else r"\d[. \x{a0}\x{202f}]\d{3}"
-    found = con.execute("SELECT " + ", ".join(f"count(*) FILTER (WHERE regexp_matches(c{i}, '{mark}|[$€£%]'))" for i in at) + " FROM raw").fetchone()
-    return [Finding("thousands", d.columns[i].name, f"{d.columns[i].name}: {n:,} values have thousands separators, or the sign of a currency or percent, and are read as plain numbers", "changed")
-            for i, n in zip(at, found) if n]
+    counts = ", ".join(f"count(*) FILTER (WHERE regexp_matches(c{i}, '{mark}|[$€£%]'))" for i in at)
+    said = "values have thousands separators, or the sign of a currency or percent, and are read as plain numbers"
+    return [Finding("thousands", d.columns[i].name, f"{d.columns[i].name}: {n:,} {said}", "changed")
+            for i, n in zip(at, con.execute(f"SELECT {counts} FROM raw").fetchone()) if n]
 
 # %% ../nbs/55_guard_rails.ipynb #eb42ebd9
 def label_findings(column:str, left:int, stayed:int, unlabelled:int=0) -> list[Finding]:
@@ -130,24 +134,21 @@ def label_findings(column:str, left:int, stayed:int, unlabelled:int=0) -> list[F
                            ("" if min(rate, 1 - rate) >= .001 else ", and consider all who left with a sample of those who stayed"), "noted"))
     return out
 
-def guard_label(con, d) -> list[Finding]:
-    "Counts of the classes."
-    from churn_nb.describe import _native, typed_sql # which needs this module
-    left, stayed, none = con.execute(f"SELECT count(*) FILTER (WHERE churn = 1), count(*) FILTER (WHERE churn = 0), count(*) FILTER (WHERE churn IS NULL) FROM ({typed_sql(d, _native(con))})").fetchone()
-    return label_findings(d.label, left, stayed, none)
+def guard_label(con, column:str, sql:str) -> list[Finding]: # sql: the typed rows
+    "Counts of the classes. Raises DataError."
+    rows, known, left = con.execute(f"SELECT count(*), count(churn), count(*) FILTER (WHERE churn = 1) FROM ({sql})").fetchone()
+    return label_findings(column, left, known - left, rows - known)
 
 # %% ../nbs/55_guard_rails.ipynb #3d432ccb
 def twin_sql(names:list[str], numbers:set[str]) -> str:
     "SQL: a number that rows share which are equal in all features, numbers to three digits."
-    q = lambda n: '"' + n.replace('"', '""') + '"'
-    part = lambda n: f"printf('%.2e', CAST({q(n)} AS DOUBLE))" if n in numbers else q(n)
+    part = lambda n: f"printf('%.2e', CAST({quoted_name(n)} AS DOUBLE))" if n in numbers else quoted_name(n)
     return f"CAST(md5_number_lower(concat_ws('|', {', '.join(f'coalesce({part(n)}, '')' for n in names)})) >> 1 AS BIGINT)"
 
-def guard_twins(con, d) -> list[Finding]:
+def guard_twins(con, d, sql:str) -> list[Finding]: # sql: the typed rows
     "How many rows have a twin."
-    from churn_nb.describe import _native, typed_sql # which needs this module
     twin = twin_sql(d.names, {*d.names} - {*d.categories})
-    groups, = con.execute(f"SELECT count(DISTINCT {twin}) FROM ({typed_sql(d, _native(con))})").fetchone()
+    groups, = con.execute(f"SELECT count(DISTINCT {twin}) FROM ({sql})").fetchone()
     if (n := d.rows - groups) == 0: return []
     kept = "they stay on one side of the split" if groups >= .5*d.rows else "too many to keep apart, so the test holds rows like those of training"
     return [Finding("twins", "", f"{n:,} of {d.rows:,} rows are nearly equal to another in all features; {kept}", "noted")]
