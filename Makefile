@@ -64,7 +64,7 @@ e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the
 	  a=0; $(BIN)/python -m pytest -q -s -p no:cacheprovider --ignore tests/e2e/test_push.py tests/e2e || a=1; \
 	  b=0; wait $$push || b=1; echo "== e2e: from a push to a running service"; cat build/push.log; [ $$a$$b = 00 ]
 
-bench: data ## measure on this machine: make bench WHAT=features, drift, batching, serve (needs wrk), or freshness (needs `make pipeline`)
+bench: data ## measure on this machine: make bench WHAT=features, drift, batching, score, serve (needs wrk), or freshness (needs `make pipeline`)
 	@$(BIN)/python bench/$(or $(WHAT),features).py
 
 lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters

@@ -859,7 +859,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'churn_nb.scoring.CsvSource.batches': ('score.html#csvsource.batches', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring.Format': ('score.html#format', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring.Format.gaps': ('score.html#format.gaps', 'churn_nb/scoring.py'),
-                                  'churn_nb.scoring.Format.signs': ('score.html#format.signs', 'churn_nb/scoring.py'),
+                                  'churn_nb.scoring.Format.number': ('score.html#format.number', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring.ParquetSource': ('score.html#parquetsource', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring.ParquetSource.__init__': ('score.html#parquetsource.__init__', 'churn_nb/scoring.py'),
                                   'churn_nb.scoring.ParquetSource.batches': ('score.html#parquetsource.batches', 'churn_nb/scoring.py'),

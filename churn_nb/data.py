@@ -184,8 +184,8 @@ def own_log(settings:Settings) -> Path:
     out = Workspace(settings.paths.workspace).feast/f"log-{data_hash(settings)[4:12]}.parquet"
     if not out.exists():
         from churn_nb.describe import prepare, read_description # below: it needs this module
-        out.parent.mkdir(parents=True, exist_ok=True)
         prepare(read_description(settings.data.description), out)
+        for older in {*out.parent.glob("log-*.parquet")} - {out}: older.unlink()
     return out
 
 def load_events(

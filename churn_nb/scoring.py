@@ -12,17 +12,18 @@ import codecs, contextlib, csv, gzip, hashlib, io, json, os, time, tomllib, unic
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import filelock, numpy as np, pyarrow as pa, pyarrow.compute as pc, pyarrow.csv as pa_csv, pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 from tqdm import tqdm
 from .categories import Dictionary
 from .data import DataError
+from .describe import MISSING as SPELLINGS, NUMBERS
 from .settings import Settings, atomic_write
 
 # %% ../nbs/53_score.ipynb #34ea65eb
-MISSING = frozenset({"", "na", "n/a", "?", "null", "none", "nan", "-"}) # in small letters, without blanks around
+MISSING = frozenset({"", *SPELLINGS}) # in small letters, without blanks around
 
 @dataclass(frozen=True)
 class Format:
@@ -32,15 +33,16 @@ class Format:
     decimal: str = "."
     thousands: str = ""
     missing: dict[str, list[str]] = field(default_factory=dict) # Column -> spellings, besides MISSING
+    exact: list[str] = field(default_factory=list) # Categories of a description: "none" may be a value there, so only what is listed is missing
 
     @property
-    def signs(self) -> list[tuple[str, str]]:
-        "What may stand around and inside a number: of a currency, percent, blanks between thousands. Pattern, replacement."
-        return [(r"^[$€£]\s?|\s?[€%]$", ""), (r"(\d)[ \x{a0}\x{202f}](\d{3})", r"\1\2")] if self.thousands else []
+    def number(self) -> str:
+        "What a number looks like: as the file was described, or as any program writes it."
+        return NUMBERS[self.decimal] if self.thousands else r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
 
     def gaps(self, column:str) -> frozenset[str]:
         "What says in a column that nothing is known, in small letters."
-        return MISSING | {m.strip().lower() for m in self.missing.get(column, [])}
+        return ({""} if column in self.exact else MISSING) | {m.strip().lower() for m in self.missing.get(column, [])}
 
 def read_format(description:Path|None, # A `dataset.toml`; None: none
                ) -> Format:
@@ -49,11 +51,11 @@ def read_format(description:Path|None, # A `dataset.toml`; None: none
     try: d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
     known = {"thousands": "." if d.get("csv", {}).get("decimal") == "," else ","} | {k: v for k, v in d.get("csv", {}).items() if k in ("delimiter", "encoding", "decimal", "thousands") and v}
-    return Format(**known, missing={c: v["missing"] for c, v in d.get("columns", {}).items() if v.get("missing")})
+    columns = d.get("columns", {})
+    return Format(**known, missing={c: v["missing"] for c, v in columns.items() if v.get("missing")},
+                  exact=sorted(c for c, v in columns.items() if v.get("use") == "category"))
 
 # %% ../nbs/53_score.ipynb #e2fb7b7f
-_number = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
-
 def _is_text(t:pa.DataType) -> bool:
     return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
 
@@ -75,12 +77,12 @@ def numbers(column:pa.Array, # Numbers, or texts that spell them
     text = pc.if_else(gap, pa.scalar(None, text.type), text)
     with contextlib.suppress(pa.ArrowInvalid): # as they are, mostly
         if form.decimal == ".": return fine(text), np.zeros(len(text), bool)
-    for of, to in form.signs: text = pc.replace_substring_regex(text, of, to)
-    if form.thousands: text = pc.replace_substring(text, form.thousands, "")
+    is_number = pc.and_(pc.match_substring_regex(text, form.number, ignore_case=True), pc.match_substring_regex(text, r"\d|inf", ignore_case=True))
+    bad = pc.invert(is_number).fill_null(False)
+    text = pc.if_else(bad, pa.scalar(None, text.type), text)
+    if form.thousands: text = pc.replace_substring_regex(text, rf"[$€£% \x{{a0}}\x{{202f}}{form.thousands}]", "")
     if form.decimal != ".": text = pc.replace_substring(text, form.decimal, ".")
-    with contextlib.suppress(pa.ArrowInvalid): return fine(text), np.zeros(len(text), bool)
-    bad = pc.invert(pc.match_substring_regex(text, _number, ignore_case=True)).fill_null(False)
-    return fine(pc.if_else(bad, pa.scalar(None, text.type), text)), bad.to_numpy(zero_copy_only=False)
+    return fine(text), bad.to_numpy(zero_copy_only=False)
 
 # %% ../nbs/53_score.ipynb #03c28c82
 def codes(column:pa.Array, d:Dictionary, j:int, # The model's dictionary, and the column's place in it
@@ -146,7 +148,7 @@ def _first_line(source:Path, form:Format, names:list[str]) -> Format:
     if not text.strip(): raise DataError(f"{source}: empty; the first line must name the columns")
     first = lambda by: next(csv.reader(text.splitlines(keepends=True), delimiter=by), [])
     by = form.delimiter or max(",;\t|", key=lambda by: (len({*first(by)} & {*names}), len(first(by))))
-    return Format(by, encoding, form.decimal, form.thousands, form.missing)
+    return replace(form, delimiter=by, encoding=encoding)
 
 # %% ../nbs/53_score.ipynb #6c364854
 @dataclass

@@ -299,7 +299,7 @@ FROM truth JOIN customers USING (customer_id) LEFT JOIN events e USING (customer
 WHERE churned IS NOT NULL AND (e.event_id IS NULL OR event_timestamp < as_of AND created_timestamp <= as_of)
 GROUP BY customer_id, as_of ORDER BY as_of, customer_id"""
 
-def make_snapshot(path:Path,      # Parquet to write, and `truth.parquet` of the same simulation beside it
+def make_snapshot(path:Path,      # Parquet to write; the truth goes beside it, as `<name>_truth.parquet`
                   parameters:dict, # Of a `Simulation`
                  ) -> Path:
     "Simulate, unless that very simulation is there already. Raises DataError."

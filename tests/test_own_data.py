@@ -84,9 +84,9 @@ def test_online_equals_offline(learned):
     n, wrong, late = parity(s, open_store(s), some=300)
     assert n >= 250 and wrong == [] and late == 0
 
+@pytest.mark.parametrize("learned", ["telecom", "telco", "simulated"], indirect=True) # of a log: tests/test_features.py
 def test_training_rows_of_a_table_are_feasts_own(learned):
     s, rows, _, _ = learned
-    if s.data.kind == "events": return # tests/test_features.py
     from churn_nb.categories import column_name
     some, names = rows[::37], feature_names(s)
     got = open_store(s).get_historical_features(some[["customer_id", "event_timestamp"]], [f"customer_snapshot:{column_name(n)}" for n in names]).to_df()
@@ -94,9 +94,9 @@ def test_training_rows_of_a_table_are_feasts_own(learned):
     want = some.sort_values(["event_timestamp", "customer_id"])
     for n in names: assert (got[n].to_numpy() == want[n].to_numpy())[want[n].notna()].all() and got[n].isna().tolist() == want[n].isna().tolist(), n
 
+@pytest.mark.parametrize("learned", ["simulated"], indirect=True)
 def test_the_simulated_world_is_learned_to_within_a_few_hundredths_of_its_truth(learned):
     s, rows, _, _ = learned
-    if s.data.dataset != "simulated": return
     truth = pd.read_parquet(s.paths.data/"simulated_truth.parquet").rename(columns={"as_of": "event_timestamp"})
     test = rows[rows.split == "test"].merge(truth.assign(event_timestamp=truth.event_timestamp.astype(rows.event_timestamp.dtype)), on=["customer_id", "event_timestamp"])
     m, model = load_version(connect(s), s, "1")

@@ -158,6 +158,22 @@ def test_decimal_comma_and_thousands():
     x, bad = numbers(pa.array(["1.234,5", "12", "1,5e3", "x"]), Format(decimal=",", thousands="."))
     assert x[:3].tolist() == [1234.5, 12, 1500] and bad.tolist() == [False, False, False, True]
 
+SPELT = ["1.234,5", "1,234.5", "1,5", "1.5", "12", "-3e2", "€ 99", "$5", "12%", "7 %", "1 234", "1\u202f234,5", "12 34", "1,2,3", "1.2.3", ".", "€", "", "x", "--", "+.5", ",5"]
+
+@pytest.mark.parametrize("decimal", ".,")
+def test_scoring_reads_numbers_as_training_read_them(decimal):
+    "One grammar in two engines: what is no number for DuckDB is none for Arrow, and the others are equal."
+    import duckdb
+    from churn_nb.describe import number_sql
+    con = duckdb.connect()
+    sql = number_sql("trim(c)", decimal)
+    want = [con.execute(f"SELECT {sql} FROM (SELECT ? AS c)", [t]).fetchone()[0] for t in SPELT]
+    for one, w in zip(SPELT, want): # each by itself, and all of them in one column
+        x, bad = numbers(pa.array([one]), Format(decimal=decimal, thousands=",."[decimal == ","]))
+        assert (x[0] == w if w is not None else np.isnan(x[0]) and (bad[0] or one in ("", ".", "--"))), one
+    x, bad = numbers(pa.array(SPELT), Format(decimal=decimal, thousands=",."[decimal == ","]))
+    assert [None if np.isnan(v) else v for v in x] == want and sum(v is not None for v in want) >= 10
+
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), min_size=3, max_size=3), min_size=1, max_size=8), st.sampled_from(",;\t|"))
 def test_csv_text_is_read_back_by_python(rows, by):
     text = csv_text(pa.table(list(map(list, zip(*rows))), ["a", "b", "c"]), by)
@@ -203,6 +219,15 @@ def test_categories_by_their_texts_and_unseen_ones_are_scored_and_counted(plans,
     pq.write_table(pa.table({"plan": pa.array([408, 1]), "spend": [.5, .5], "tenure": [30, 30]}), tmp_path/"numbers.parquet")
     done = score_file(settings_for(tmp_path), model, tmp_path/"numbers.parquet", tmp_path/"out.parquet")
     assert abs(pd.read_parquet(tmp_path/"out.parquet").probability[0] - p[4]) < 1e-6 and done.unseen == {"plan": [1, "1"]}
+
+def test_a_category_may_be_called_none_where_its_description_says_so(plans, tmp_path):
+    d, _, model = plans
+    pd.DataFrame({"plan": ["none", "NA", ""], "spend": [.5]*3, "tenure": [30]*3}).to_csv(tmp_path/"in.csv", index=False)
+    score = lambda **kw: (score_file(settings_for(tmp_path), model, tmp_path/"in.csv", tmp_path/"out.parquet", **kw).unseen, pd.read_parquet(tmp_path/"out.parquet").probability.tolist())
+    unseen, p = score()
+    assert unseen == {} and p[0] == p[1] == p[2] # all of them are missing
+    unseen, q = score(describe=toml(tmp_path, '[columns.plan]\nuse = "category"\nmissing = ["NA"]\n'))
+    assert unseen == {"plan": [1, "none"]} and q[1:] == p[1:]
 
 # --- what is refused ---
 
