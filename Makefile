@@ -64,8 +64,10 @@ e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the
 	  a=0; $(BIN)/python -m pytest -q -s -p no:cacheprovider --ignore tests/e2e/test_push.py tests/e2e || a=1; \
 	  b=0; wait $$push || b=1; echo "== e2e: from a push to a running service"; cat build/push.log; [ $$a$$b = 00 ]
 
-bench: data ## measure on this machine: make bench WHAT=features, drift, batching, score, serve (needs wrk), or freshness (needs `make pipeline`)
-	@$(BIN)/python bench/$(or $(WHAT),features).py
+BENCHES := quantise drift features score serve batching pipeline capacity
+bench: data ## measure side by side on this machine, into bench/RESULTS.md: all (an hour or two), or WHAT=serve|drift|features|score|quantise|batching|pipeline|capacity (QUICK=1: does it run?), or WHAT=freshness (needs `make pipeline`)
+	@for what in $(or $(WHAT),$(BENCHES)); do echo "== bench: $$what"; $(BIN)/python bench/$$what.py $(if $(QUICK),--quick) || exit; done
+	@$(if $(QUICK),,$(BIN)/python bench/results.py)
 
 lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters
 	@$(BIN)/ruff check tests bench .github conftest.py

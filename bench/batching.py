@@ -8,12 +8,10 @@ sent when they are due (open loop); latency counts from then. The light model (a
 1,000 trees) in a thread, as the API does it. Rates are shares of what the model answers one row at a time. The rules take turns within a round.
 Writes batching.json, batching.md and batching.png.
 """
-import argparse, asyncio, json, random, statistics, tempfile, time, warnings
-from datetime import datetime, timezone
+import asyncio, random, statistics, time, warnings
 from pathlib import Path
 import numpy as np
-from features import machine, table
-from peers import ROOT
+from report import folder, options, recorded, table, where, write
 from churn_nb.batching import Batcher, Busy
 
 RULES = {"off": {"most": 1}, "timer: 10 ms or 10": {"wait": .010, "most": 10}, "batch when busy": {"most": 256}}
@@ -113,20 +111,17 @@ def draw(found:dict, shares:tuple, path:Path):
     fig.tight_layout()
     fig.savefig(path, dpi=90)
 
+def markdown(found:dict) -> str:
+    shares = found["shares"]
+    rows = [[name, rule, *("runs over" if x is None else f"{x:.3g} / {y:.3g}" for x, y in zip(f["p50_ms"][rule], f["p99_ms"][rule]))] for name, f in found["models"].items() for rule in RULES]
+    return "\n\n".join(["<!-- made by bench/batching.py -->", "### Latency against load, three rules of batching", "Median / 99th percentile in ms (medians over the rounds); columns are rates, as shares of "
+        "what the model answers one row at a time.", table(["model", "rule", *(f"{s:.0%}" for s in shares)], rows), "\n".join(f"- {x}" for x in found["says"]), where(found)]) + "\n"
+
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--quick", action="store_true")
-    quick = p.parse_args().quick
-    shares = SHARES[::3] if quick else SHARES
-    out = Path(tempfile.mkdtemp()) if quick else ROOT/"bench"
-    found = measure(.5 if quick else 1, 1 if quick else 3, shares)
-    told = says(found, shares)
-    made = {"at": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": machine(), "shares": shares, "models": found, "says": told}
-    (out/"batching.json").write_text(json.dumps(made, indent=1) + "\n")
-    rows = [[name, rule, *("runs over" if x is None else f"{x:.3g} / {y:.3g}" for x, y in zip(f["p50_ms"][rule], f["p99_ms"][rule]))] for name, f in found.items() for rule in RULES]
-    (out/"batching.md").write_text("# Latency against load, three rules of batching\n\nMedian / 99th percentile in ms (medians over the rounds); columns are rates, as shares of "
-        "what the model answers one row at a time.\n\n" + table(["model", "rule", *(f"{s:.0%}" for s in shares)], rows) + "\n\n" + "\n".join(f"- {x}" for x in told) + f"\n\nMachine: {made['machine']}\n")
-    draw(found, shares, out/"batching.png")
-    print("\n".join(told), f"\nwritten to {out}")
+    p = options(__doc__, 3)
+    a = p.parse_args()
+    out, found, shares = folder(a), recorded("batching", p, a), SHARES[::3] if a.quick else SHARES
+    models = measure(.5 if a.quick else 1, 1 if a.quick else a.rounds, shares)
+    write(out, "batching", found | {"shares": shares, "models": models, "says": says(models, shares)}, markdown, lambda f, to: draw(f["models"], shares, to))
 
 if __name__ == "__main__": main()

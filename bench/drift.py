@@ -1,17 +1,16 @@
 """K-S (statistic and p-value) and PSI of 10 columns, 200,000 rows against 200,000: this project against the sorting alone, SciPy, Evidently and others.
 
-    python bench/drift.py            all of it, and a million rows once; seconds are noisy where other programs run
+    python bench/drift.py            all of it, also at a million rows, and growth; seconds are noisy where other programs run
     python bench/drift.py --quick    a fortieth of the rows, one round, into a temporary folder
 
 Every run is a process of its own. It reads the columns, runs the engine once on 2,000 rows (imports, caches), then is timed. Rounds are
 interleaved: what disturbs one disturbs all. The ceiling are the 20 sorts that K-S by its definition needs. Statistics are compared with ours
 column by column before anything is reported. Writes drift.json (every measurement), drift.md and drift.png.
 """
-import argparse, importlib.metadata, json, os, statistics, subprocess, sys, tempfile, time, warnings
-from datetime import datetime, timezone
+import importlib.metadata, json, os, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
-from features import machine, spread, table, where
 from peers import ROOT, environment
+from report import folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
 
 BINS = 10
 COLUMNS = {"normal": lambda r, s, n: r.normal(s, 1, n), "gamma": lambda r, s, n: r.gamma(2, 50, n)*(1 + s), "log-normal": lambda r, s, n: r.lognormal(3 + s, 1, n),
@@ -137,7 +136,7 @@ def run_here(engine:str, path:str):
         values = work()
         seconds.append(time.perf_counter() - start)
     package = DISTRIBUTION.get(engine, engine)
-    print(json.dumps({"seconds": round(statistics.median(seconds), 5), "repeats": len(seconds), "values": values, "version": f"{package} {importlib.metadata.version(package)}"}))
+    print(json.dumps({"seconds": round(statistics.median(seconds), 5), "repeats": len(seconds), "peak_mb": peak_mb(), "values": values, "version": f"{package} {importlib.metadata.version(package)}"}))
 
 def run(engine:str, path:Path, python:str) -> dict:
     env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | {"DO_NOT_TRACK": "1", "NML_DISABLE_USAGE_LOGGING": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -157,6 +156,16 @@ def peers() -> tuple[dict, dict]:
     except subprocess.CalledProcessError as e: return {}, {p: f"could not be installed: {e}" for p in PEERS}
     return dict.fromkeys(PEERS, python), {}
 
+def growth(folder:Path, sizes:list[int], times:int) -> dict:
+    "Ours on one thread, at growing numbers of rows a side; the memory of a process holds its columns, too."
+    runs = {}
+    for n in sizes:
+        path = make_columns(folder, n)
+        runs[n] = [{k: v for k, v in run("ours", path, sys.executable).items() if k in ("seconds", "peak_mb")} for _ in range(times)]
+        print(f"{n:,} rows: {runs[n][0]}", flush=True)
+        path.unlink()
+    return grown(runs)
+
 def rounds(folder:Path, n:int, times:int, engines:dict) -> dict:
     path, runs, left_out = make_columns(folder, n), {}, {}
     for r in range(times):
@@ -174,16 +183,28 @@ def rounds(folder:Path, n:int, times:int, engines:dict) -> dict:
     path.unlink()
     return {"rows": n, "runs": runs, "left_out": left_out}
 
+def ratio(part:dict, a:str, b:str) -> list[float]: return [x["seconds"]/y["seconds"] for x, y in zip(part["runs"][a], part["runs"][b])]
+
+def goals(found:dict) -> list[list]:
+    out, first, mid = [], found["parts"][0], statistics.median
+    for part in found["parts"]:
+        x = ratio(part, "ours", "sorts")
+        out.append(goal(f"K-S, p and PSI on one thread against the 20 sorts, {part['rows']:,} rows", "<= 0.65 x (1.5 x is the floor)", f"{spread(x)} x", mid(x) <= .65))
+    for e, least in (("scipy", 40), ("evidently_ks", 150)):
+        if e in first["runs"]: out.append(goal(f"against {ENGINES[e]}, {first['rows']:,} rows", f">= {least} x faster", f"{spread(x := ratio(first, e, 'ours'), 1)} x", mid(x) >= least))
+    k = found["growth"]["exponent_last_decade"]
+    return [*out, goal("growth in the rows, last decade", "<= ^1.1", f"^{k:.2f}", k <= 1.1)]
+
 def markdown(found:dict) -> str:
-    out = ["<!-- made by bench/drift.py -->"]
+    out = ["<!-- made by bench/drift.py -->", "### Goals, drift", table(["", "goal", "measured: median (min..max)", ""], goals(found))]
     for part in found["parts"]:
         runs = part["runs"]
-        ratio = lambda a, b, digits: spread([x["seconds"]/y["seconds"] for x, y in zip(runs[a], runs[b])], digits)
+        times = lambda a, b: spread(ratio(part, a, b))
         out += [f"### 10 columns, {part['rows']:,} rows against {part['rows']:,}", table(
             ["", "gives", "seconds: median (min..max)", "times the 20 sorts", "times ours, one thread", "version"],
-            [[ENGINES[e], GIVES.get(e, "D, p"), spread([r["seconds"] for r in rs], 4), ratio(e, "sorts", 2), ratio(e, "ours", 2), rs[0]["version"]] for e, rs in runs.items()]),
+            [[ENGINES[e], GIVES.get(e, "D, p"), spread([r["seconds"] for r in rs], 4), times(e, "sorts"), times(e, "ours"), rs[0]["version"]] for e, rs in runs.items()]),
             f"Ratios are taken within a round; rounds: {len(runs['ours'])}.", *(f"**Left out: {ENGINES[e]}** ({why})." for e, why in part["left_out"].items())]
-    out += ["Columns: " + "; ".join(COLUMNS) + ". D, p and PSI are compared with ours before this table is made; Evidently's, frouros' and NannyML's bins are their own, so their PSI or binned D can't be.", where(found)]
+    out += ["### Growth, one thread", growth_table(found["growth"], "rows a side"), "Columns: " + "; ".join(COLUMNS) + ". D, p and PSI are compared with ours before this table is made; Evidently's, frouros' and NannyML's bins are their own, so their PSI or binned D can't be.", where(found)]
     return "\n\n".join(out) + "\n"
 
 def plot(found:dict, path:Path):
@@ -202,27 +223,20 @@ def plot(found:dict, path:Path):
     ax.margins(x=.15)
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=100)
-    assert path.stat().st_size <= 60_000
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--quick", action="store_true", help="for CI")
-    p.add_argument("--rounds", type=int, default=5); p.add_argument("--out", type=Path)
-    p.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    p = options(__doc__)
+    p.add_argument("--run", nargs=2, help="(of this script to itself)")
     a = p.parse_args()
     if a.run: return run_here(*a.run)
-    out = a.out or (Path(tempfile.mkdtemp()) if a.quick else Path(__file__).parent)
-    found = {"machine": machine(), "command": "python bench/drift.py" + (" --quick" if a.quick else f" --rounds {a.rounds}" if a.rounds != 5 else ""), "measured": f"{datetime.now(timezone.utc):%F}"}
+    out, found = folder(a), recorded("drift", p, a)
     here = {e: sys.executable for e in ("ours", "sorts", "ours2", "plain", "scipy", "evidently_ks", "evidently_psi")}
     others, left_out = ({}, {}) if a.quick else peers()
-    for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp: # on disk; /tmp may be memory
         found["parts"] = [rounds(Path(tmp), 5000 if a.quick else 200_000, 1 if a.quick else a.rounds, here | others)]
-        if not a.quick: found["parts"].append(rounds(Path(tmp), 10**6, 1, {e: here[e] for e in ("ours", "sorts", "ours2", "plain", "scipy")}))
+        if not a.quick: found["parts"].append(rounds(Path(tmp), 10**6, 3, {e: here[e] for e in ("ours", "sorts", "ours2", "plain", "scipy")}))
+        found["growth"] = growth(Path(tmp), [1000, 10_000] if a.quick else [10**4, 10**5, 10**6, 10**7], 1 if a.quick else 3)
     found["parts"][0]["left_out"] |= left_out
-    (out/"drift.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out/"drift.md").write_text(markdown(found))
-    plot(found, out/"drift.png")
-    print(markdown(found), f"\n{out}/drift.json, drift.md, drift.png", sep="")
+    write(out, "drift", found, markdown, plot)
 
 if __name__ == "__main__": main()

@@ -1,7 +1,7 @@
 """Point-in-time features of 10 million events at six as-of dates: this project's SQL on DuckDB against polars, pandas and Spark.
 
-    python bench/features.py            everything: engines side by side, growth, spilling, Feast's online stores
-    python bench/features.py --engines | --growth [--large] | --online       one part; its section of features.json is replaced
+    python bench/features.py            everything: engines side by side, growth, spilling, as-of dates, Feast's join and online stores
+    python bench/features.py --engines | --growth [--large] | --dates | --join | --online       one part; its section of features.json is replaced
     python bench/features.py --quick    everything at a hundredth of the size, into a temporary folder
 
 Every run is a process of its own, measured inside from the parquet of events to the parquet of features (imports and the start of the
@@ -9,15 +9,16 @@ JVM don't count). All engines compute the same: first `known` (when is an event 
 for each date. Their results are compared exactly before anything is timed. Rounds are interleaved: what disturbs one disturbs all.
 Writes features.json (every measurement), features.md and features.png.
 """
-import argparse, importlib.metadata, json, os, platform, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
+import importlib.metadata, json, os, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from report import exponent, folder, goal, options, recorded, spread, table, where, write
 from peers import ROOT, SPARK_OPTIONS, environment, events_sql, no_spark, spark_python
 
 HOURS = {"24h": 24, "7d": 168, "30d": 720, "90d": 2160}
 AS_OF = [datetime(2024, month, 1, tzinfo=timezone.utc) for month in range(7, 13)]
-ENGINES = {"scan": "bare scan", "aggregation": "bare aggregation", "ours": "churn_nb on DuckDB", "polars": "polars", "pandas": "pandas", "spark": "Spark"}
-PACKAGES = {"scan": ["duckdb"], "aggregation": ["duckdb"], "ours": ["duckdb"], "spark": ["pyspark"]} # else of the engine's name
+ENGINES = {"scan": "bare scan", "aggregation": "bare aggregation", "ours": "churn_nb on DuckDB", "joined": "DuckDB, one range join with the dates", "unpivoted": "DuckDB, one pass for all dates", "polars": "polars", "pandas": "pandas", "spark": "Spark"}
+PACKAGES = {"scan": ["duckdb"], "aggregation": ["duckdb"], "ours": ["duckdb"], "joined": ["duckdb"], "unpivoted": ["duckdb"], "spark": ["pyspark"]} # else of the engine's name
 
 # The engines: events.parquet -> out/<i>.parquet for each as-of date. Peers write money as whole ten-thousandths of a dollar.
 
@@ -35,12 +36,48 @@ def duckdb():
     con.execute("SET TimeZone = 'UTC'")
     return con
 
-def ours(events, out, memory_limit="2GB"):
-    from churn_nb.features import connection, known_sql, windows_sql
+def ours(events, out, memory_limit="2GB", dates=0):
+    from churn_nb.features import windows_sql
+    con = known(events, out, memory_limit)
+    for i, a in enumerate(month_ends(int(dates)) if dates else AS_OF): con.execute(f"COPY ({windows_sql([*HOURS.values()], a)}) TO '{out}/{i}.parquet'")
+
+def known(events, out, memory_limit="2GB"):
+    from churn_nb.features import connection, known_sql
     con = connection(memory_limit, Path(out)/"spill")
     con.execute(f"CREATE VIEW events AS FROM '{events}'")
     con.execute(f"CREATE TEMP TABLE known AS {known_sql()}")
-    for i, a in enumerate(AS_OF): con.execute(f"COPY ({windows_sql([*HOURS.values()], a)}) TO '{out}/{i}.parquet'")
+    return con
+
+def month_ends(n:int) -> list[datetime]: return [AS_OF[-1] - timedelta(days=3*i) for i in range(n)]
+
+def aggregates(a:str, seen:str="TRUE") -> dict[str, str]:
+    "The 13 features as of a, over rows that were seen by then: name -> SQL."
+    inside = {w: f"{seen} AND event_timestamp >= {a} - INTERVAL {h} HOUR" for w, h in HOURS.items()}
+    return {f"transactions_{w}": f"count(*) FILTER ({x})" for w, x in inside.items()} | {f"spend_{w}": f"coalesce(sum(usd) FILTER ({x}), 0)" for w, x in inside.items()} | {
+        "transactions_total": f"count(*) FILTER ({seen})", "spend_total": f"sum(usd) FILTER ({seen})", "first_transaction": f"min(second) FILTER ({seen})",
+        "last_transaction": f"max(second) FILTER ({seen})", "transaction_moments": f"count(*) FILTER ({seen} AND new_moment)"}
+
+def plain_known(events, out):
+    "Events as the peers have them: whole seconds, money as whole ten-thousandths."
+    con = duckdb()
+    con.execute("SET memory_limit = '8GB'")
+    con.execute(f"""CREATE TEMP TABLE known AS SELECT *, row_number() OVER (PARTITION BY customer_id, second ORDER BY known_at) = 1 AS new_moment FROM (
+        SELECT customer_id, event_timestamp, CAST(round(amount*10000) AS BIGINT) AS usd, epoch_us(event_timestamp)//1000000 AS second,
+          greatest(created_timestamp, event_timestamp + INTERVAL 1 MICROSECOND) AS known_at FROM '{events}')""")
+    rows = ", ".join(f"({i}, TIMESTAMPTZ '{a:%F}')" for i, a in enumerate(AS_OF))
+    con.execute(f"CREATE TEMP TABLE dates AS SELECT i, a FROM (VALUES {rows}) AS t(i, a)")
+    return con
+
+def joined(events, out):
+    con, features = plain_known(events, out), ", ".join(f"{sql} AS {name}" for name, sql in aggregates("a").items())
+    con.execute(f"CREATE TEMP TABLE done AS SELECT i, customer_id, {features} FROM dates JOIN known ON known_at <= a GROUP BY i, customer_id, a")
+    for i in range(len(AS_OF)): con.execute(f"COPY (SELECT * EXCLUDE i FROM done WHERE i = {i} ORDER BY customer_id) TO '{out}/{i}.parquet'")
+
+def unpivoted(events, out):
+    con, at = plain_known(events, out), [f"TIMESTAMPTZ '{a:%F}'" for a in AS_OF]
+    fields = [", ".join(f"'{name}': {sql}" for name, sql in aggregates(a, f"known_at <= {a}").items()) for a in at]
+    con.execute(f"CREATE TEMP TABLE done AS SELECT customer_id, {', '.join(f'{{{x}}} AS d{i}' for i, x in enumerate(fields))} FROM known GROUP BY customer_id")
+    for i in range(len(at)): con.execute(f"COPY (SELECT customer_id, unnest(d{i}) FROM done WHERE d{i}.transactions_total > 0 ORDER BY customer_id) TO '{out}/{i}.parquet'")
 
 def polars(events, out):
     import polars as pl
@@ -164,7 +201,7 @@ def assert_same(folder:Path, engine:str) -> int:
 def engines(folder:Path, n:int, rounds:int, quick:bool) -> dict:
     left_out = {"spark": why} if (why := no_spark()) else {}
     if quick and not (ROOT/".bench/spark/made_from").exists(): left_out["spark"] = "its environment isn't made yet; a run without --quick makes it"
-    python = {e: sys.executable for e in ("scan", "aggregation", "ours")}
+    python = {e: sys.executable for e in ("scan", "aggregation", "ours", "joined", "unpivoted")}
     python |= dict.fromkeys(("polars", "pandas"), str(environment("features", "bench/features.requirements.txt")))
     if not left_out: python["spark"] = str(spark_python())
     else: print(f"== SPARK IS LEFT OUT: {left_out['spark']}", file=sys.stderr)
@@ -188,12 +225,52 @@ def growth(folder:Path, sizes:list[int], rounds:int, limit:str) -> dict:
         if n == sizes[-1]: spill = {"events": n, "memory_limit": limit, **run("ours", events, more=[limit])}
         events.unlink()
     xy = [(n, min(r["seconds"] for r in rs)) for n, rs in runs.items()]
-    return {"runs": runs, "spill": spill, "exponent": round(slope(xy), 3), "exponent_last_decade": round(slope(xy[-2:]), 3)}
+    return {"runs": runs, "spill": spill, "exponent": exponent(xy), "exponent_last_decade": exponent(xy[-2:])}
 
-def slope(points) -> float:
-    "Exponent k of seconds = c * events^k, by least squares on logarithms."
-    import numpy as np
-    return float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
+def dates(folder:Path, n:int, counts:list[int], rounds:int) -> dict:
+    "Ours at a growing number of as-of dates, three days apart."
+    events, runs = make_events(folder, n), {}
+    for k in counts:
+        runs[k] = [run("ours", events, more=["2GB", str(k)]) for _ in range(max(rounds, 1))]
+        print(f"{k} dates: {min(r['seconds'] for r in runs[k]):.2f} s, {runs[k][0]['peak_mb']} MB", flush=True)
+    return {"events": n, "runs": runs, "exponent": exponent([(k, min(r["seconds"] for r in rs)) for k, rs in runs.items()])}
+
+JOINS = {"file": "Feast on files (Dask)", "duckdb": "Feast on DuckDB, the default here", "bare": "ceiling: a bare ASOF join in DuckDB"}
+
+def join_here(kind:str, ws:str, out:str, customers:str):
+    "In a process of its own: the labelled rows of CDNOW with their history, by Feast or bare; the folder of features is there."
+    import duckdb as db, pandas as pd
+    from churn_nb import features as f
+    from churn_nb.settings import load_settings
+    s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")} | ({"stores.offline": kind} if kind in ("file", "duckdb") else {}), environ={})
+    log = f.load_events(s, int(customers))
+    if kind == "make":
+        f.Workspace(ws).open()
+        f.write_base(s, log)
+        return f.write_windows(s)
+    ends = log.event_timestamp.max().normalize() + pd.Timedelta(days=1)
+    asked = f.entity_frame(s, log[["customer_id", "event_timestamp"]], ends)
+    if kind != "bare": store = f.apply_store(s)
+    start = time.perf_counter()
+    if kind != "bare": rows = f.history(store, asked, s)
+    else:
+        rows = db.sql(f"""SELECT * FROM asked ASOF LEFT JOIN '{f.offline_folder(s)}/*.parquet' AS h
+            ON asked.customer_id = h.customer_id AND asked.event_timestamp >= h.event_timestamp""").df()
+    print(json.dumps({"seconds": round(time.perf_counter() - start, 4), "rows": len(rows), "peak_mb": round(peak_mb())}))
+
+def join(folder:Path, customers:int, rounds:int) -> dict:
+    "Feast's own point-in-time join on its two stores, and a bare one, over the same files."
+    ws, runs = folder/"join", {k: [] for k in JOINS}
+    def one(kind):
+        r = subprocess.run([sys.executable, __file__, "--join-here", kind, ws, str(folder), str(customers)], capture_output=True, text=True, check=False, cwd=folder)
+        if r.returncode: sys.exit(f"the join by {kind} failed:\n{r.stderr[-3000:]}")
+        return json.loads(r.stdout.splitlines()[-1]) if r.stdout.strip() else None
+    one("make")
+    for _ in range(max(rounds, 1)):
+        for kind in JOINS: runs[kind].append(one(kind))
+        print("join: " + ", ".join(f"{k} {x[-1]['seconds']:.2f} s" for k, x in runs.items()), flush=True)
+    if len({r["rows"] for rs in runs.values() for r in rs}) != 1: sys.exit(f"the joins differ in their rows: {runs}")
+    return {"rows": runs["bare"][0]["rows"], "runs": runs}
 
 def online(folder:Path, calls:int, rounds:int) -> dict:
     "Milliseconds for the features of one user, by Feast and by the bare client of the same store, asked for the same bytes."
@@ -242,24 +319,29 @@ def online(folder:Path, calls:int, rounds:int) -> dict:
 
 # The report
 
-def machine() -> dict:
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    return {"cores": os.cpu_count(), "cpu": model, "memory_gb": round(os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/1e9),
-            "python": platform.python_version(), "system": platform.system(), "load_before": round(os.getloadavg()[0], 1)}
-
-def spread(values, digits=2) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
-
-def table(head:list[str], rows:list[list]) -> str:
-    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
-    return "\n".join([line(head), line(["---"]*len(head)), *map(line, rows)])
-
-def where(part:dict) -> str:
-    m = part["machine"]
-    return f"{m['cores']} cores, {m['cpu']}, {m['memory_gb']} GB; Python {m['python']}; load {m['load_before']} before; `{part['command']}`"
+def goals(found:dict) -> list[list]:
+    out, mid = [], statistics.median
+    if e := found.get("engines"):
+        ratios = lambda of, to: [a["seconds"]/b["seconds"] for a, b in zip(e["runs"][of], e["runs"][to])]
+        others = [k for k in ("joined", "unpivoted") if k in e["runs"]]
+        if others:
+            best = min(others, key=lambda k: mid(r["seconds"] for r in e["runs"][k]))
+            out.append(goal(f"against the best other formulation in DuckDB ({ENGINES[best].removeprefix('DuckDB, ')})", "<= 1.1 x", f"{spread(x := ratios('ours', best))} x", mid(x) <= 1.1))
+        for k in ("polars", "pandas", "spark"):
+            if k in e["runs"]: out.append(goal(f"against {ENGINES[k]}", "<= 1 x", f"{spread(x := ratios('ours', k))} x", mid(x) <= 1))
+    if d := found.get("dates"):
+        few, many = (max(r["peak_mb"] for r in d["runs"][k]) for k in (min(d["runs"], key=int), max(d["runs"], key=int)))
+        out.append(goal(f"memory of {max(map(int, d['runs']))} as-of dates against {min(map(int, d['runs']))}", "<= 1.2 x", f"{many/few:.2f} x", many <= 1.2*few))
+    if g := found.get("growth"):
+        k = g["exponent_last_decade"]
+        out.append(goal(f"growth in the events, to {max(map(int, g['runs'])):,}", "<= ^1.1", f"^{k:.2f}", k <= 1.1))
+    if j := found.get("join"):
+        x = [a["seconds"]/b["seconds"] for a, b in zip(j["runs"]["file"], j["runs"]["duckdb"])]
+        out.append(goal("Feast's join: the default store against the file store", ">= 3 x faster", f"{spread(x)} x", mid(x) >= 3))
+    return out
 
 def markdown(found:dict) -> str:
-    out = ["<!-- made by bench/features.py -->"]
+    out = ["<!-- made by bench/features.py -->", "### Goals, features", table(["", "goal", "measured: median (min..max)", ""], goals(found))]
     if e := found.get("engines"):
         median = lambda engine, key: statistics.median(r[key] for r in e["runs"][engine])
         ratio = lambda engine, to: spread([a["seconds"]/b["seconds"] for a, b in zip(e["runs"][engine], e["runs"][to])], 1)
@@ -275,6 +357,14 @@ def markdown(found:dict) -> str:
             ["events", "seconds", "CPU s", "peak RSS, MB", "memory limit", "spilt to disk, MB"],
             [[f"{int(n):,}", spread([r["seconds"] for r in rs]), f"{statistics.median(r['cpu_seconds'] for r in rs):.1f}", max(r["peak_mb"] for r in rs), "2GB", ""] for n, rs in g["runs"].items()]
             + [[f"{s['events']:,}", f"{s['seconds']:.2f}", f"{s['cpu_seconds']:.1f}", s["peak_mb"], s["memory_limit"], s["spilt_mb"]]]), where(g)]
+    if d := found.get("dates"):
+        out += [f"### As-of dates, {d['events']:,} events: seconds = c · dates^{d['exponent']:.2f}", table(["as-of dates", "seconds: median (min..max)", "seconds a date", "peak RSS, MB"],
+            [[k, spread([r["seconds"] for r in rs]), f"{statistics.median(r['seconds'] for r in rs)/int(k):.3f}", max(r["peak_mb"] for r in rs)] for k, rs in d["runs"].items()]),
+            "The log is read and ordered once, whatever the number of dates. " + where(d)]
+    if j := found.get("join"):
+        out += [f"### Feast's point-in-time join, {j['rows']:,} labelled rows of CDNOW", table(["", "seconds: median (min..max)", "times the bare join", "peak RSS, MB"],
+            [[JOINS[k], spread([r["seconds"] for r in rs]), spread([a["seconds"]/b["seconds"] for a, b in zip(rs, j["runs"]["bare"])], 1), max(r["peak_mb"] for r in rs)] for k, rs in j["runs"].items()]),
+            "The bare join looks at event times only and knows no `ttl`; Feast's also leaves out what was not known yet. " + where(j)]
     if o := found.get("online"):
         col = lambda name, key: [r[key] for r in o["runs"][name]]
         bare = {"Feast on SQLite": "bare sqlite3 SELECT", "Feast on Valkey": "bare redis-py HMGET"}
@@ -306,35 +396,28 @@ def plot(found:dict, path:Path):
     ax.title.set_size(10)
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=110)
-    assert path.stat().st_size <= 60_000
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for part in ("engines", "growth", "online"): p.add_argument(f"--{part}", action="store_true", help="only this part (and others asked for)")
-    p.add_argument("--quick", action="store_true", help="a hundredth of the size, for CI"); p.add_argument("--large", action="store_true", help="growth to 10^8 events: 15 GB of disk")
-    p.add_argument("--rounds", type=int, default=5); p.add_argument("--out", type=Path)
-    p.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
+    p = options(__doc__)
+    parts = ("engines", "growth", "dates", "join", "online")
+    for part in parts: p.add_argument(f"--{part}", action="store_true", help="only this part (and others asked for)")
+    p.add_argument("--large", action="store_true", help="growth to 10^8 events: 15 GB of disk")
+    p.add_argument("--run", nargs="+", help="(of this script to itself)"); p.add_argument("--join-here", nargs=4, help="(of this script to itself)")
     a = p.parse_args()
     if a.run: return run_here(*a.run)
+    if a.join_here: return join_here(*a.join_here)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # ends the engine that runs, too, and deletes the events
-    parts = [x for x in ("engines", "growth", "online") if getattr(a, x)] or ["engines", "growth", "online"]
-    out = a.out or (Path(tempfile.mkdtemp()) if a.quick else Path(__file__).parent)
+    out, rounds = folder(a), 0 if a.quick else a.rounds # 0: the run whose results are compared is the measurement
     found = json.loads((out/"features.json").read_text()) if (out/"features.json").exists() else {}
-    given = {k: v for k, v in vars(a).items() if v != p.get_default(k) and k != "out"}
-    command = " ".join(["python bench/features.py", *(f"--{k}" if v is True else f"--{k} {v}" for k, v in given.items())])
-    rounds = 0 if a.quick else a.rounds # 0: the run whose results are compared is the measurement
-    for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp: # on disk; /tmp may be memory
         tmp = Path(tmp)
         work = {"engines": lambda: engines(tmp, 10**5 if a.quick else 10**7, rounds, a.quick),
                 "growth": lambda: growth(tmp, [10**k for k in ((4, 5) if a.quick else (5, 6, 7, 8) if a.large else (5, 6, 7))], rounds, "1GB" if a.large else "250MB"),
-                "online": lambda: online(tmp, 100 if a.quick else 1000, rounds)}
-        for part in parts:
-            found[part] = {"machine": machine(), "command": command, "measured": f"{datetime.now(timezone.utc):%F}"} | work[part]()
+                "dates": lambda: dates(tmp, 10**5 if a.quick else 10**6, [1, 10] if a.quick else [1, 10, 100], min(rounds, 3)),
+                "join": lambda: join(tmp, 300 if a.quick else 0, min(rounds, 3)), "online": lambda: online(tmp, 100 if a.quick else 1000, rounds)}
+        for part in [x for x in parts if getattr(a, x)] or parts:
+            found[part] = recorded("features", p, a) | work[part]()
             (out/"features.json").write_text(json.dumps(found, indent=1) + "\n")
-    found = json.loads((out/"features.json").read_text()) # sizes are text there
-    (out/"features.md").write_text(markdown(found))
-    if "growth" in found: plot(found, out/"features.png")
-    print(markdown(found), f"\n{out}/features.json, features.md, features.png", sep="")
+    write(out, "features", found, markdown, plot if "growth" in found else None)
 
 if __name__ == "__main__": main()

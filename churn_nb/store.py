@@ -132,6 +132,7 @@ def _wiring(path:Path, settings:Settings) -> dict:
     import yaml # Feast's
     raw = yaml.safe_load(path.read_text())
     registry = raw["registry"] if isinstance(raw["registry"], dict) else {"path": raw["registry"]}
+    registry.pop("registry_store_type", None) # who only reads needs none of ours
     online = raw["online_store"]
     if online["type"] == "redis" and settings.stores.online != "sqlite": online = _online(settings)
     online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in online.items()} # ${CHURN_REDIS_PASSWORD}
@@ -231,7 +232,8 @@ def write_config(settings:Settings) -> Path: # feature_store.yaml
     path = Workspace(settings.paths.workspace).feast/"feature_store.yaml"
     offline = {"file": "FilesOfflineStore", "duckdb": "DuckDBFilesOfflineStore"}[settings.stores.offline]
     config = {"project": _project(settings), "provider": "local", "entity_key_serialization_version": 3,
-              "registry": {"path": "registry.db", "serve_features_while_materializing": True},
+              "registry": {"path": "registry.db", "serve_features_while_materializing": True,
+                           "registry_store_type": "churn_nb.offline_store.WholeRegistryStore"},
               "offline_store": {"type": f"churn_nb.offline_store.{offline}"}, "online_store": _online(settings)}
     if not path.exists() or path.read_text() != json.dumps(config, indent=1):
         atomic_write(path, json.dumps(config, indent=1)) # JSON is YAML
