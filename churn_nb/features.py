@@ -18,7 +18,7 @@ from .log import (Segments, compact, connection, copy_parquet, customers_of, log
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
 from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
-from .store import FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time, utc, write_config
+from .store import FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time, spare_feast, utc, write_config
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -169,6 +169,7 @@ def _on_demand(lifetime):
 def feature_objects(settings:Settings) -> list:
     "Entity, source, views and services of the project, as Feast objects."
     # feast takes seconds to import, and training or drift read only its results: hence in the functions that use it
+    spare_feast()
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
     from feast.data_format import ParquetFormat
     from feast.types import Float32, Int64
@@ -191,6 +192,7 @@ def feature_objects(settings:Settings) -> list:
 # %% ../nbs/00_features.ipynb #c3165dac
 def apply_store(settings:Settings):
     "Wire Feast as the settings say, register the objects, and return the `feast.FeatureStore`."
+    spare_feast()
     from feast import FeatureStore # slow import, see feature_objects
     offline_folder(settings).mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -200,6 +202,7 @@ def apply_store(settings:Settings):
 
 def open_store(settings:Settings):
     "The `feast.FeatureStore` as it was wired and registered last; nothing is written."
+    spare_feast()
     from feast import FeatureStore # slow import, see feature_objects
     with quiet(): return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
 

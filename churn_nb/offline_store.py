@@ -6,6 +6,14 @@
 __all__ = ['FilesOfflineStore', 'FilesOfflineStoreConfig', 'DuckDBFilesOfflineStore', 'DuckDBFilesOfflineStoreConfig',
            'WholeRegistryStore']
 
+# %% ../nbs/21_offline_store.ipynb #be75331b
+from .log import Segments
+from .settings import atomic_write
+from .store import spare_feast
+
+# %% ../nbs/21_offline_store.ipynb #8cf07ec2
+spare_feast() # before Feast's import, see 19_store
+
 # %% ../nbs/21_offline_store.ipynb #21eb30d5
 import uuid
 from pathlib import Path
@@ -16,8 +24,6 @@ from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreCo
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.registry.file import FileRegistryStore
-from .log import Segments
-from .settings import atomic_write
 
 # %% ../nbs/21_offline_store.ipynb #0742eaaf
 class _Appends:

@@ -102,6 +102,14 @@ def _failure(executed:Path) -> tuple[str, int]:
         return f"only {ran.count('completed')} of {len(ran)} code cells completed", CRASHED
     return "", 0
 
+def _papermill():
+    "papermill, imported where it is needed: `churn serve` must be up in two seconds. jsonschema's grammar of web addresses, which takes longer than the rest, is left out."
+    sys.modules.setdefault("rfc3987_syntax", None) # jsonschema does without it, and notebooks have no use for it
+    try: import papermill
+    finally:
+        if sys.modules["rfc3987_syntax"] is None: del sys.modules["rfc3987_syntax"]
+    return papermill
+
 def _engine(papermill, seconds:float=1.) -> str:
     "papermill's own engine, but for the notebook that it writes before and after every cell, text included: once a second is enough."
     class Seldom(papermill.engines.NBClientEngine):
@@ -125,7 +133,7 @@ def run_step(settings:Settings, step:str,
             ) -> StepRun:
     """Execute one notebook and judge what came of it.
     Raises UsageError before anything runs; a failure while running is in the answer."""
-    import papermill # slow imports stay where they are needed: `churn serve` must be up in two seconds
+    papermill = _papermill()
     source, ws = settings.paths.notebooks/f"{step}.ipynb", Workspace(settings.paths.workspace)
     values = fitting(given, parameters(source), step)
     run, start = StepRun(step, run_dir/f"{step}.ipynb"), time.monotonic()

@@ -16,7 +16,7 @@ from .categories import column_name, quoted_name
 from .data import DataError, own_log
 from .log import connection, copy_parquet, quoted, write_parquet
 from .settings import Settings, Workspace
-from .store import quiet, write_config
+from .store import quiet, spare_feast, write_config
 
 # %% ../nbs/56_snapshot.ipynb #96d926b8
 def uniform(keys:np.ndarray, # int64 (n,)
@@ -99,6 +99,7 @@ def key_of(settings:Settings) -> str|None: # int, text; None where nobody is nam
 # %% ../nbs/56_snapshot.ipynb #12fba4a5
 def snapshot_objects(settings:Settings) -> list:
     "Entity, source, view and services of a snapshot, as Feast objects."
+    spare_feast()
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType # slow import, see features
     from feast.data_format import ParquetFormat
     from feast.types import Float32, String
@@ -167,6 +168,7 @@ def build_snapshot(settings:Settings,
                    customers:int=0, # About how many customers; 0: all
                   ) -> dict:        # As `features.build`
     "File -> prepared table -> Feast -> labelled rows -> online store. Raises DataError."
+    spare_feast()
     from feast import FeatureStore # slow import, see features
     from churn_nb.describe import prepare, read_description # below: it needs this module's neighbours
     ws = Workspace(settings.paths.workspace)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'OF_THE_MOMENT', 'ClockError', 'utc', 'present', 'move_clock', 'refreshed', 'mark', 'request_time',
-           'as_served', 'stored_values', 'quiet', 'StoreAway', 'FeastOnline', 'write_config']
+           'as_served', 'stored_values', 'quiet', 'StoreAway', 'FeastOnline', 'spare_feast', 'write_config']
 
 # %% ../nbs/19_store.ipynb #91165456
 import asyncio, contextlib, io, json, logging, os, warnings
@@ -150,6 +150,7 @@ class FeastOnline:
         if not (self.repo/"feature_store.yaml").is_file():
             raise StoreAway(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
         logging.getLogger("feast").setLevel("ERROR") # it advises at each opening
+        spare_feast()
         try: from feast import FeatureStore, RepoConfig
         except ImportError:
             raise StoreAway("Feast is not installed here: install churn-nb[online], "
@@ -208,6 +209,19 @@ class FeastOnline:
         except TimeoutError:
             raise StoreAway(f"the online store did not answer within {wait} ms; "
                             "try again, or send the features") from None
+
+# %% ../nbs/19_store.ipynb #b3dd808d
+def spare_feast():
+    "To be called before Feast is imported: typeguard leaves Feast's classes as they are. Without typeguard, nothing happens."
+    try: import typeguard
+    except ImportError: return # where Feast is not installed either
+    check = typeguard.typechecked
+    if getattr(check, "spares", None): return
+    def typechecked(target=None, **kw):
+        if target is None: return lambda t: typechecked(t, **kw)
+        return target if target.__module__.split(".")[0] == "feast" else check(target, **kw)
+    typechecked.spares = "feast"
+    typeguard.typechecked = typechecked
 
 # %% ../nbs/19_store.ipynb #bb7d388b
 def _project(settings:Settings) -> str:

@@ -3,7 +3,10 @@ import asyncio
 import datetime as dt
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -293,3 +296,16 @@ def test_only_the_first_opening_may_take_long(copied):
     with pytest.raises(StoreAway, match="within 1000 ms"): ask()
     api.pool.submit(int).result() # what was asked goes on, and opens it
     assert ask() == first
+
+def test_typeguard_spares_feast_and_nobody_else(tmp_path):
+    (tmp_path/"guarded.py").write_text("from typeguard import typechecked\n@typechecked\ndef double(n:int): return 2*n\n@typechecked(collection_check_strategy=None)\nclass Other:\n    def __init__(self, n:int): self.n = n\n")
+    code = """import typeguard
+from churn_nb.store import spare_feast
+spare_feast(); spare_feast()
+import feast, guarded
+print("typeguard" in str(feast.Entity.__init__.__code__.co_names), end=" ")
+for f in (guarded.double, guarded.Other):
+    try: f("three")
+    except typeguard.TypeCheckError: print("refused", end=" ")"""
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=120)
+    assert r.stdout.split() == ["False", "refused", "refused"], r.stdout + r.stderr
