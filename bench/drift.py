@@ -10,7 +10,7 @@ column by column before anything is reported. Writes drift.json (every measureme
 import importlib.metadata, json, os, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 from peers import ROOT, environment
-from report import folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
+from report import bars, folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
 
 BINS = 10
 COLUMNS = {"normal": lambda r, s, n: r.normal(s, 1, n), "gamma": lambda r, s, n: r.gamma(2, 50, n)*(1 + s), "log-normal": lambda r, s, n: r.lognormal(3 + s, 1, n),
@@ -213,15 +213,9 @@ def plot(found:dict, path:Path):
     import matplotlib.pyplot as plt
     runs = found["parts"][0]["runs"]
     seconds = {ENGINES[e]: statistics.median(r["seconds"] for r in rs) for e, rs in runs.items()}
-    order = sorted(seconds, key=seconds.get, reverse=True)
     fig, ax = plt.subplots(figsize=(6.8, 3.6), layout="constrained")
-    colour = lambda name: "#0072B2" if name.startswith("churn_nb") else "black" if name.startswith("ceiling") else "#E69F00"
-    ax.barh(order, [seconds[k] for k in order], color=[colour(k) for k in order], height=.7)
-    for i, k in enumerate(order): ax.annotate(f"{seconds[k]:.3g} s", (seconds[k], i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.set(xscale="log", xlabel="seconds, one run over all columns (median)", title=f"K-S and PSI of 10 columns, {found['parts'][0]['rows']:,} rows a side")
-    ax.title.set_size(10)
-    ax.margins(x=.15)
-    ax.spines[["top", "right"]].set_visible(False)
+    bars(ax, dict(sorted(seconds.items(), key=lambda x: -x[1])), lambda v: f"{v:.3g} s", xscale="log", xlabel="seconds, one run over all columns (median)",
+         title=f"K-S and PSI of 10 columns, {found['parts'][0]['rows']:,} rows a side")
     fig.savefig(path, dpi=100)
 
 def main():

@@ -12,7 +12,7 @@ import json, os, re, resource, statistics, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 from peers import ROOT, environment
-from report import folder, goal, growth_table, grown, options, recorded, spread, table, where, write
+from report import bars, folder, goal, growth_table, grown, options, recorded, spread, table, where, write
 
 BIN = Path(sys.executable).parent
 IMPORTS = {"peer": "import onnxruntime, fastapi", "ours": "import churn_nb.serve"}
@@ -92,15 +92,10 @@ def plot(found:dict, path:Path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     spent, total = found["spent"], sum(found["spent"].values())
-    order = sorted(spent, key=spent.get)
-    fig, ax = plt.subplots(figsize=(6.8, 2.8), layout="constrained")
-    ax.barh(order, [spent[k]/total*100 for k in order], color=["#E69F00" if k in PARTS else "#0072B2" for k in order], height=.7)
-    for i, k in enumerate(order): ax.annotate(f"{spent[k]/total:.0%}", (spent[k]/total*100, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     share = sum(spent.get(k, 0) for k in PARTS)/total
-    ax.set(xlabel="share of the processor's samples, %", title=f"Training, Feast and MLflow spend {share:.0%} of `churn run`")
-    ax.title.set_size(10)
-    ax.margins(x=.12)
-    ax.spines[["top", "right"]].set_visible(False)
+    fig, ax = plt.subplots(figsize=(6.8, 2.8), layout="constrained")
+    bars(ax, {k: spent[k]/total*100 for k in sorted(spent, key=spent.get)}, lambda v: f"{v:.0f}%", lambda k: "#E69F00" if k in PARTS else "#0072B2", xlabel="share of the processor's samples, %",
+         title=f"Training, Feast and MLflow spend {share:.0%} of `churn run`")
     fig.savefig(path, dpi=100)
 
 def main():

@@ -67,6 +67,16 @@ def growth_table(g:dict, what:str, digits:int=4) -> str:
                  [[f"{int(n):,}", spread([r["seconds"] for r in rs], digits), f"{statistics.median(r['seconds'] for r in rs)/int(n)*1e6:.3g}", max(r["peak_mb"] for r in rs)]
                   for n, rs in g["runs"].items()]) + f"\n\n{says}"
 
+def bars(ax, values:dict[str, float], says:Callable, colour:Callable|None=None, **axes):
+    "Horizontal bars, the first at the bottom, each with its value; ours blue, ceilings black, others orange."
+    mine = lambda k: "#0072B2" if k.startswith("churn_nb") else "black" if k.startswith("ceiling") else "#E69F00"
+    ax.barh([*values], [*values.values()], color=[(colour or mine)(k) for k in values], height=.7)
+    for i, v in enumerate(values.values()): ax.annotate(says(v), (v, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set(**axes)
+    ax.title.set_size(10)
+    ax.margins(x=.15)
+    ax.spines[["top", "right"]].set_visible(False)
+
 def goal(what:str, want:str, got:str, ok:bool|None) -> list[str]:
     "A line of a table of goals; ok None: not measured."
     return [what, want, got, {True: "reached", False: "**not reached**", None: "not measured"}[ok]]
