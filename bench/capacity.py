@@ -159,7 +159,9 @@ def markdown(found:dict) -> str:
                 table(["of 1/b", "a second", "mean, ms: formula", "simulated", "real server", "p99, ms: simulated", "real server"],
                       [[f"{float(s):.0%}", f"{x['rate']:,.0f}", f"{mean_response(x['rate'], q['a'], q['b'])*1e3:.2f}", f"{q['simulated'][s]['mean_ms']:.2f}", f"{x['mean_ms']:.2f}" if "mean_ms" in x else x["failed"],
                         f"{q['simulated'][s]['p99_ms']:.2f}", f"{x['p99_ms']:.2f}" if "p99_ms" in x else ""] for s, x in q["real"].items()]),
-                f"Simulated p99 stays below {P99_MS} ms up to {q['rate_simulated']:,.0f} a second; measured p99 up to {q['rate_measured']:,.0f}. **Planned with: {q['rate_at_p99']:,.0f} a second and worker**, the smaller of both."]
+                f"Simulated p99 stays below {P99_MS} ms up to {q['rate_simulated']:,.0f} a second; "
+                + (f"measured p99 up to {q['rate_measured']:,.0f}. **Planned with: {q['rate_at_p99']:,.0f} a second and worker**, the smaller of both." if q["rate_measured"] else
+                   f"measured p99 at none of these rates. **Planned with: {q['rate_at_p99']:,.0f} a second and worker**, the smallest that was measured.")]
     out += ["The formula leaves out the bursts of Poisson arrivals; the simulation has them; the real server also has the kernel, the collector and the log's writer, which share its core. Where its p99 lies above "
             "the simulated one, that is what the difference is made of, and why the plan takes the measured rate.",
             "## Predictions a second", table(["", "a second", "replicas of one core", "their memory, GB", "busy", "cores of Redis", "requests, Mbit/s"],
@@ -216,8 +218,8 @@ def main():
     for q in found["queue"].values():
         q["simulated"] = {s: says(simulate(x["rate"], q["a"], q["b"], 20_000 if a.quick else 200_000)) for s, x in q["real"].items()}
         good = [x["rate"] for x in q["real"].values() if x.get("p99_ms", math.inf) <= P99_MS]
-        q["rate_simulated"], q["rate_measured"] = largest(q["a"], q["b"]), max(good, default=min(x["rate"] for x in q["real"].values()))
-        q["rate_at_p99"] = min(q["rate_simulated"], q["rate_measured"])
+        q["rate_simulated"], q["rate_measured"] = largest(q["a"], q["b"]), max(good, default=None)
+        q["rate_at_p99"] = min(q["rate_simulated"], q["rate_measured"] or min(x["rate"] for x in q["real"].values()))
     found |= {"engines": engines(), "score": score()}
     found["plan"] = plan(found)
     write(out, "capacity", found, markdown, plot)
