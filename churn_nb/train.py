@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['Split', 'dictionary_of', 'matrices', 'recency_baseline', 'fit', 'candidates', 'variant', 'folds_of', 'time_folds',
-           'stopped', 'with_rounds', 'Trial', 'search', 'tracking', 'git_sha', 'provenance', 'describe_run',
-           'Candidate', 'train_candidate', 'baseline_of', 'train_all', 'log_test_metrics', 'slice_groups', 'rival',
-           'importance', 'reference_row', 'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'card_of',
-           'markdown_table', 'model_card', 'reference_file', 'register', 'train']
+           'stopped', 'with_rounds', 'Trial', 'at_once', 'search', 'tracking', 'git_sha', 'typical', 'provenance',
+           'describe_run', 'Candidate', 'train_candidate', 'baseline_of', 'train_all', 'log_test_metrics',
+           'slice_groups', 'rival', 'importance', 'reference_row', 'monotone_in_recency', 'expired', 'make_manifest',
+           'facts_of', 'card_of', 'markdown_table', 'model_card', 'reference_file', 'register', 'train']
 
 # %% ../nbs/01_train.ipynb #1723a4e2
 import hashlib, itertools, json, os, subprocess, tempfile, warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt, numpy as np, onnx, onnxruntime as ort, pandas as pd
+from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -155,7 +158,7 @@ def with_rounds(model:BaseEstimator, rounds:int|None) -> BaseEstimator:
     elif rounds: core(model).set_params(max_iter=rounds)
     return model
 
-# %% ../nbs/01_train.ipynb #de67ac97
+# %% ../nbs/01_train.ipynb #f3ec2133
 @dataclass
 class Trial:
     "One variant on all folds."
@@ -170,24 +173,37 @@ def _watched(todo:list, what:str):
     "A progress bar where someone watches: in a notebook server or a terminal, not in stored outputs."
     return tqdm(todo, desc=what, leave=False, disable=None if "JPY_SESSION_NAME" not in os.environ else False)
 
+# %% ../nbs/01_train.ipynb #93c263e3
+def at_once(jobs:list,    # Calls without arguments
+            settings:Settings, what:str="",
+           ) -> list:     # Their results, in the same order
+    "`[train] n_jobs` fits at a time. Each has one thread, so the numbers are those of one after another."
+    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(effective_n_jobs(settings.train.n_jobs)) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning) # a filter is the process's, not the thread's; see `fit`
+        running = [pool.submit(job) for job in jobs]
+        return [r.result() for r in _watched(running, what)]
+
+def _trial(kind:str, model:BaseEstimator, part:Split, folds:list, seed:int) -> Trial:
+    "One variant, fitted and judged on all folds."
+    losses, rounds = [], []
+    for a, b in folds:
+        A, B = part.only(a), part.only(b)
+        p, n = stopped(clone(model), A, B)
+        losses.append(log_loss(B.y, cross_fitted(Platt, B.y, p, B.customer, seed=seed)))
+        rounds.append(n)
+    n = int(np.median(rounds)) if rounds and rounds[0] else None
+    return Trial(kind, with_rounds(model, n), losses, n)
+
 def search(settings:Settings, part:Split, dictionary:Dictionary|None=None) -> dict[str, list[Trial]]: # By kind, best first
     "Try all variants on time-ordered folds. Without folds the first variant of each kind stands untried."
     ids = np.unique(part.customer)
     every = max(len(ids)//settings.train.search_customers, 1) if settings.train.search_customers else 1
     part = part.only(np.isin(part.customer, ids[::every]))
     folds = [f for f in folds_of(part, settings) if min(len(set(part.y[r])) for r in f) == 2]
-    todo = [(kind, m) for kind, models in candidates(settings, dictionary).items() for m in (models if folds else models[:1])]
-    out = {}
-    for kind, model in _watched(todo, "search"):
-        losses, rounds = [], []
-        for a, b in folds:
-            A, B = part.only(a), part.only(b)
-            p, n = stopped(clone(model), A, B)
-            losses.append(log_loss(B.y, cross_fitted(Platt, B.y, p, B.customer, seed=settings.train.seed)))
-            rounds.append(n)
-        n = int(np.median(rounds)) if rounds and rounds[0] else None
-        out.setdefault(kind, []).append(Trial(kind, with_rounds(model, n), losses, n))
-    return {kind: sorted(trials, key=lambda t: t.loss) for kind, trials in out.items()}
+    kinds = candidates(settings, dictionary)
+    trials = at_once([partial(_trial, kind, m, part, folds, settings.train.seed)
+                      for kind, models in kinds.items() for m in (models if folds else models[:1])], settings, "search")
+    return {kind: sorted((t for t in trials if t.kind == kind), key=lambda t: t.loss) for kind in kinds}
 
 # %% ../nbs/01_train.ipynb #f9da9758
 def tracking(settings:Settings):
@@ -212,6 +228,11 @@ def git_sha() -> str:
                        capture_output=True, text=True)
     return r.stdout.strip() if r.returncode == 0 else "unknown"
 
+def typical(rows:pd.DataFrame) -> pd.DataFrame:
+    "The first rows, and for each column with gaps the first row that has one: a schema inferred from these is that of all rows."
+    gaps = rows.isna().to_numpy()
+    return rows.iloc[sorted({*range(min(len(rows), 100)), *gaps.argmax(axis=0)[gaps.any(axis=0)].tolist()})]
+
 def provenance(settings:Settings, rows:pd.DataFrame) -> tuple[list, dict]: # (MLflow dataset, split) each; tags
     "Where a run comes from: the rows as MLflow's dataset records, and data set, data hash and commit."
     import mlflow # slow import, see `tracking`
@@ -219,9 +240,10 @@ def provenance(settings:Settings, rows:pd.DataFrame) -> tuple[list, dict]: # (ML
     h = log_hash(settings)
     tracked = settings.data.dataset in BUILT_IN and settings.data.dataset != "simulated"
     source = CodeDatasetSource(tags={"hash": h} | ({"dvc": f"data/{settings.data.dataset}.csv.dvc"} if tracked else {}))
-    inputs = [(mlflow.data.from_pandas(part, source=source, targets="churn", name=f"{settings.data.dataset}_{split}",
-                                       digest=h.removeprefix("md5:")), split)
-              for split, part in rows.groupby("split", sort=False)]
+    record = lambda part, split: mlflow.data.from_pandas(part, source=source, targets="churn", digest=h.removeprefix("md5:"),
+                                                         name=f"{settings.data.dataset}_{split}")
+    inputs = [(record(part, split), split) for split, part in rows.groupby("split", sort=False)]
+    for data, split in inputs: vars(data)["schema"] = record(typical(data.df), split).schema # of all rows it takes seconds
     return inputs, {"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()}
 
 def describe_run(settings:Settings, made_from:tuple[list, dict]):
@@ -248,13 +270,14 @@ def _judge(y:np.ndarray, p:np.ndarray, settings:Settings) -> dict[str, float]:
     s = settings.train
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
-def train_candidate(name:str, model:BaseEstimator, data:dict[str, Split], made_from:tuple[list, dict],
+def train_candidate(name:str, model:BaseEstimator, # Fitted on the training rows
+                    data:dict[str, Split], made_from:tuple[list, dict],
                     settings:Settings, trials:list[Trial]=()) -> Candidate:
-    "Fit, calibrate and judge one model inside an MLflow run of its own, which knows all about it."
+    "Calibrate and judge one fitted model inside an MLflow run of its own, which knows all about it."
     import mlflow # slow import, see `tracking`
     V = data["validation"]
     with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
-        p = predict(fit(model, *data["train"][:2]), V.X)
+        p = predict(model, V.X)
         plain = (str, int, float, tuple, type(None)) # not the steps of a pipeline themselves
         mlflow.log_params({k: v for k, v in model.get_params().items() if isinstance(v, plain)})
         calibrator, losses, q = choose_calibration(V.y, p, V.customer, settings.train.seed)
@@ -288,11 +311,13 @@ def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings, dicti
     tracking(settings)
     import mlflow # slow import, see `tracking`
     found = search(settings, data["train"], dictionary)
+    name, simple = baseline_of(settings)
+    chosen = {name: (simple, []), **{kind: (clone(trials[0].model), trials) for kind, trials in found.items()}}
+    fitted = at_once([partial(fit, model, *data["train"][:2]) for model, _ in chosen.values()], settings, "fit")
     with hushed(), mlflow.start_run(run_name="training"):
         describe_run(settings, made_from := provenance(settings, rows))
-        go = lambda name, model, trials=(): train_candidate(name, model, data, made_from, settings, trials)
-        baseline = go(*baseline_of(settings))
-        tried = [go(kind, clone(trials[0].model), trials) for kind, trials in found.items()]
+        baseline, *tried = [train_candidate(name, model, data, made_from, settings, trials)
+                            for model, (name, (_, trials)) in zip(fitted, chosen.items())]
     return baseline, tried
 
 # %% ../nbs/01_train.ipynb #49238fb3
