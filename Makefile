@@ -9,7 +9,7 @@ export UV_NATIVE_TLS ?= true
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench lab export readme lint wheel lock clean
+.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench site lab export readme lint wheel lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -70,7 +70,7 @@ bench: data ## measure side by side on this machine, into bench/RESULTS.md: all 
 	@$(if $(QUICK),,$(BIN)/python bench/results.py)
 
 lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters
-	@$(BIN)/ruff check tests bench .github conftest.py
+	@$(BIN)/ruff check tests bench docs .github conftest.py
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
@@ -79,6 +79,9 @@ wheel: setup ## dist/*.whl, and what serves imported from it alone, in an enviro
 	@$(BIN)/uv venv --quiet build/bare && $(BIN)/uv pip install --quiet --python build/bare/bin/python --require-hashes -r docker/serve.lock && \
 	  $(BIN)/uv pip install --quiet --python build/bare/bin/python --no-deps dist/*.whl
 	@cd build && bare/bin/python -I -c 'import churn_nb.serve as s; print("== wheel: imported from", s.__file__.split("site-packages/")[1])' && bare/bin/churn serve --help > /dev/null
+
+site: setup ## the course as static pages, with the last run's report: build/site/index.html
+	@$(BIN)/python docs/build.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs

@@ -43,9 +43,9 @@ def profile(folder:Path, customers:int) -> tuple[dict, dict[str, int]]:
     spy, found = environment("pipeline", "bench/pipeline.requirements.txt").parent/"py-spy", folder/"samples"
     took = run(folder, customers, str(spy), "record", "--subprocesses", "--full-filenames", "--format", "raw", "--rate", "100", "--nonblocking", "--output", str(found), "--")
     spent = Counter()
-    for line in found.read_text().splitlines():
+    for line in re.sub(r'process \d+:"[^"]*"', "process", found.read_text()).splitlines(): # a command line may name modules, and hold a ;
         stack, _, n = line.rpartition(" ")
-        spent[owner(stack.split(";"))] += int(n)
+        if n.isdigit(): spent[owner(stack.split(";"))] += int(n)
     return took, dict(spent.most_common())
 
 def imports(times:int) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import filelock
 import pytest
+from browser import CHROMIUM, FLAGS
 from serving import put_live, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,15 @@ def tiny_bundle(tmp_path_factory):
 def server(tiny_bundle):
     "A real API process over `tiny_bundle`."
     with serving(tiny_bundle) as s: yield s
+
+@pytest.fixture(scope="session")
+def chromium():
+    "A browser; see `browser.needs_chromium`."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 # Feature stores
 

@@ -1,15 +1,12 @@
 "The pages at `/` and `/docs` in a real Chromium, against a real server."
-import json, os, re, shutil
+import json, re
 import httpx, msgspec, pytest
 from churn_nb import page as page_module
 from churn_nb.bundle import Card, Feature, GateRow, Group, Interval, SelfTest
 from churn_nb.page import docs_page, swagger_ui
+from browser import needs_chromium
 from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
 from serving import Server, probability, put_live, serving, wait_for
-
-CHROMIUM = next((p for p in ("/usr/bin/chromium", shutil.which("chromium") or "", shutil.which("google-chrome") or "") if p and os.path.exists(p)), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="CHROMIUM IS MISSING: the pages were not seen by a browser; apt-get install chromium")
 
 BAD = "<script>alert(1)</script>"
 CARD = Card(kind="hist_gradient_boosting", decided="2026-02-03T06:12:00+00:00",
@@ -32,14 +29,6 @@ def live(workspace, **kw):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     with serving(live(tmp_path_factory.mktemp("page"))) as s: yield s
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 @pytest.fixture
 def visit(chromium):

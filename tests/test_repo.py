@@ -105,7 +105,7 @@ def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
     done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
-@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", ".github", "conftest.py"], ["hadolint", "Dockerfile"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], ["hadolint", "Dockerfile"]], ids=lambda c: c[0])
 def test_linters_find_nothing(command):
     done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest, yaml
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 PATHS = [ROOT/".github/workflows"/f"{n}.yaml" for n in ("drift", "mlops")]
-LINTED = [*PATHS, ROOT/".github/workflows/ci.yaml"]
+LINTED = [*PATHS, *(ROOT/".github/workflows"/f"{n}.yaml" for n in ("ci", "site"))]
 FLOWS = {f.stem: yaml.safe_load(f.read_text()) for f in PATHS}
 JOBS = {f"{flow}.{name}": job for flow, f in FLOWS.items() for name, job in f["jobs"].items()}
 steps = lambda job: {s["name"]: s for s in JOBS[job]["steps"] if "name" in s}
