@@ -50,7 +50,7 @@ test-notebooks: data ## nbdev-test: every notebook runs, alone, in a temporary w
 	@$(BIN)/nbdev-test --n-workers 2 --timing
 
 test-outputs: ## nbval: every stored output is what the code gives today
-	@echo "== nbval: every stored output is compared"
+	@$(BIN)/python tests/compared.py
 	@$(BIN)/python -m pytest -q --nbval --nbval-sanitize-with nbs/.nbval.cfg -p no:cacheprovider -n 2 --dist loadfile nbs
 
 test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
@@ -71,6 +71,8 @@ bench: data ## measure side by side on this machine, into bench/RESULTS.md: all 
 
 lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters
 	@$(BIN)/ruff check tests bench docs .github conftest.py
+	@$(BIN)/ruff check --isolated --line-length 160 --select E9,F,B --ignore B905,B023,B007,B008,B017 churn_nb
+	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
@@ -91,7 +93,7 @@ export: setup ## notebooks -> churn_nb/, cleaned, README included
 
 readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
-	@sed -i -E 's#\]\(([0-9]{2}_[a-z_]+\.ipynb)\)#](nbs/\1)#g; s#\]\(\.\./#](#g' README.md
+	@sed -i -E 's#\]\(([0-9]{2}_[a-z_]+\.ipynb)\)#](nbs/\1)#g; s#\]\(images/#](nbs/images/#g; s#\]\(\.\./#](#g' README.md
 
 lock: setup ## pin every package again from pyproject.toml
 	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml

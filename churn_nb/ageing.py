@@ -7,7 +7,11 @@ __all__ = ['same_age', 'one_cohort', 'same_age_today']
 
 # %% ../nbs/37_ageing.ipynb #b055349b
 from datetime import timedelta
+from typing import TYPE_CHECKING
 import numpy as np
+
+# %% ../nbs/37_ageing.ipynb #0fa382c3
+if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations
 
 # %% ../nbs/37_ageing.ipynb #b0663bf9
 def _drawn(customer:np.ndarray, band:np.ndarray, take:np.ndarray, seed:int) -> np.ndarray: # bool, (rows,)
@@ -47,7 +51,8 @@ def same_age(
     bands = [((a[i] - low)//band_days).astype(int) for a, i in zip(ages, inside)]
     count = [np.bincount(b, minlength=int((high - low)//band_days) + 1) for b in bands]
     kept = [s[i] for s, i in zip(sides, inside)]
-    return tuple(s[_drawn(s[customer].to_numpy(), b, np.minimum(*count), seed)] for s, b in zip(kept, bands))
+    reference, current = (s[_drawn(s[customer].to_numpy(), b, np.minimum(*count), seed)] for s, b in zip(kept, bands))
+    return reference, current
 
 # %% ../nbs/37_ageing.ipynb #b921b870
 def one_cohort(rng:np.random.Generator, customers:int=1500, joining:int=84, # Days they join in

@@ -9,7 +9,7 @@ __all__ = ['BundleError', 'Feature', 'FileHash', 'SelfTest', 'Store', 'Interval'
 
 # %% ../nbs/13_bundle.ipynb #b2530df7
 import contextlib, fcntl, hashlib, json, os, re, shutil, stat, tempfile, unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 import msgspec
@@ -112,7 +112,7 @@ def _nonsense(m:Manifest) -> str|None:
     k, may_miss = len(m.features), {f.name for f in m.features if f.nullable}
     if len({unicodedata.normalize("NFKC", n) for n in m.names}) < k:
         return "features: a name occurs twice, or looks like another"
-    if bad := {"", "customer_id"} & set(m.names): return f"features: {bad.pop()!r} can't be the name of a feature"
+    if taken := {"", "customer_id"} & set(m.names): return f"features: {taken.pop()!r} can't be the name of a feature"
     if bad := [n for n in m.names if re.search(r'["\\]', n) or not n.isprintable()]:
         return f"features: {ascii(bad[0])} holds a quote, a backslash or an invisible character; rename the column"
     if set(m.example) != set(m.names):
@@ -143,6 +143,7 @@ def _mistyped(m:Manifest) -> str|None:
                 return f"{where}: {f.name} needs {'text' if f.type == 'string' else 'a number'}, not {ascii(v)[:60]}"
             if isinstance(v, str) and where != "self_test" and v not in f.values: # a test may show what is unseen
                 return f"{where}: {ascii(v)[:60]} is not one of the values of {f.name}"
+    return None
 
 # %% ../nbs/13_bundle.ipynb #1c47efe1
 def parse_manifest(data:bytes,        # Content of a manifest.json
@@ -315,7 +316,7 @@ def _signed(place:Path, key) -> bool:
 def write_bundle(bundles:Path,      # The folder of all versions; made if missing
                  model:bytes,       # The ONNX file
                  manifest:Manifest, # `files` is filled in here
-                 more:dict[str, bytes]={}, # Further files, such as model.int8.onnx
+                 more:Mapping[str, bytes]={}, # Further files, such as model.int8.onnx
                  key=None,          # Ed25519PrivateKey that signs it, see `signing_key`
                 ) -> Path:          # `bundles`/<version>
     "Write one version, whole or not at all. Raises BundleError."
@@ -374,3 +375,4 @@ def switch_shadow(bundles:Path, version:str|None, # The version to score in shad
     with _writing(bundles := Path(bundles)):
         (bundles/"shadow").unlink(missing_ok=True)
         _sync(bundles)
+    return None

@@ -47,7 +47,8 @@ class Dictionary:
         return cls([f.name for f in features], [list(f.values) if f.type == "string" else None for f in features])
 
     @classmethod
-    def learn(cls, table, names:list[str]) -> "Dictionary": # table: a DataFrame; a column that holds texts is a category
+    def learn(cls, table, names:list[str], # table: a DataFrame; a column that holds texts is a category
+             ) -> "Dictionary":
         "The dictionary of a table: the texts of each category in alphabetical order."
         is_text = [table[n].dtype.kind not in "biuf" for n in names]
         return cls(names, [sorted({*table[n].dropna()}) if t else None for n, t in zip(names, is_text)])
@@ -76,7 +77,8 @@ class Dictionary:
         return {n: self._texts(X, j, self._shown) if j in self._shown else X[:, j] for j, n in enumerate(self.names)}
 
     def feed(self, X:np.ndarray) -> dict[str, np.ndarray]:
-        'What an ONNX graph takes: `features` float32 [N, k] and `categories`, texts [N, c], "" for missing; one that has no column is left out.'
+        """What an ONNX graph takes: `features` float32 [N, k] and `categories`, texts [N, c], "" for missing;
+        one that has no column is left out."""
         if not self.any: return {"features": X}
         texts = {"categories": np.column_stack([self._texts(X, j, self._sent) for j in self.texts])}
         return ({"features": np.ascontiguousarray(X[:, self.numbers])} if len(self.numbers) else {}) | texts

@@ -12,9 +12,11 @@ from .bundle import Feature, Manifest
 # %% ../nbs/58_client.ipynb #57b93344
 def _type(f:Feature, most:int=12) -> str: # Texts that are listed
     "The Python type of a feature."
-    t = "float" if f.type == "float32" else f"Literal[{', '.join(map(repr, f.values))}] | str" if len(f.values) <= most else "str"
+    t = ("float" if f.type == "float32" else f"Literal[{', '.join(map(repr, f.values))}] | str" if len(f.values) <= most
+         else "str")
     return f"{t} | None" if f.nullable else t
 
+# %% ../nbs/58_client.ipynb #2dc91708
 _imports = "import json, os, urllib.request\nfrom typing import Literal, TypedDict"
 
 def python_client(m:Manifest, url:str="http://127.0.0.1:8000") -> str:
@@ -45,6 +47,7 @@ print(predict({{
 }}))
 '''
 
+# %% ../nbs/58_client.ipynb #7fef6887
 def curl(m:Manifest, url:str="http://127.0.0.1:8000") -> str:
     "The same from a shell."
     body = json.dumps({n: m.example[n] for n in m.names}, ensure_ascii=False)

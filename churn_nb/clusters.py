@@ -9,7 +9,11 @@ __all__ = ['two_windows', 'swaps', 'permutation_pvalues', 'permutation_pvalue', 
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 import numpy as np
+
+# %% ../nbs/32_clusters.ipynb #13a7a0b9
+if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations
 
 # %% ../nbs/32_clusters.ipynb #68148a8d
 def two_windows(rng:np.random.Generator, customers:int=200, # In each window

@@ -64,6 +64,7 @@ def deploy(home:Path, commit:str,
     say(f"not deployed: {why}; {worse or f'version {was} answers again'}")
     return 1
 
+# %% ../nbs/47_deploy.ipynb #d366c828
 def _switch(home:Path, commit:str, service:Callable, ask:Callable, version:str) -> str: # What is wrong
     point(home, commit)
     release = home/"releases"/commit
@@ -95,6 +96,7 @@ ReadWritePaths={home}/work
 WantedBy={target}
 """
 
+# %% ../nbs/47_deploy.ipynb #eced4fd3
 def systemd(user:bool) -> Callable:
     "Restart by systemd: the machine's own, or that of the user who pushes."
     return lambda release: _do("systemctl", *(["--user"] if user else []), "restart", "churn-api.service")
@@ -107,12 +109,15 @@ def podman(home:Path, port:int) -> Callable:
             *shlex.split(os.environ.get("PODMAN_BUILD_OPTIONS", "")), str(release))
         asked = ["--env-file", str(env)] if env.exists() else []
         (home/"work"/"requests").mkdir(parents=True, exist_ok=True)
-        _do("podman", "run", "--detach", "--replace", "--name", "churn-api", "--restart", "always", "--read-only", "--cap-drop", "all",
+        _do("podman", "run", "--detach", "--replace", "--name", "churn-api", "--restart", "always", "--read-only",
+            "--cap-drop", "all",
             "--publish", f"127.0.0.1:{port}:8000", *asked, "--user", f"{os.getuid()}:{os.getgid()}",
-            "--volume", f"{home}/work/bundle:/srv/churn/work/bundle:ro", "--volume", f"{home}/work/requests:/srv/churn/work/requests",
+            "--volume", f"{home}/work/bundle:/srv/churn/work/bundle:ro", "--volume",
+            f"{home}/work/requests:/srv/churn/work/requests",
             *shlex.split(os.environ.get("PODMAN_RUN_OPTIONS", "")), image, "serve", *([] if asked else ["--insecure"]))
     return restart
 
+# %% ../nbs/47_deploy.ipynb #bde2234f
 def _do(*command:str): subprocess.run(command, check=True, capture_output=True, text=True)
 
 def asking(port:int, key:str|None=None, # One of CHURN_SERVE_API_KEYS, where the API asks for one
@@ -120,7 +125,8 @@ def asking(port:int, key:str|None=None, # One of CHURN_SERVE_API_KEYS, where the
     "The smoke test that the release carries."
     def ask(release:Path, version:str) -> str:
         env = {**os.environ, **({"SMOKE_KEY": key} if key else {})}
-        r = subprocess.run([sys.executable, release/".github"/"smoke.py", f"http://127.0.0.1:{port}", version, str(seconds)],
+        r = subprocess.run([sys.executable, release/".github"/"smoke.py", f"http://127.0.0.1:{port}", version,
+                            str(seconds)],
                            env=env, capture_output=True, text=True)
         return "" if r.returncode == 0 else (r.stdout + r.stderr).strip()[-400:] or "the smoke test said nothing"
     return ask
@@ -136,26 +142,34 @@ while read -r old new ref; do
   release=$home/releases/$new
   [ -d "$release/.git" ] || git clone --quiet --no-checkout "$repo" "$release" || exit
   git -C "$release" checkout --quiet --detach "$new" || exit
-  make --no-print-directory -C "$release" setup data < /dev/null || {{ echo "not deployed: $new could not be set up; what was there goes on"; exit 1; }}
-  ( cd "$release" && .venv/bin/churn deploy-hook run "$home" "$new" < /dev/null ) || exit # its notebooks; the loop reads the pushed refs
+  make --no-print-directory -C "$release" setup data < /dev/null || {{ \
+echo "not deployed: $new could not be set up; what was there goes on"; exit 1; }}
+  ( cd "$release" && .venv/bin/churn deploy-hook run "$home" "$new" < /dev/null ) || exit \
+# its notebooks; the loop reads the pushed refs
 done
 """
 
-def install_hook(repo:Path, home:Path, port:int=8000, branch:str="main", runner:str="systemd", user:bool=False) -> list[str]: # What to do next
+def install_hook(repo:Path, home:Path, port:int=8000, branch:str="main", runner:str="systemd",
+                 user:bool=False) -> list[str]: # What to do next
     "Write hook, unit and folders; again with other options changes them. Raises DeployError."
     repo, home = repo.resolve(), home.resolve()
-    if not ((repo/"hooks").is_dir() and (repo/"HEAD").is_file()): raise DeployError(f"{repo}: no bare repository; make one with `git init --bare`")
+    if not ((repo/"hooks").is_dir() and (repo/"HEAD").is_file()):
+        raise DeployError(f"{repo}: no bare repository; make one with `git init --bare`")
     if runner not in ("systemd", "podman"): raise DeployError(f"--runner {runner}: it is systemd or podman")
     if not re.fullmatch(r"[\w./-]+", branch): raise DeployError(f"--branch {branch[:60]!r}: no name of a branch")
     for p in (repo, home):
-        if not re.fullmatch(r"[\w./-]+", str(p)): raise DeployError(f"{p}: letters, digits, _ . - and / only; a unit file and a hook hold this path")
+        if not re.fullmatch(r"[\w./-]+", str(p)):
+            raise DeployError(f"{p}: letters, digits, _ . - and / only; a unit file and a hook hold this path")
     at = repo/"hooks"/"post-receive"
-    if at.exists() and "churn deploy-hook install" not in at.read_text(): raise DeployError(f"{at}: there is another hook; move it away first")
+    if at.exists() and "churn deploy-hook install" not in at.read_text():
+        raise DeployError(f"{at}: there is another hook; move it away first")
     (home/"releases").mkdir(parents=True, exist_ok=True)
     atomic_write(home/"deploy.json", json.dumps({"port": port, "runner": runner, "user": user}))
     atomic_write(at, hook.format(home=home, repo=repo, branch=branch))
     at.chmod(0o755)
     if runner == "podman": return [f"git push {repo} HEAD:{branch}"]
-    atomic_write(home/"churn-api.service", unit.format(home=home, port=port, target="default.target" if user else "multi-user.target"))
+    atomic_write(home/"churn-api.service",
+                 unit.format(home=home, port=port, target="default.target" if user else "multi-user.target"))
     systemctl = "systemctl --user" if user else "systemctl"
-    return [f"{systemctl} link {home}/churn-api.service && {systemctl} enable churn-api.service", f"git push {repo} HEAD:{branch}"]
+    return [f"{systemctl} link {home}/churn-api.service && {systemctl} enable churn-api.service",
+            f"git push {repo} HEAD:{branch}"]

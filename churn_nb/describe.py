@@ -13,7 +13,7 @@ import codecs, contextlib, csv, gzip, io, os, re, tempfile, tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-import duckdb, numpy as np
+import duckdb
 from .categories import entity_key, quoted_name
 from .data import DataError
 from .guard_rails import Finding, guard_columns, guard_label, guard_twins, twin_sql
@@ -33,8 +33,10 @@ def _head(file:Path, most:int=1_000_000) -> bytes:
     "The first bytes of a file, unpacked. Raises DataError."
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as f: return f.read(most)
-    except (OSError, EOFError) as e: raise DataError(f"{file}: can't be read: {getattr(e, 'strerror', None) or e}") from None
+    except (OSError, EOFError) as e:
+        raise DataError(f"{file}: can't be read: {getattr(e, 'strerror', None) or e}") from None
 
+# %% ../nbs/50_describe.ipynb #343c4789
 def _encoding(head:bytes) -> str:
     "The name of the encoding, as Python calls it."
     for bom, name in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
@@ -47,6 +49,7 @@ def _encoding(head:bytes) -> str:
     found = from_bytes(head[:100_000], cp_isolation=["cp1252", "cp1250", "cp1251", "cp1253", "cp932", "gb18030"]).best()
     return found.encoding if found else "cp1252"
 
+# %% ../nbs/50_describe.ipynb #a670c756
 def sniff(file:Path) -> tuple[Csv, list[str]]:
     "The form of a CSV file, its decimal sign aside, and the names in its first line. Raises DataError."
     encoding = _encoding(head := _head(file))
@@ -57,9 +60,11 @@ def sniff(file:Path) -> tuple[Csv, list[str]]:
     def votes(delimiter):
         try: widths = [len(r) for r in rows(delimiter)]
         except csv.Error: return 0, 0
-        return (widths[0] if widths else 0)*(widths.count(widths[0]) > .9*len(widths) if widths else 0), -DELIMITERS.index(delimiter)
+        return ((widths[0] if widths else 0)*(widths.count(widths[0]) > .9*len(widths) if widths else 0),
+                -DELIMITERS.index(delimiter))
     best = max(DELIMITERS, key=votes)
-    if not (found := rows(best)): raise DataError(f"{file}: it is empty; expected a line of column names and rows below it")
+    if not (found := rows(best)):
+        raise DataError(f"{file}: it is empty; expected a line of column names and rows below it")
     return Csv(best, encoding), found[0]
 
 # %% ../nbs/50_describe.ipynb #b888f722
@@ -71,11 +76,13 @@ def clean_names(given:list[str]) -> tuple[list[str], list[Finding]]:
         new = unicodedata.normalize("NFC", name).strip()
         new = "".join(c for c in new if c.isprintable() and c not in '"\\') or f"column_{i}"
         while new.lower() in {n.lower() for n in out}: new += "_" # SQL doesn't tell Plan from plan
-        if new != name: found.append(Finding("names", new, f"column {i}, {ascii(name)}, is called {new} here", "changed"))
+        if new != name:
+            found.append(Finding("names", new, f"column {i}, {ascii(name)}, is called {new} here", "changed"))
         out.append(new)
     return out, found
 
-_ours = {"row", "customer_id", "entity", "event_timestamp", "created_timestamp", "churn", "twin"} # columns of the table that is made
+# columns of the table that is made
+_ours = {"row", "customer_id", "entity", "event_timestamp", "created_timestamp", "churn", "twin"}
 
 def free_names(names:list[str], roles:set[str]) -> tuple[list[str], list[Finding]]: # roles: columns that have one
     "A feature that has the name of a column of ours gets another."
@@ -91,11 +98,14 @@ def _as_utf8(file:Path, encoding:str, folder:str) -> Path:
     "A copy in UTF-8, written in portions. Raises DataError."
     out = Path(folder)/"utf8.csv"
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding=encoding, newline="") as f, open(out, "w", encoding="utf-8", newline="") as g:
+        with ((gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding=encoding, newline="") as f,
+              open(out, "w", encoding="utf-8", newline="") as g):
             while part := f.read(1 << 20): g.write(part)
-    except (OSError, EOFError, UnicodeDecodeError) as e: raise DataError(f"{file}: can't be read as {encoding}: {e}") from None
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise DataError(f"{file}: can't be read as {encoding}: {e}") from None
     return out
 
+# %% ../nbs/50_describe.ipynb #7af7be74
 @contextlib.contextmanager
 def raw_table(file:Path, form:Csv|None, # None: parquet
               width:int, memory_limit:str="1GB") -> Iterator[duckdb.DuckDBPyConnection]:
@@ -103,42 +113,51 @@ def raw_table(file:Path, form:Csv|None, # None: parquet
     with tempfile.TemporaryDirectory() as spill:
         con = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": spill})
         con.execute("SET TimeZone = 'UTC'")
-        with contextlib.suppress(duckdb.Error): con.execute("SET enable_progress_bar = false") # a notebook refuses to be told
+        with contextlib.suppress(duckdb.Error):
+            con.execute("SET enable_progress_bar = false") # a notebook refuses to be told
         if width > 100: con.execute("SET threads = 1") # a thread holds some pages for each column
         con.create_function("entity_key", entity_key, ["VARCHAR"], "BIGINT")
-        source = file if form is None or form.encoding in ("utf-8", "utf-8-sig") else _as_utf8(file, form.encoding, spill)
+        source = (file if form is None or form.encoding in ("utf-8", "utf-8-sig")
+                  else _as_utf8(file, form.encoding, spill))
         place = "'" + str(source).replace("'", "''").replace("[", "[[]").replace("*", "[*]").replace("?", "[?]") + "'"
         if form is None: given = f"(SELECT {_parquet_columns(con, place)} FROM read_parquet({place}))"
         else:
             columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(width))
             delimiter = "\\t" if form.delimiter == "\t" else form.delimiter
             packed = "gzip" if source.suffix == ".gz" else "none"
-            given = f"""read_csv({place}, header=false, skip=1, auto_detect=false, delim='{delimiter}', quote='"', escape='"', compression='{packed}',
-                                 columns={{{columns}}}, nullstr='', strict_mode=false, max_line_size=10000000)"""
+            given = (f"""read_csv({place}, header=false, skip=1, auto_detect=false, delim='{delimiter}', quote='"', """
+                     f"""escape='"', compression='{packed}',
+                                 columns={{{columns}}}, nullstr='', strict_mode=false, max_line_size=10000000)""")
         as_named = ", ".join(f"c{i}" for i in range(width))
         try:
             if form: # parsed once: the questions that follow read single columns
-                con.execute(f"COPY (SELECT * FROM {given}) TO '{spill}/texts.parquet' (FORMAT parquet, ROW_GROUP_SIZE 50000)")
+                con.execute(f"COPY (SELECT * FROM {given}) TO '{spill}/texts.parquet' "
+                            "(FORMAT parquet, ROW_GROUP_SIZE 50000)")
                 given = f"read_parquet('{spill}/texts.parquet')"
-            con.execute(f"CREATE VIEW raw AS SELECT row_number() OVER () AS row, {as_named} FROM {given} AS t({as_named})")
+            con.execute(f"CREATE VIEW raw AS SELECT row_number() OVER () AS row, {as_named} "
+                        f"FROM {given} AS t({as_named})")
             yield con
         except duckdb.Error as e: raise DataError(f"{file}: {_one_line(str(e))}") from None
         finally: con.close()
 
+# %% ../nbs/50_describe.ipynb #bb13b5c9
 def _parquet_columns(con, place:str) -> str: # place: SQL
     "SQL: numbers as they are, all else (times, booleans, lists) as text, as a CSV file would have it."
     found = con.execute(f"DESCRIBE SELECT * FROM read_parquet({place})").fetchall()
     number = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)")
-    return ", ".join(quoted_name(n) if number.fullmatch(t) else f"CAST({quoted_name(n)} AS VARCHAR)" for n, t, *_ in found)
+    return ", ".join(quoted_name(n) if number.fullmatch(t) else f"CAST({quoted_name(n)} AS VARCHAR)"
+                     for n, t, *_ in found)
 
 def _one_line(message:str) -> str:
     "DuckDB's page about a broken CSV as one line; its line counts the header, our row doesn't."
-    line, said = re.search(r"Line: (\d+)", message), re.search(r"(Expected Number of Columns.*|Value with.*|Invalid unicode.*)", message)
+    line, said = (re.search(r"Line: (\d+)", message),
+                  re.search(r"(Expected Number of Columns.*|Value with.*|Invalid unicode.*)", message))
     if line is None: return " ".join(message.split())[:300]
     return f"row {int(line[1]) - 1}: {' '.join(said[1].split()) if said else 'can not be read'}; mend the row"
 
 # %% ../nbs/50_describe.ipynb #1f9442e4
-MISSING = ["?", "na", "n/a", "nan", "null", "none", "-", "--", ".", "#n/a", "nil"] # compared in lower case, without blanks around
+# compared in lower case, without blanks around
+MISSING = ["?", "na", "n/a", "nan", "null", "none", "-", "--", ".", "#n/a", "nil"]
 _lists = "'" + "', '".join(MISSING) + "'"
 _comma_only = r"^[+-]?(\d{1,3}([. \x{a0}\x{202f}]\d{3})+,\d+|\d+,(\d{1,2}|\d{4,}))$"
 _point_only = r"^[+-]?(\d{1,3}(,\d{3})+\.\d+|\d+\.(\d{1,2}|\d{4,}))$"
@@ -147,34 +166,41 @@ NUMBERS = {".": r"^[$€£]?\s?[+-]?(\d+|\d{1,3}([, \x{a0}\x{202f}]\d{3})+)?(\.\
 
 def text_sql(c:str, missing:list[str]|None=None) -> str: # missing: the spellings that count; None: all of MISSING
     "SQL: a text without blanks around it, NULL where it says that there is no value."
-    t, spelled = f"trim({c})", _lists if missing is None else ", ".join("'" + m.lower().replace("'", "''") + "'" for m in missing)
+    t, spelled = (f"trim({c})", _lists if missing is None
+                  else ", ".join("'" + m.lower().replace("'", "''") + "'" for m in missing))
     return f"CASE WHEN {t} = ''" + (f" OR lower({t}) IN ({spelled})" if spelled else "") + f" THEN NULL ELSE {t} END"
 
 def cell_sql(i:int, native:bool) -> str: # native: parquet says that it is a number
     "SQL: field i as text, NULL where it says that there is no value."
     return f"CAST(c{i} AS VARCHAR)" if native else text_sql(f"c{i}")
 
+# %% ../nbs/50_describe.ipynb #be64665f
 def number_sql(text:str, decimal:str) -> str: # text: SQL, as from `text_sql`
     "SQL: the number that a text is, NULL where it is none."
     digits = f"regexp_replace({text}, '[$€£% \\x{{a0}}\\x{{202f}}]', '', 'g')"
     digits = f"replace({digits}, ',', '')" if decimal == "." else f"replace(replace({digits}, '.', ''), ',', '.')"
-    return f"CASE WHEN regexp_matches({text}, '{NUMBERS[decimal]}') AND {text} SIMILAR TO '.*[0-9].*' THEN TRY_CAST({digits} AS DOUBLE) END"
+    return (f"CASE WHEN regexp_matches({text}, '{NUMBERS[decimal]}') AND {text} SIMILAR TO '.*[0-9].*' "
+            f"THEN TRY_CAST({digits} AS DOUBLE) END")
 
 def decimal_sign(con, width:int) -> str:
     "The decimal sign that most values of the first rows ask for."
     votes = lambda p, part: " + ".join(f"count(*) FILTER (WHERE regexp_matches(trim(c{i}), '{p}'))" for i in part)
-    found = [con.execute(f"SELECT {votes(_comma_only, p)}, {votes(_point_only, p)} FROM (FROM raw LIMIT 20000)").fetchone()
+    found = [con.execute(f"SELECT {votes(_comma_only, p)}, {votes(_point_only, p)} "
+                         "FROM (FROM raw LIMIT 20000)").fetchone()
              for p in (range(i, min(i + 50, width)) for i in range(0, width, 50))]
     comma, point = map(sum, zip(*found))
     return "," if comma > point else "."
 
 # %% ../nbs/50_describe.ipynb #b8e34d1a
-_dates = {"iso": r"^\d{4}-\d{2}-\d{2}([T ].*)?$", "%d.%m.%Y": r"^\d{1,2}\.\d{1,2}\.\d{4}$", "slash": r"^\d{1,2}/\d{1,2}/\d{4}$"}
+_dates = {"iso": r"^\d{4}-\d{2}-\d{2}([T ].*)?$", "%d.%m.%Y": r"^\d{1,2}\.\d{1,2}\.\d{4}$",
+          "slash": r"^\d{1,2}/\d{1,2}/\d{4}$"}
 
 def time_sql(text:str, form:str) -> str: # form: iso, epoch, or a format of strptime; text: SQL
     "SQL: the time that a text is, in UTC, NULL where it is none."
     if form == "iso": return f"TRY_CAST({text} AS TIMESTAMPTZ)"
-    if form == "epoch": return f"to_timestamp(TRY_CAST({text} AS DOUBLE)/CASE WHEN abs(TRY_CAST({text} AS DOUBLE)) > 1e11 THEN 1000 ELSE 1 END)"
+    if form == "epoch":
+        return (f"to_timestamp(TRY_CAST({text} AS DOUBLE)/CASE WHEN abs(TRY_CAST({text} AS DOUBLE)) > 1e11 "
+                "THEN 1000 ELSE 1 END)")
     return f"CAST(try_strptime({text}, '{form}') AS TIMESTAMPTZ)"
 
 # %% ../nbs/50_describe.ipynb #7b376d3d
@@ -191,10 +217,12 @@ class Seen:
     form: str = ""     # Of a date, for `time_sql`
     native: bool = False # Parquet says that it is a number
 
+# %% ../nbs/50_describe.ipynb #d89ec47b
 def _guess(con, texts:list[str], numbers:list[str]) -> list[str]:
     "number, text, or the form of a date, by the first rows."
     many = lambda cond: f"count(*) FILTER (WHERE {cond})"
-    each = [[f"count({t})", f"count({n})", many(f"regexp_matches({t}, '^0[0-9]+$')"), many(f"regexp_matches({t}, '{_dates['iso']}')"),
+    each = [[f"count({t})", f"count({n})", many(f"regexp_matches({t}, '^0[0-9]+$')"),
+             many(f"regexp_matches({t}, '{_dates['iso']}')"),
              many(f"regexp_matches({t}, '{_dates['%d.%m.%Y']}')"), many(f"regexp_matches({t}, '{_dates['slash']}')"),
              many(f"try_strptime({t}, '%d/%m/%Y') IS NOT NULL"), many(f"try_strptime({t}, '%m/%d/%Y') IS NOT NULL")]
             for t, n in zip(texts, numbers)]
@@ -208,29 +236,37 @@ def _guess(con, texts:list[str], numbers:list[str]) -> list[str]:
     k = len(each[0])
     return [guess(*found[i:i + k]) for i in range(0, len(found), k)]
 
+# %% ../nbs/50_describe.ipynb #1f965214
 def look(con, width:int, decimal:str) -> tuple[int, list[Seen]]:
     "Rows, and what they say of each column."
     types = [t for _, t, *_ in con.execute("DESCRIBE raw").fetchall()][1:]
     native = [t != "VARCHAR" for t in types]
     texts = [f"CAST(c{i} AS VARCHAR)" if native[i] else text_sql(f"c{i}") for i in range(width)]
-    numbers = [f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS DOUBLE)" if native[i] else number_sql(f"trim(c{i})", decimal) for i in range(width)] # no spelling of missing is a number
-    parts = [range(first, min(first + 10, width)) for first in range(0, width, 10)] # counting what differs takes memory, a column at a time
+    numbers = [f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS DOUBLE)" if native[i]
+               else number_sql(f"trim(c{i})", decimal) for i in range(width)] # no spelling of missing is a number
+    # counting what differs takes memory, a column at a time
+    parts = [range(first, min(first + 10, width)) for first in range(0, width, 10)]
     guesses = [g for p in parts for g in _guess(con, texts[p.start:p.stop], numbers[p.start:p.stop])]
     guesses = ["number" if n else g for n, g in zip(native, guesses)]
     (rows,), out = con.execute("SELECT count(*) FROM raw").fetchone(), []
     different = "count(DISTINCT {})" if rows <= 200_000 else "approx_count_distinct({})" # exact where that is cheap
     for part in parts:
-        inner = ", ".join(f"{texts[i]} AS t{i}" + (f", {numbers[i]} AS n{i}" if guesses[i] == "number" else "") for i in part)
-        of = {"number": lambda i: [f"count(n{i})", f"count(*) FILTER (WHERE n{i} <> floor(n{i}))", f"min(n{i})", f"max(n{i})"],
+        inner = ", ".join(f"{texts[i]} AS t{i}" + (f", {numbers[i]} AS n{i}" if guesses[i] == "number" else "")
+                          for i in part)
+        of = {"number": lambda i: [f"count(n{i})", f"count(*) FILTER (WHERE n{i} <> floor(n{i}))", f"min(n{i})",
+                                   f"max(n{i})"],
               "text": lambda i: ["0", "0", "NULL", "NULL"]}
-        sql = [x for i in part for x in [f"count(t{i})", different.format(f"t{i}"), *of.get(guesses[i], lambda i: [f"count({time_sql(f't{i}', guesses[i])})", "0", "NULL", "NULL"])(i)]]
+        sql = [x for i in part for x in [
+            f"count(t{i})", different.format(f"t{i}"),
+            *of.get(guesses[i], lambda i: [f"count({time_sql(f't{i}', guesses[i])})", "0", "NULL", "NULL"])(i)]]
         found = con.execute(f"SELECT {', '.join(sql)} FROM (SELECT {inner} FROM raw)").fetchone()
         for i, k in zip(part, range(0, len(found), 6)):
             known, distinct, good, broken, low, high = found[k:k + 6]
             form = guesses[i] if guesses[i] not in ("number", "text") else ""
             enough = good >= .95*known and known
             kind = "text" if not enough else "date" if form else guesses[i]
-            out.append(Seen(kind, known, good if guesses[i] == "number" else 0, distinct, not broken, low, high, form, native[i]))
+            out.append(Seen(kind, known, good if guesses[i] == "number" else 0, distinct, not broken, low, high, form,
+                            native[i]))
     return rows, out
 
 # %% ../nbs/50_describe.ipynb #a12b17ba
@@ -246,6 +282,7 @@ class TableColumn:
     form: str = ""      # Of a time
     why: str = ""
 
+# %% ../nbs/50_describe.ipynb #0d75e246
 ROLES = ("label", "entity", "timestamp", "amount", "quantity", "event_id")
 
 @dataclass(frozen=True)
@@ -272,10 +309,12 @@ class Description:
     def table(self) -> str:
         "What was found, as aligned text."
         head = ("column", "used as", "different", "missing", "values", "why")
-        cells = [head, *((c.name, c.use if c.use != "drop" else "dropped", f"{c.distinct:,}", f"{c.gaps:,}", c.shown, c.why) for c in self.columns)]
+        cells = [head, *((c.name, c.use if c.use != "drop" else "dropped", f"{c.distinct:,}", f"{c.gaps:,}", c.shown,
+                          c.why) for c in self.columns)]
         widths = [max(len(r[i]) for r in cells) for i in range(5)]
         lines = ["  ".join([*(v.ljust(w) for v, w in zip(r, widths)), r[5]]).rstrip() for r in cells]
-        said = f"{self.file.name}: {self.rows:,} rows" + (f", {self.role('label')} = {self.positive} means: left" if self.label else "")
+        said = f"{self.file.name}: {self.rows:,} rows" + (f", {self.role('label')} = {self.positive} means: left"
+                                                          if self.label else "")
         return "\n".join([said, *lines])
     def __str__(self): return self.table()
     def _repr_html_(self):
@@ -283,40 +322,57 @@ class Description:
         return f"<pre>{html.escape(self.table())}</pre>"
 
 # %% ../nbs/50_describe.ipynb #c8e2c584
-_words = {"label": "churn churned is_churn has_churned churn_label churn_flag exited attrition attrition_flag left is_left cancelled canceled target label churn_value".split(),
-          "entity": "customer_id customerid customer id user_id userid user client_id clientnum client account_id account member_id subscriber_id phone_number msisdn".split(),
-          "timestamp": "event_timestamp timestamp as_of as_of_date snapshot_date snapshot at ordered_at order_date purchase_date transaction_date date time datetime invoicedate created_at".split(),
+_words = {"label": ("churn churned is_churn has_churned churn_label churn_flag exited attrition attrition_flag left "
+                    "is_left cancelled canceled target label churn_value").split(),
+          "entity": ("customer_id customerid customer id user_id userid user client_id clientnum client account_id "
+                     "account member_id subscriber_id phone_number msisdn").split(),
+          "timestamp": ("event_timestamp timestamp as_of as_of_date snapshot_date snapshot at ordered_at order_date "
+                        "purchase_date transaction_date date time datetime invoicedate created_at").split(),
           "amount": "amount total price value revenue sales spend spent total_price amount_usd".split(),
-          "quantity": "quantity qty count units".split(), "event_id": "event_id order_id transaction_id invoice_id invoiceno".split()}
-_yes = {"yes", "y", "true", "t", "1", "1.0", "churn", "churned", "left", "exited", "attrited", "attrited customer", "cancelled", "canceled", "ja", "oui", "si"}
+          "quantity": "quantity qty count units".split(),
+          "event_id": "event_id order_id transaction_id invoice_id invoiceno".split()}
+_yes = {"yes", "y", "true", "t", "1", "1.0", "churn", "churned", "left", "exited", "attrited", "attrited customer",
+        "cancelled", "canceled", "ja", "oui", "si"}
 _plain = lambda name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 def find_roles(names:list[str], kind:str, given:dict[str, str|None], file:Path) -> dict[str, str]: # Role -> column
-    "Which column has which role. Raises DataError for a name that is not there, and where a role that is needed has none."
+    """Which column has which role.
+    Raises DataError for a name that is not there, and where a role that is needed has none."""
     roles = {}
     for role in ROLES:
         if name := given.get(role):
-            if name not in names: raise DataError(f"{file}: no column {name} for --{role}; it has {', '.join(names[:30])}")
+            if name not in names:
+                raise DataError(f"{file}: no column {name} for --{role}; it has {', '.join(names[:30])}")
             roles[role] = name
-        elif role in (("label", "entity", "timestamp") if kind == "snapshot" else ("entity", "timestamp", "amount", "quantity", "event_id")):
+        elif role in (("label", "entity", "timestamp") if kind == "snapshot"
+                      else ("entity", "timestamp", "amount", "quantity", "event_id")):
             taken, plain = {*roles.values()}, {_plain(n): n for n in reversed(names)}
             word = next((w for w in _words[role] if w in plain and plain[w] not in taken), None)
-            if word is None: word = next((w for w in (w.replace("_", "") for w in _words[role]) if w in plain and plain[w] not in taken), None)
+            if word is None:
+                word = next((w for w in (w.replace("_", "") for w in _words[role]) if w in plain
+                             and plain[w] not in taken), None)
             if word: roles[role] = plain[word]
     needed = ["label"] if kind == "snapshot" else ["entity", "timestamp"]
     if lost := [r for r in needed if r not in roles]:
-        raise DataError(f"{file}: which column is the {lost[0]}? Say so with --{lost[0]}; it has {', '.join(names[:30])}")
+        raise DataError(f"{file}: which column is the {lost[0]}? Say so with --{lost[0]}; "
+                        f"it has {', '.join(names[:30])}")
     return roles
 
+# %% ../nbs/50_describe.ipynb #1714cec0
 def find_positive(con, text:str, given:str, column:str, file:Path) -> str: # text: SQL of the label
     "Which of the label's two values means: left. Raises DataError."
-    found = con.execute(f"SELECT {text} AS v, count(*) FROM raw WHERE {text} IS NOT NULL GROUP BY v ORDER BY 2, 1 LIMIT 4").fetchall()
+    found = con.execute(f"SELECT {text} AS v, count(*) FROM raw WHERE {text} IS NOT NULL "
+                        "GROUP BY v ORDER BY 2, 1 LIMIT 4").fetchall()
     values = [str(v) for v, _ in found]
     if len(values) != 2:
-        raise DataError(f"{file}: label {column} has {'one value only' if len(values) == 1 else 'more than two values' if values else 'no values'} "
-                        f"({', '.join(values)[:80]}); a label says who left and who stayed, choose another with --label")
+        raise DataError(
+            f"{file}: label {column} has "
+            f"{'one value only' if len(values) == 1 else 'more than two values' if values else 'no values'} "
+            f"({', '.join(values)[:80]}); a label says who left and who stayed, choose another with --label")
     if given:
-        if given not in values: raise DataError(f"{file}: label {column} is never {given!r}; it is {' or '.join(values)}, choose with --positive")
+        if given not in values:
+            raise DataError(f"{file}: label {column} is never {given!r}; it is {' or '.join(values)}, "
+                            "choose with --positive")
         return given
     yes = [v for v in values if v.lower() in _yes]
     return yes[0] if len(yes) == 1 else values[0] # else the rarer one
@@ -325,62 +381,78 @@ def find_positive(con, text:str, given:str, column:str, file:Path) -> str: # tex
 def _shown(con, i:int, s:Seen, text:str) -> str:
     "Range of a number, or the most frequent texts."
     if s.kind == "number": return f"{s.low:,.10g} to {s.high:,.10g}" if s.low is not None else ""
-    found = con.execute(f"SELECT t FROM (SELECT {text} AS t FROM raw LIMIT 20000) WHERE t IS NOT NULL GROUP BY t ORDER BY count(*) DESC, t LIMIT 3").fetchall()
+    found = con.execute(f"SELECT t FROM (SELECT {text} AS t FROM raw LIMIT 20000) WHERE t IS NOT NULL GROUP BY t "
+                        "ORDER BY count(*) DESC, t LIMIT 3").fetchall()
     return ", ".join(v if len(v) <= 20 else v[:19] + "…" for v, in found) + (", …" if s.distinct > 3 else "")
 
 def _spellings(con, columns:list[int]) -> dict[int, dict[str, int]]:
     "Which spellings of missing occur in each column, and how often."
     out = {i: {} for i in columns}
     for first in range(0, len(columns), 50):
-        parts = [f"SELECT {i} AS i, c{i} AS v FROM raw WHERE lower(trim(c{i})) IN ({_lists}) OR (c{i} IS NOT NULL AND trim(c{i}) = '')" for i in columns[first:first + 50]]
-        for i, v, n in con.execute(f"SELECT i, v, count(*) FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL ORDER BY 1, 3 DESC, 2").fetchall(): out[i][v] = n
+        parts = [f"SELECT {i} AS i, c{i} AS v FROM raw WHERE lower(trim(c{i})) IN ({_lists}) "
+                 f"OR (c{i} IS NOT NULL AND trim(c{i}) = '')" for i in columns[first:first + 50]]
+        for i, v, n in con.execute(f"SELECT i, v, count(*) FROM ({' UNION ALL '.join(parts)}) "
+                                   "GROUP BY ALL ORDER BY 1, 3 DESC, 2").fetchall():
+            out[i][v] = n
     return out
 
+# %% ../nbs/50_describe.ipynb #7d34c455
 def describe(file:Path, kind:str="snapshot", # or events
-             label:str="", entity:str="", timestamp:str="", positive:str="", amount:str="", quantity:str="", horizon:int|None=None,
+             label:str="", entity:str="", timestamp:str="", positive:str="", amount:str="", quantity:str="",
+             horizon:int|None=None,
              drop:tuple[str, ...]=(), keep:tuple[str, ...]=(), # keep: whatever a guard rail says
-             categories:tuple[str, ...]=(), numbers:tuple[str, ...]=(), # What these columns are, whatever they look like
+             categories:tuple[str, ...]=(), numbers:tuple[str, ...]=(), # What they are, whatever they look like
              name:str="", memory_limit:str="1GB") -> Description:
     "Find out how a file is to be read. Raises DataError."
     file = Path(file)
-    form, given = (None, _parquet_names(file)) if file.suffix == ".parquet" else sniff(file)
-    names, findings = clean_names(given)
+    form, there = (None, _parquet_names(file)) if file.suffix == ".parquet" else sniff(file)
+    names, findings = clean_names(there)
     given = {"label": label, "entity": entity, "timestamp": timestamp, "amount": amount, "quantity": quantity}
     roles = find_roles(names, kind, given, file)
     names, renamed = free_names(names, {*roles.values()})
     if lost := [n for n in (*drop, *keep, *categories, *numbers) if n not in names]:
         raise DataError(f"{file}: no column {lost[0]}; it has {', '.join(names[:30])}")
-    asked = {c: r for r, c in roles.items()} | {n: use for use, some in (("number", numbers), ("category", categories), ("drop", drop)) for n in some if n not in roles.values()}
+    asked = {c: r for r, c in roles.items()} | {
+        n: use for use, some in (("number", numbers), ("category", categories), ("drop", drop))
+        for n in some if n not in roles.values()}
     with raw_table(file, form, len(names), memory_limit) as con:
         if form: form = replace(form, decimal=decimal_sign(con, len(names)))
         rows, seen = look(con, len(names), form.decimal if form else ".")
         if not rows: raise DataError(f"{file}: a line of column names and no row; bring some customers")
         spelled = _spellings(con, [i for i, s in enumerate(seen) if not s.native])
-        columns = tuple(_column(con, i, n, seen[i], asked.get(n), spelled.get(i, {}), rows) for i, n in enumerate(names))
-        d = _times(Description(file, kind, name or file.name.split(".")[0], form, columns, horizon=horizon, rows=rows), seen)
+        columns = tuple(_column(con, i, n, seen[i], asked.get(n), spelled.get(i, {}), rows)
+                        for i, n in enumerate(names))
+        d = _times(Description(file, kind, name or file.name.split(".")[0], form, columns, horizon=horizon, rows=rows),
+                   seen)
         findings += renamed + _said_of_values(d, seen, spelled)
         return (_table if kind == "snapshot" else _log)(con, d, seen, findings, positive, keep)
 
-def _column(con, i:int, name:str, s:Seen, asked:str|None, spelled:dict[str, int], rows:int) -> TableColumn: # asked: a use
+# %% ../nbs/50_describe.ipynb #e656a7d2
+def _column(con, i:int, name:str, s:Seen, asked:str|None, spelled:dict[str, int], rows:int,
+           ) -> TableColumn: # asked: a use
     "What a column is taken for before any guard rail."
     use = asked or (s.kind if s.kind in ("number", "date") else "category")
     gaps, shown = rows - (s.numbers if use == "number" else s.known), _shown(con, i, s, cell_sql(i, s.native))
-    return TableColumn(name, use, s.distinct, gaps, shown, tuple(m for m in spelled if m.strip()), s.form, "left out by --drop" if use == "drop" else "")
+    return TableColumn(name, use, s.distinct, gaps, shown, tuple(m for m in spelled if m.strip()), s.form,
+                       "left out by --drop" if use == "drop" else "")
 
-def _table(con, d:Description, seen:list[Seen], findings:list[Finding], positive:str, keep:tuple[str, ...]) -> Description:
+def _table(con, d:Description, seen:list[Seen], findings:list[Finding], positive:str,
+           keep:tuple[str, ...]) -> Description:
     "A row a customer: which value means left, and what the guard rails say. Raises DataError."
     native, i = [s.native for s in seen], _at(d, "label")
     d = replace(d, positive=find_positive(con, cell_sql(i, native[i]), positive, d.label, d.file))
     times = {c.name: time_sql(cell_sql(i, native[i]), c.form) for i, c in enumerate(d.columns) if c.form}
     findings += guard_columns(con, d, seen, typed_sql(d, native), times, keep)
     gone = {f.column: f.why for f in findings if f.action == "dropped"}
-    d = replace(d, columns=tuple(replace(c, use="drop", why=gone.get(c.name, c.why)) if c.name in gone or c.use == "date" else c for c in d.columns))
+    d = replace(d, columns=tuple(replace(c, use="drop", why=gone.get(c.name, c.why)) if c.name in gone
+                                 or c.use == "date" else c for c in d.columns))
     if not d.names:
         why = "; ".join(f.sentence for f in findings)[:300] or "bring some that say something about the customers"
         raise DataError(f"{d.file}: no column is left to learn from; {why}")
     sql = typed_sql(d, native)
     return replace(d, findings=(*findings, *guard_label(con, d.label, sql), *guard_twins(con, d, sql)))
 
+# %% ../nbs/50_describe.ipynb #ed43162b
 def _log(con, d:Description, seen:list[Seen], findings:list[Finding], *_) -> Description:
     "A log of purchases: who, when, how much."
     unused = lambda c: replace(c, use="drop", why="a log needs only the columns above")
@@ -391,7 +463,8 @@ def _parquet_names(file:Path) -> list[str]:
     "Raises DataError."
     import pyarrow.parquet as pq, pyarrow as pa # only where the file is one
     try: return pq.read_schema(file).names
-    except (OSError, pa.ArrowInvalid) as e: raise DataError(f"{file}: can't be read as parquet: {' '.join(str(e).split())[:120]}") from None
+    except (OSError, pa.ArrowInvalid) as e:
+        raise DataError(f"{file}: can't be read as parquet: {' '.join(str(e).split())[:120]}") from None
 
 def _times(d:Description, seen:list[Seen]) -> Description:
     "The form of the time column. A number is a time in seconds (or milliseconds) since 1970. Raises DataError."
@@ -399,10 +472,12 @@ def _times(d:Description, seen:list[Seen]) -> Description:
     c, s = d.columns[i], seen[i]
     form = s.form or ("epoch" if s.kind == "number" and s.low and s.low > 1e8 else "")
     if not form:
-        raise DataError(f"{d.file}: column {c.name} ({c.shown}) holds no times; write 2025-04-03 or 2025-04-03T10:00:00Z, "
+        raise DataError(f"{d.file}: column {c.name} ({c.shown}) holds no times; "
+                        "write 2025-04-03 or 2025-04-03T10:00:00Z, "
                         "or name another with --timestamp")
     return replace(d, columns=tuple(replace(c, form=form) if j == i else c for j, c in enumerate(d.columns)))
 
+# %% ../nbs/50_describe.ipynb #fc5a6f94
 def _said_of_values(d:Description, seen:list[Seen], spelled:dict[int, dict[str, int]]) -> list[Finding]:
     "What is read otherwise than it stands there."
     out = []
@@ -411,10 +486,12 @@ def _said_of_values(d:Description, seen:list[Seen], spelled:dict[int, dict[str, 
             said = ", ".join(f"{k!r} ({n:,})" for k, n in found.items())
             out.append(Finding("missing", c.name, f"{c.name}: {said} counts as missing", "changed"))
         if c.use == "number" and s.numbers < s.known:
-            out.append(Finding("mixed", c.name, f"{c.name}: {s.known - s.numbers:,} of {s.known:,} values are no numbers and count as missing; "
+            out.append(Finding("mixed", c.name, f"{c.name}: {s.known - s.numbers:,} of {s.known:,} values are no "
+                                                "numbers and count as missing; "
                                "if they mean something, make it a category", "changed"))
         if c.use == "date":
-            out.append(Finding("date", c.name, f"{c.name}: dates as text ({c.shown}) are left out, as a model would learn the calendar by heart; "
+            out.append(Finding("date", c.name, f"{c.name}: dates as text ({c.shown}) are left out, "
+                                               "as a model would learn the calendar by heart; "
                                "bring the days since then as a number", "dropped", "dates as text"))
     if d.form and d.form.decimal == ",":
         out.append(Finding("decimal", "", "numbers are written with a decimal comma (1.234,5) and read so", "changed"))
@@ -438,44 +515,56 @@ def typed_sql(d:Description, native:list[bool], # Which columns of `raw` are num
     "SQL on `raw`: row, churn and the features of a table."
     i, left = _at(d, "label"), d.positive.replace("'", "''")
     churn = f"CAST({cell_sql(i, native[i])} = '{left}' AS TINYINT) AS churn"
-    parts = [f"{feature_sql(d, c, i, native[i])} AS {quoted_name(c.name)}" for i, c in enumerate(d.columns) if c.use in ("number", "category")]
+    parts = [f"{feature_sql(d, c, i, native[i])} AS {quoted_name(c.name)}" for i, c in enumerate(d.columns)
+             if c.use in ("number", "category")]
     return f"SELECT row, {', '.join([churn, *([more] if more else []), *parts])} FROM raw"
 
 # %% ../nbs/50_describe.ipynb #bc5b9872
 def _role_sql(d:Description, native:list[bool]) -> dict[str, str]: # By role; NULL where there is none
     "SQL of the columns that are no features."
     decimal = d.form.decimal if d.form else "."
-    text = lambda i: "CAST(NULL AS VARCHAR)" if i is None else f"CAST(c{i} AS VARCHAR)" if native[i] else text_sql(f"c{i}", [])
-    number = lambda i: "CAST(NULL AS DOUBLE)" if i is None else f"CAST(c{i} AS DOUBLE)" if native[i] else number_sql(text_sql(f"c{i}"), decimal)
+    text = lambda i: ("CAST(NULL AS VARCHAR)" if i is None else f"CAST(c{i} AS VARCHAR)" if native[i]
+                      else text_sql(f"c{i}", []))
+    number = lambda i: ("CAST(NULL AS DOUBLE)" if i is None else f"CAST(c{i} AS DOUBLE)" if native[i]
+                        else number_sql(text_sql(f"c{i}"), decimal))
     at = {r: _at(d, r) for r in ROLES}
     form = d.columns[i].form if (i := at["timestamp"]) is not None else "iso"
     time = time_sql(text(at["timestamp"]), form) if i is not None else "CAST(NULL AS TIMESTAMPTZ)"
-    return {"entity": text(at["entity"]), "event_timestamp": time, "amount": number(at["amount"]), "quantity": number(at["quantity"])}
+    return {"entity": text(at["entity"]), "event_timestamp": time, "amount": number(at["amount"]),
+            "quantity": number(at["quantity"])}
 
 def _key_sql(con, entity:str) -> str:
     "SQL: customer_id. Ids that are whole numbers stay what they are; others are hashed; without ids it is the row."
     is_whole = "regexp_matches(e, '^(0|[1-9][0-9]{0,18})$') AND TRY_CAST(e AS BIGINT) IS NOT NULL"
-    known, whole = con.execute(f"SELECT count(e), count(*) FILTER (WHERE {is_whole}) FROM (SELECT {entity} AS e FROM raw)").fetchone()
+    known, whole = con.execute(f"SELECT count(e), count(*) FILTER (WHERE {is_whole}) FROM (SELECT {entity} AS e "
+                               "FROM raw)").fetchone()
     return "row" if not known else f"CAST({entity} AS BIGINT)" if known == whole else f"entity_key({entity})"
 
+# %% ../nbs/50_describe.ipynb #39a17889
 def _one_row_each(con, made:str, d:Description): # made: SQL of the table
     "Raise DataError where a customer has two rows for one time, or two customers share a key."
     timed = d.timestamp is not None
     found = con.execute(f"""SELECT entity, min(row), max(row) FROM {made} WHERE entity IS NOT NULL
-        GROUP BY customer_id, entity{', event_timestamp' if timed else ''} HAVING count(*) > 1 ORDER BY 2 LIMIT 1""").fetchone()
+        GROUP BY customer_id, entity{', event_timestamp' if timed else ''} """
+                        "HAVING count(*) > 1 ORDER BY 2 LIMIT 1").fetchone()
     if found:
-        raise DataError(f"{d.file}: rows {found[1]} and {found[2]}, column {d.entity}: {found[0]!r} is there twice{' for one time' if timed else ''}; "
-                        "keep one of them" + ("" if timed else ", or name the column with the date of a row by --timestamp"))
-    ids, keys = con.execute(f"SELECT count(DISTINCT entity), count(DISTINCT customer_id) FROM {made} WHERE entity IS NOT NULL").fetchone()
+        raise DataError(f"{d.file}: rows {found[1]} and {found[2]}, column {d.entity}: {found[0]!r} is there "
+                        f"twice{' for one time' if timed else ''}; keep one of them"
+                        + ("" if timed else ", or name the column with the date of a row by --timestamp"))
+    ids, keys = con.execute(f"SELECT count(DISTINCT entity), count(DISTINCT customer_id) FROM {made} "
+                            "WHERE entity IS NOT NULL").fetchone()
     if ids != keys: raise DataError(f"{d.file}: column {d.entity}: two ids share a key; number the customers instead")
 
+# %% ../nbs/50_describe.ipynb #4d3bd679
 def prepare(d:Description, out:Path, # Parquet to write
             memory_limit:str="1GB") -> dict[str, int]: # rows, customers
     """Snapshot: row, customer_id, entity, event_timestamp, churn, twin, features;
-    events: event_id, customer_id, entity, event_timestamp, quantity, amount. Raises DataError, and leaves what was at `out`."""
+    events: event_id, customer_id, entity, event_timestamp, quantity, amount.
+    Raises DataError, and leaves what was at `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if [c.name for c in d.columns] != check_names(d):
-        raise DataError(f"{d.file}: its columns are others, or in another order, than those described; describe it again")
+        raise DataError(f"{d.file}: its columns are others, or in another order, than those described; "
+                        "describe it again")
     with raw_table(d.file, d.form, len(d.columns), memory_limit) as con:
         native, i = _native(con), _at(d, "label")
         r = _role_sql(d, native)
@@ -484,31 +573,41 @@ def prepare(d:Description, out:Path, # Parquet to write
         find_positive(con, cell_sql(i, native[i]), d.positive, d.label, d.file) # still two values, and this one of them
         if d.entity: _all_have_ids(con, d, r["entity"])
         about = f"{key} AS customer_id, {r['entity']} AS entity, {r['event_timestamp']} AS event_timestamp"
-        twin = twin_sql(d.names, {*d.names} - {*d.categories}) if _mostly_different(d) else "entity_key(CAST(customer_id AS VARCHAR))"
+        twin = (twin_sql(d.names, {*d.names} - {*d.categories}) if _mostly_different(d)
+                else "entity_key(CAST(customer_id AS VARCHAR))")
         names = ", ".join(map(quoted_name, d.names))
-        sql = f"SELECT row, customer_id, entity, event_timestamp, churn, {twin} AS twin, {names} FROM ({typed_sql(d, native, about)}) WHERE churn IS NOT NULL"
+        sql = (f"SELECT row, customer_id, entity, event_timestamp, churn, {twin} AS twin, {names} "
+               f"FROM ({typed_sql(d, native, about)}) WHERE churn IS NOT NULL")
         def check(made):
             _one_row_each(con, made, d)
             _still_numbers(con, d, native, made)
         return _write(con, sql, out, d, check)
 
+# %% ../nbs/50_describe.ipynb #08a8b173
 def _all_have_ids(con, d:Description, entity:str): # entity: SQL
     "Raises DataError."
     first, n = con.execute(f"SELECT min(row), count(*) FROM raw WHERE {entity} IS NULL").fetchone()
-    if n: raise DataError(f"{d.file}: row {first}, column {d.entity}: no id (rows like this: {n:,}); fill it in, or leave them out of the file")
+    if n:
+        raise DataError(f"{d.file}: row {first}, column {d.entity}: no id (rows like this: {n:,}); "
+                        "fill it in, or leave them out of the file")
 
 def _still_numbers(con, d:Description, native:list[bool], made:str): # made: SQL of the table
     "Raise DataError where a column of numbers has texts that were not there when it was described."
     known = {c.name for c in d.columns if c.use == "number"} - {f.column for f in d.findings if f.rule == "mixed"}
     checked = [(i, c) for i, c in enumerate(d.columns) if c.name in known and not native[i]]
     if not checked: return
-    gaps = con.execute("SELECT " + ", ".join(f"count(*) - count({quoted_name(c.name)})" for _, c in checked) + f" FROM {made}").fetchone()
+    gaps = con.execute("SELECT " + ", ".join(f"count(*) - count({quoted_name(c.name)})" for _, c in checked)
+                       + f" FROM {made}").fetchone()
     for n, (i, c) in zip(gaps, checked):
         if n <= c.gaps: continue # no more than there were: the file need not be read again
-        found = con.execute(f"SELECT row, c{i} FROM raw WHERE {text_sql(f'c{i}')} IS NOT NULL AND {feature_sql(d, c, i, False)} IS NULL LIMIT 1").fetchone()
-        if found: raise DataError(f"{d.file}: row {found[0]}, column {c.name}: {found[1]!r} is no number, and none were there when it was described; "
+        found = con.execute(f"SELECT row, c{i} FROM raw WHERE {text_sql(f'c{i}')} IS NOT NULL "
+                            f"AND {feature_sql(d, c, i, False)} IS NULL LIMIT 1").fetchone()
+        if found:
+            raise DataError(f"{d.file}: row {found[0]}, column {c.name}: {found[1]!r} is no number, "
+                            "and none were there when it was described; "
                                   "mend it, or describe the file again")
 
+# %% ../nbs/50_describe.ipynb #83e46ce6
 def _mostly_different(d:Description) -> bool:
     "Whether twins can be kept together."
     return not any(f.rule == "twins" and "too many" in f.sentence for f in d.findings)
@@ -516,19 +615,29 @@ def _mostly_different(d:Description) -> bool:
 def _events_sql(d:Description, r:dict[str, str], key:str) -> str:
     "SQL: the rows that are purchases."
     amount, quantity = r["amount"] if d.role("amount") else "0", r["quantity"] if d.role("quantity") else "1"
-    return f"""SELECT row AS event_id, customer_id, entity, CAST(event_timestamp AS TIMESTAMP) AS event_timestamp, CAST(coalesce(quantity, 1) AS INTEGER) AS quantity, amount
-        FROM (SELECT row, {key} AS customer_id, {r['entity']} AS entity, {r['event_timestamp']} AS event_timestamp, {quantity} AS quantity, {amount} AS amount FROM raw)
-        WHERE entity IS NOT NULL AND event_timestamp IS NOT NULL AND amount >= 0 AND amount < 1e14 AND isfinite(event_timestamp)"""
+    return (f"""SELECT row AS event_id, customer_id, entity, CAST(event_timestamp AS TIMESTAMP) AS event_timestamp, """
+            f"""CAST(coalesce(quantity, 1) AS INTEGER) AS quantity, amount
+        FROM (SELECT row, {key} AS customer_id, {r['entity']} AS entity, {r['event_timestamp']} AS event_timestamp, """
+            f"""{quantity} AS quantity, {amount} AS amount FROM raw)
+        WHERE entity IS NOT NULL AND event_timestamp IS NOT NULL AND amount >= 0 AND amount < 1e14 """
+            "AND isfinite(event_timestamp)")
 
+# %% ../nbs/50_describe.ipynb #2b37df4d
 def _left_out(con, d:Description) -> list[Finding]:
     "How many rows of a log are no purchases, by reason."
     r = _role_sql(d, _native(con))
-    each = {"entity": ("have no customer", f"{r['entity']} IS NULL"), "timestamp": ("have no time", f"{r['event_timestamp']} IS NULL")}
-    if d.role("amount"): each["amount"] = ("have no amount, or a negative one (a return)", f"{r['amount']} IS NULL OR {r['amount']} < 0")
-    counts = con.execute("SELECT " + ", ".join(f"count(*) FILTER (WHERE {sql})" for _, sql in each.values()) + " FROM raw").fetchone()
-    return [Finding("rows", d.role(role) or "", f"{d.role(role)}: {n:,} of {d.rows:,} rows {said}; left out", "changed") for (role, (said, _)), n in zip(each.items(), counts) if n]
+    each = {"entity": ("have no customer", f"{r['entity']} IS NULL"),
+            "timestamp": ("have no time", f"{r['event_timestamp']} IS NULL")}
+    if d.role("amount"):
+        each["amount"] = ("have no amount, or a negative one (a return)", f"{r['amount']} IS NULL OR {r['amount']} < 0")
+    counts = con.execute("SELECT " + ", ".join(f"count(*) FILTER (WHERE {sql})" for _, sql in each.values())
+                         + " FROM raw").fetchone()
+    return [Finding("rows", d.role(role) or "", f"{d.role(role)}: {n:,} of {d.rows:,} rows {said}; left out",
+                    "changed") for (role, (said, _)), n in zip(each.items(), counts) if n]
 
-def _write(con, sql:str, out:Path, d:Description, check=lambda made: None) -> dict[str, int]: # check: of the table, as SQL
+# %% ../nbs/50_describe.ipynb #cb8368df
+def _write(con, sql:str, out:Path, d:Description, check=lambda made: None,
+          ) -> dict[str, int]: # check: of the table, as SQL
     "Write a table whole or not at all. Raises DataError."
     tmp = out.with_name(f".{out.name}-{os.getpid()}")
     place = "'" + str(tmp).replace("'", "''") + "'"
@@ -547,18 +656,20 @@ def check_names(d:Description, file:Path|None=None) -> list[str]: # The file's n
     names = clean_names(_parquet_names(file) if file.suffix == ".parquet" else sniff(file)[1])[0]
     names = free_names(names, {c.name for c in d.columns if c.use in ROLES})[0]
     needed = [c.name for c in d.columns if file == d.file or c.use in ("number", "category")]
-    if lost := [n for n in needed if n not in names]: raise DataError(f"{file}: column {', '.join(lost[:5])} is missing; it is in the description of {d.name}")
+    if lost := [n for n in needed if n not in names]:
+        raise DataError(f"{file}: column {', '.join(lost[:5])} is missing; it is in the description of {d.name}")
     return names
 
 # %% ../nbs/50_describe.ipynb #23f72857
-_keys = {"kind", "name", "file", "label", "positive", "entity", "timestamp", "amount", "quantity", "horizon", "csv", "columns", "drop", "keep",
-         "features", "train", "gate", "drift", "simulation", "rows", "findings"}
+_keys = {"kind", "name", "file", "label", "positive", "entity", "timestamp", "amount", "quantity", "horizon", "csv",
+         "columns", "drop", "keep", "features", "train", "gate", "drift", "simulation", "rows", "findings"}
 
 def write_description(d:Description, path:Path):
     "Write a description, to be read and edited by people. Paths count from its folder."
     import tomlkit # where something is written
     t = tomlkit.document()
-    t.add(tomlkit.comment(f"How {d.file.name} is read. Correct what was guessed wrong; `use` is number, category or drop."))
+    t.add(tomlkit.comment(f"How {d.file.name} is read. Correct what was guessed wrong; "
+                          "`use` is number, category or drop."))
     t.update({"name": d.name, "kind": d.kind, "file": os.path.relpath(d.file.resolve(), path.resolve().parent)})
     t.update({r: d.role(r) for r in ROLES if d.role(r) and r != "event_id"})
     t.update({k: v for k, v in (("positive", d.positive), ("horizon", d.horizon), ("rows", d.rows)) if v})
@@ -567,28 +678,38 @@ def write_description(d:Description, path:Path):
     t["findings"] = [{k: v for k, v in vars(f).items() if v} for f in d.findings]
     columns = tomlkit.table(is_super_table=True)
     for c in d.columns:
-        columns[c.name] = {"use": c.use, "missing": list(c.missing), "distinct": c.distinct, "gaps": c.gaps, "shown": c.shown} | {k: v for k, v in (("form", c.form), ("why", c.why)) if v}
+        columns[c.name] = {"use": c.use, "missing": list(c.missing), "distinct": c.distinct, "gaps": c.gaps,
+                           "shown": c.shown} | {k: v for k, v in (("form", c.form), ("why", c.why)) if v}
     t["columns"] = columns
     atomic_write(path, tomlkit.dumps(t))
 
+# %% ../nbs/50_describe.ipynb #339faef4
 def read_description(path:Path) -> Description:
     "Read a description; what it leaves open is found out. Raises DataError."
     try: t = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise DataError(f"{path}: {' '.join(str(e).split())}") from None
-    if unknown := {*t} - _keys: raise DataError(f"{path}: unknown key {sorted(unknown)[0]}; it knows {', '.join(sorted(_keys))}")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise DataError(f"{path}: {' '.join(str(e).split())}") from None
+    if unknown := {*t} - _keys:
+        raise DataError(f"{path}: unknown key {sorted(unknown)[0]}; it knows {', '.join(sorted(_keys))}")
     if "file" not in t: raise DataError(f"{path}: it names no file; write file = \"customers.csv\"")
-    if t.get("kind", "snapshot") not in ("snapshot", "events"): raise DataError(f"{path}: kind = {t['kind']!r}; expected snapshot or events")
+    if t.get("kind", "snapshot") not in ("snapshot", "events"):
+        raise DataError(f"{path}: kind = {t['kind']!r}; expected snapshot or events")
     _check_types(t, path)
     columns, file = t.get("columns", {}), path.parent/t["file"]
     for n, c in columns.items():
-        if c.get("use", "drop") not in ("number", "category", "drop", "date", *ROLES): raise DataError(f"{path}: columns.{n}.use = {c['use']!r}; expected number, category or drop")
+        if c.get("use", "drop") not in ("number", "category", "drop", "date", *ROLES):
+            raise DataError(f"{path}: columns.{n}.use = {c['use']!r}; expected number, category or drop")
     settings = {s: t[s] for s in ("features", "train", "gate", "drift", "simulation") if s in t}
     if "rows" in t: _agrees(t, columns, path)
-    if "rows" not in t: return replace(_found_out(t, file, columns), settings=settings, name=t.get("name") or file.name.split(".")[0])
-    return Description(file, t.get("kind", "snapshot"), t.get("name") or file.name.split(".")[0], Csv(**t["csv"]) if "csv" in t else None,
-                       tuple(TableColumn(n, **{**c, "missing": tuple(c.get("missing", ()))}) for n, c in columns.items()), t.get("positive", ""), t.get("horizon"),
+    if "rows" not in t:
+        return replace(_found_out(t, file, columns), settings=settings, name=t.get("name") or file.name.split(".")[0])
+    return Description(file, t.get("kind", "snapshot"), t.get("name") or file.name.split(".")[0],
+                       Csv(**t["csv"]) if "csv" in t else None,
+                       tuple(TableColumn(n, **{**c, "missing": tuple(c.get("missing", ()))})
+                             for n, c in columns.items()), t.get("positive", ""), t.get("horizon"),
                        t["rows"], tuple(Finding(**{"column": "", **f}) for f in t.get("findings", [])), settings)
 
+# %% ../nbs/50_describe.ipynb #ec9fc84b
 def _agrees(t:dict, columns:dict, path:Path):
     "Raise DataError where a written description was edited in one of two places that say the same."
     if over := next((k for k in ("drop", "keep") if k in t), None):
@@ -596,23 +717,33 @@ def _agrees(t:dict, columns:dict, path:Path):
     for role in ROLES:
         uses = [n for n, c in columns.items() if c.get("use") == role]
         if role in t and uses != [t[role]]:
-            raise DataError(f"{path}: {role} = {t[role]!r}, but use = {role!r} is said of {', '.join(uses) or 'no column'}; change both, or describe the file again")
+            raise DataError(f"{path}: {role} = {t[role]!r}, but use = {role!r} is said of "
+                            f"{', '.join(uses) or 'no column'}; change both, or describe the file again")
 
+# %% ../nbs/50_describe.ipynb #2e71d569
 def _check_types(t:dict, path:Path):
     "Raise DataError for a value of the wrong type, and for a key that a table doesn't know."
     texts = {"kind", "name", "file", "label", "positive", "entity", "timestamp", "amount", "quantity"}
-    kinds = {**dict.fromkeys(texts, (str, "a text")), **dict.fromkeys(("rows", "horizon"), (int, "a whole number")), **dict.fromkeys(("drop", "keep", "findings"), (list, "a list")),
+    kinds = {**dict.fromkeys(texts, (str, "a text")), **dict.fromkeys(("rows", "horizon"), (int, "a whole number")),
+             **dict.fromkeys(("drop", "keep", "findings"), (list, "a list")),
              **dict.fromkeys(("csv", "columns", "features", "train", "gate"), (dict, "a table"))}
     for key, (kind, said) in kinds.items():
         if key in t and type(t[key]) is not kind: raise DataError(f"{path}: {key} = {t[key]!r}; expected {said}")
-    tables = {"csv": (t.get("csv", {}), Csv), **{f"columns.{n}": (c, TableColumn) for n, c in t.get("columns", {}).items()}}
+    tables = {"csv": (t.get("csv", {}), Csv),
+              **{f"columns.{n}": (c, TableColumn) for n, c in t.get("columns", {}).items()}}
     for name, (table, of) in tables.items():
-        if not isinstance(table, dict): raise DataError(f"{path}: {name} = {table!r}; expected a table, such as use = \"drop\"")
-        if unknown := {*table} - {f.name for f in fields(of)}: raise DataError(f"{path}: unknown key {name}.{sorted(unknown)[0]}; it knows {', '.join(f.name for f in fields(of))}")
+        if not isinstance(table, dict):
+            raise DataError(f"{path}: {name} = {table!r}; expected a table, such as use = \"drop\"")
+        if unknown := {*table} - {f.name for f in fields(of)}:
+            raise DataError(f"{path}: unknown key {name}.{sorted(unknown)[0]}; "
+                            f"it knows {', '.join(f.name for f in fields(of))}")
 
+# %% ../nbs/50_describe.ipynb #6d5466a6
 def _found_out(t:dict, file:Path, columns:dict) -> Description:
     "The description of a short one."
     of = lambda use: tuple(n for n, c in columns.items() if c.get("use") == use)
     roles = {r: t.get(r, "") for r in ("label", "entity", "timestamp", "amount", "quantity", "positive")}
-    return describe(file, t.get("kind", "snapshot"), **roles, horizon=t.get("horizon"), drop=(*t.get("drop", ()), *of("drop")),
-                    keep=(*t.get("keep", ()), *of("number"), *of("category")), categories=of("category"), numbers=of("number"))
+    return describe(file, t.get("kind", "snapshot"), **roles, horizon=t.get("horizon"),
+                    drop=(*t.get("drop", ()), *of("drop")),
+                    keep=(*t.get("keep", ()), *of("number"), *of("category")), categories=of("category"),
+                    numbers=of("number"))

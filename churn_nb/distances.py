@@ -12,7 +12,7 @@ __all__ = ['DriftInputError', 'sample', 'ks_pvalue', 'chi_square', 'pool_rare', 
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import Callable, Literal, NamedTuple
 import numpy as np
 
 # %% ../nbs/29_distances.ipynb #ccf66f05
@@ -106,7 +106,8 @@ def pool_rare(counts_ref, counts_cur, least:float=5) -> tuple[np.ndarray, np.nda
     if not rare: return r, c
     while rare < len(both) and both[order[-rare:]].sum() < need: rare += 1
     kept = np.sort(order[:-rare])
-    return tuple(np.append(v[kept], v[order[-rare:]].sum()) for v in (r, c))
+    pooled = lambda v: np.append(v[kept], v[order[-rare:]].sum())
+    return pooled(r), pooled(c)
 
 # %% ../nbs/29_distances.ipynb #1847f2a6
 def _tally_names(x, side:str) -> Counter:
@@ -200,7 +201,7 @@ class Staircase(NamedTuple):
     number: np.ndarray  # Kept values below each of them, and all kept values at the end
     skipped: np.ndarray # For each kept bucket, the values in lower buckets that weren't kept
     place: Callable     # Bucket of each value
-    def rank(self, z, side:str="right") -> np.ndarray: # `right`: at or below z; `left`: below z
+    def rank(self, z, side:Literal["left", "right"]="right") -> np.ndarray: # `right`: at or below z; `left`: below z
         return self.number[np.searchsorted(self.values, z, side)] + self.skipped[self.place(z)]
 
 def one_bucket(v:np.ndarray) -> np.ndarray: return np.zeros(len(v), np.int32)
@@ -245,7 +246,8 @@ def _counted(x:np.ndarray, y:np.ndarray) -> tuple[Staircase, Staircase]|None:
     lo, hi = min(int(x.min()), int(y.min())), max(int(x.max()), int(y.max()))
     if hi - lo > 4096 or max(-lo, hi) >= 2**53: return None
     numbers = (np.cumsum(np.bincount(v.astype(np.int64) - lo, minlength=hi - lo + 1)) for v in (x, y))
-    return tuple(Staircase(np.arange(lo, hi + 1), np.append(0, c), np.zeros(1, np.int64), one_bucket) for c in numbers)
+    X, Y = (Staircase(np.arange(lo, hi + 1), np.append(0, c), np.zeros(1, np.int64), one_bucket) for c in numbers)
+    return X, Y
 
 # %% ../nbs/29_distances.ipynb #abee6cf0
 def staircases(x:np.ndarray, # Values without nan
@@ -262,7 +264,8 @@ def staircases(x:np.ndarray, # Values without nan
     keep[np.searchsorted(F, at, side="right")] = True
     skipped = lambda count: np.cumsum(np.where(keep, 0, count))
     kept = lambda v, b: v[np.flatnonzero(np.take(keep, b))] # few are: quicker than v[np.take(keep, b)]
-    return *(staircase(kept(v, b), skipped(count), place) for v, b, count in sides), known
+    X, Y = (staircase(kept(v, b), skipped(count), place) for v, b, count in sides)
+    return X, Y, known
 
 # %% ../nbs/29_distances.ipynb #513c82ca
 def widest_gap(X:Staircase, Y:Staircase, n:int, m:int, known:int=0) -> int:
@@ -322,4 +325,4 @@ def tally_all(reference, # name -> sample: a dict of columns or a DataFrame
     "`tally` of each column, several at a time. Raises DriftInputError."
     pairs = [(reference[c], current[c]) for c in columns]
     if threads < 2: return [tally(x, y, bins) for x, y in pairs]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda pair: tally(*pair, bins), pairs))
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda pair: tally(*pair, bins=bins), pairs))

@@ -32,11 +32,14 @@ class Line:
 def _line(name:str, check, settings:Settings) -> Line:
     "Run one check; whatever it raises becomes a line."
     try: return Line(name, True, check(settings), 0)
-    except ModuleNotFoundError as e: return Line(name, True, f"not looked at: {e.name} is not installed here", 0) # `versions` knows whether it should be
+    except ModuleNotFoundError as e:
+        # `versions` knows whether it should be
+        return Line(name, True, f"not looked at: {e.name} is not installed here", 0)
     except Exception as e: # a check of what is broken may break in any way
         here = isinstance(e, (ValueError, WorkspaceError)) or type(e).__name__ == "RegistryError"
         said = " ".join(str(e).split())[:300]
-        return Line(name, False, said if isinstance(e, Ailment) else f"{type(e).__name__}: {said}", 2 if here and "Max retries" not in said else 4)
+        return Line(name, False, said if isinstance(e, Ailment) else f"{type(e).__name__}: {said}",
+                    2 if here and "Max retries" not in said else 4)
 
 # %% ../nbs/54_doctor.ipynb #cf2335b4
 def asked_for(requires:list[str], # As `importlib.metadata.requires` gives them
@@ -57,16 +60,21 @@ def unmet(wanted:list[Requirement], version=importlib.metadata.version) -> list[
             if not r.specifier.contains(v, prereleases=True): out[f"{r.name} is {v}, {r.specifier} is needed"] = 0
     return [*out]
 
+# %% ../nbs/54_doctor.ipynb #30d49699
 def check_versions(settings:Settings) -> str:
     "Python and packages are those that this package asks for. Raises Ailment."
-    meta, have = importlib.metadata.metadata("churn-nb"), {d.name.lower() for d in importlib.metadata.distributions() if d.name}
+    meta, have = importlib.metadata.metadata("churn-nb"), {d.name.lower() for d in importlib.metadata.distributions()
+                                                           if d.name}
     extra = "pipeline" if "mlflow" in have else "online" if "feast" in have else "serve"
     if not SpecifierSet(asked := meta["Requires-Python"] or "").contains(platform.python_version(), prereleases=True):
-        raise Ailment(f"Python is {platform.python_version()}, {asked} is needed; make the environment anew: `make setup`")
+        raise Ailment(f"Python is {platform.python_version()}, {asked} is needed; make the environment anew: "
+                      "`make setup`")
     wanted = asked_for(importlib.metadata.requires("churn-nb") or [], extra)
-    if wrong := unmet(wanted): raise Ailment(f"{'; '.join(wrong)}; `pip install \"churn-nb[{extra}]\"`, or `make setup`")
+    if wrong := unmet(wanted):
+        raise Ailment(f"{'; '.join(wrong)}; `pip install \"churn-nb[{extra}]\"`, or `make setup`")
     main = [n for n in ("onnxruntime", "fastapi", "duckdb", "feast", "mlflow", "scikit-learn") if n in have]
-    return f"Python {platform.python_version()}, {len({r.name for r in wanted})} packages as [{extra}] asks: " + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in main)
+    return (f"Python {platform.python_version()}, {len({r.name for r in wanted})} packages as [{extra}] asks: "
+            + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in main))
 
 # %% ../nbs/54_doctor.ipynb #d8d41c42
 def check_settings(settings:Settings) -> str:
@@ -86,9 +94,12 @@ def check_memory(settings:Settings, need_mb:int=300) -> str:
     if not info.exists(): return "not known on this system"
     mb = {k: int(v.split()[0])//1024 for k, v in (line.split(":") for line in info.read_text().splitlines())}
     if mb["MemAvailable"] < need_mb:
-        raise Ailment(f"{mb['MemAvailable']} MB free, {need_mb} MB needed; stop something, or lower CHURN_FEATURES_MEMORY_LIMIT and CHURN_TRAIN_N_JOBS")
-    return f"{mb['MemAvailable']/1024:.1f} of {mb['MemTotal']/1024:.1f} GB free; a feature query takes up to {settings.features.memory_limit}"
+        raise Ailment(f"{mb['MemAvailable']} MB free, {need_mb} MB needed; "
+                      "stop something, or lower CHURN_FEATURES_MEMORY_LIMIT and CHURN_TRAIN_N_JOBS")
+    return (f"{mb['MemAvailable']/1024:.1f} of {mb['MemTotal']/1024:.1f} GB free; "
+            f"a feature query takes up to {settings.features.memory_limit}")
 
+# %% ../nbs/54_doctor.ipynb #a62395d5
 def check_data(settings:Settings) -> str:
     "The data file is there and is the one that its pointer means. Raises DataError."
     from churn_nb.data import data_hash # each check imports what it needs
@@ -96,7 +107,8 @@ def check_data(settings:Settings) -> str:
 
 def check_code(settings:Settings) -> str:
     "The commit that a run would be known by."
-    git = lambda *a: subprocess.run(["git", *a], cwd=settings.paths.notebooks, capture_output=True, text=True, timeout=20)
+    git = lambda *a: subprocess.run(["git", *a], cwd=settings.paths.notebooks, capture_output=True, text=True,
+                                    timeout=20)
     try: head = git("rev-parse", "--short", "HEAD")
     except OSError: return "no git here: a run is known by its data alone"
     if head.returncode: return "not a git repository: a run is known by its data alone"
@@ -113,7 +125,9 @@ def check_stores(settings:Settings) -> str:
         r = Redis(url.hostname, url.port, int(url.path.strip("/") or 0), os.environ.get("CHURN_REDIS_PASSWORD") or None,
                   ssl=url.scheme == "rediss", socket_timeout=2, socket_connect_timeout=2)
         try: r.ping()
-        except exceptions.RedisError as e: raise ConnectionError(f"{settings.stores.online} does not answer ({type(e).__name__}); start it, or change CHURN_STORES_ONLINE") from None
+        except exceptions.RedisError as e:
+            raise ConnectionError(f"{settings.stores.online} does not answer ({type(e).__name__}); "
+                                  "start it, or change CHURN_STORES_ONLINE") from None
         finally: r.close()
         said[0] += " answers"
     if settings.stores.tracking_uri:
@@ -123,14 +137,17 @@ def check_stores(settings:Settings) -> str:
     n = len([*offline_folder(settings).glob("*.parquet")]) if offline_folder(settings).is_dir() else 0
     return ", ".join(["online: " + said[0], *said[1:], f"offline: {n} files ({settings.stores.offline})"])
 
+# %% ../nbs/54_doctor.ipynb #9928b485
 def check_features(settings:Settings) -> str:
     "The online store is the one of the settings and equals the log. Raises Ailment."
     ws, todo = Workspace(settings.paths.workspace), "; run `churn materialize`"
-    if not (ws.feast/"feature_store.yaml").exists() or settings.data.kind == "events" and not ws.base.exists(): return "empty; `churn run` fills it"
+    if not (ws.feast/"feature_store.yaml").exists() or settings.data.kind == "events" and not ws.base.exists():
+        return "empty; `churn run` fills it"
     from churn_nb.features import open_store, parity # each check imports what it needs
     store = open_store(settings)
     there = getattr(store.config.online_store, "connection_string", "").partition(",")[0]
-    if there != urlsplit(settings.stores.online).netloc: raise Ailment(f"{there or 'sqlite'} is in use, the settings say {settings.stores.online}{todo}")
+    if there != urlsplit(settings.stores.online).netloc:
+        raise Ailment(f"{there or 'sqlite'} is in use, the settings say {settings.stores.online}{todo}")
     n, wrong, behind = parity(settings, store, some=500)
     if wrong: raise Ailment(f"{len(wrong)} of {n} customers differ from the log, such as {wrong[0]}{todo}")
     if behind: raise Ailment(f"{behind} customers have events that are not in their features{todo}")
@@ -143,26 +160,33 @@ def _aliases(settings:Settings) -> dict|None:
     from churn_nb.registry import connect, head, read_log, replay, version_of # each check imports what it needs
     client = connect(settings)
     last = head(replay(read_log(client, settings)))
-    return {a: version_of(client, settings, a) for a in ("champion", "challenger", "previous")} | {"log": last and last["version"]}
+    return ({a: version_of(client, settings, a) for a in ("champion", "challenger", "previous")}
+            | {"log": last and last["version"]})
 
 def check_registry(settings:Settings) -> str:
-    "The champion's alias is the one that the log of decisions ends with. Raises Ailment, RegistryError, ConnectionError."
+    """The champion's alias is the one that the log of decisions ends with.
+    Raises Ailment, RegistryError, ConnectionError."""
     if (found := _aliases(settings)) is None: return "empty; `churn run` fills it"
     alias, log = found["champion"], found.pop("log")
-    if log and alias != log: raise Ailment(f"champion is version {alias}, the log of decisions says {log}; `churn history` puts the alias back")
+    if log and alias != log:
+        raise Ailment(f"champion is version {alias}, the log of decisions says {log}; "
+                      "`churn history` puts the alias back")
     return ", ".join(f"{a} {v or 'none'}" for a, v in found.items())
 
+# %% ../nbs/54_doctor.ipynb #bc625006
 def check_bundle(settings:Settings) -> str:
     "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, Ailment."
     from churn_nb.bundle import current_bundle # each check imports what it needs
     from churn_nb.guard import trust
     from churn_nb.serve import Model
-    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None: return "none yet; `churn run` makes one"
+    if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
+        return "none yet; `churn run` makes one"
     version = Model.load(b, settings.serve.threads, **trust(settings.serve)).manifest.version
     what = f"version {version}, {'hashes, signature' if settings.serve.public_key else 'hashes'} and self test hold"
     try: champion = (_aliases(settings) or {}).get("champion")
     except (ImportError, ConnectionError): return f"{what}; the registry could not be asked" # its own line says why
-    if champion and champion != version: raise Ailment(f"version {version} is served, champion is {champion}; `churn step 04_serve` brings it")
+    if champion and champion != version:
+        raise Ailment(f"version {version} is served, champion is {champion}; `churn step 04_serve` brings it")
     return what
 
 # %% ../nbs/54_doctor.ipynb #a151f8bd
@@ -176,34 +200,48 @@ def _ready_at(host:str, port:int) -> dict|None:
     except (OSError, http.client.HTTPException, ValueError, TypeError): return None
     finally: c.close()
 
+# %% ../nbs/54_doctor.ipynb #e74e078c
 def check_port(settings:Settings) -> str:
     "The API's port is free, or our API answers there with the served version. Raises Ailment."
     host, port = settings.serve.host.replace("0.0.0.0", "127.0.0.1"), settings.serve.port
     if port == 0: return "any free one"
     try: socket.create_connection((host, port), 3).close()
     except OSError: return f"{port} is free"
-    if (said := _ready_at(host, port)) is None: raise Ailment(f"{port} is in use by another program; choose another: `churn serve --port N`, or CHURN_SERVE_PORT")
-    if (version := said.get("model_version")) is None: raise Ailment(f"the API at {port} is not ready: {said.get('detail') or said['title']}")
-    if why := said.get("refused"): raise Ailment(f"the API at {port} serves version {version} and refuses the newer bundle: {why}")
+    if (said := _ready_at(host, port)) is None:
+        raise Ailment(f"{port} is in use by another program; choose another: `churn serve --port N`, "
+                      "or CHURN_SERVE_PORT")
+    if (version := said.get("model_version")) is None:
+        raise Ailment(f"the API at {port} is not ready: {said.get('detail') or said['title']}")
+    if why := said.get("refused"):
+        raise Ailment(f"the API at {port} serves version {version} and refuses the newer bundle: {why}")
     link = Workspace(settings.paths.workspace).bundles/"current"
     if link.is_symlink() and (here := os.readlink(link)) != version:
-        raise Ailment(f"the API at {port} serves version {version}, the bundle here is {here}; it is another workspace's, or start it again: `churn serve`")
+        raise Ailment(f"the API at {port} serves version {version}, the bundle here is {here}; "
+                      "it is another workspace's, or start it again: `churn serve`")
     return f"{port}: the API answers with version {version}"
 
+# %% ../nbs/54_doctor.ipynb #9345abe8
 def check_triton(settings:Settings) -> str:
     "Triton is ready where it scores. Raises ConnectionError."
     if settings.serve.backend != "triton": return "not asked for; ONNX Runtime scores"
-    from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc # each check imports what it needs
+    # each check imports what it needs
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
     import grpc
     with grpc.insecure_channel(settings.triton.url) as channel:
-        try: ready = service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerReady(service_pb2.ServerReadyRequest(), timeout=3).ready
-        except grpc.RpcError as e: raise ConnectionError(f"Triton at {settings.triton.url} does not answer ({e.code().name}); start it, or CHURN_SERVE_BACKEND=onnxruntime") from None
+        try:
+            ready = service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerReady(
+                service_pb2.ServerReadyRequest(), timeout=3).ready
+        except grpc.RpcError as e:
+            raise ConnectionError(f"Triton at {settings.triton.url} does not answer ({e.code().name}); "
+                                  "start it, or CHURN_SERVE_BACKEND=onnxruntime") from None
     if not ready: raise ConnectionError(f"Triton at {settings.triton.url} is not ready; look at its log")
     return f"{settings.triton.url} is ready"
 
 # %% ../nbs/54_doctor.ipynb #e969bd18
-CHECKS = {"settings": check_settings, "versions": check_versions, "workspace": check_workspace, "memory": check_memory, "code": check_code, "data": check_data,
-          "stores": check_stores, "features": check_features, "registry": check_registry, "bundle": check_bundle, "port": check_port, "triton": check_triton}
+CHECKS = {"settings": check_settings, "versions": check_versions, "workspace": check_workspace, "memory": check_memory,
+          "code": check_code, "data": check_data,
+          "stores": check_stores, "features": check_features, "registry": check_registry, "bundle": check_bundle,
+          "port": check_port, "triton": check_triton}
 
 def examine(settings:Settings, checks:dict|None=None) -> list[Line]:
     "Every check's line; the worst `code` of them is the exit code of `churn doctor`. Raises nothing."

@@ -9,13 +9,18 @@ __all__ = ['levels', 'ks', 'bin_counts', 'psi', 'band', 'benjamini_hochberg', 'F
 # %% ../nbs/03_drift.ipynb #1369042c
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 import numpy as np
 from .clusters import permutation_pvalues
 from .distances import (DriftInputError, category_counts, chi_square, jensen_shannon, ks_pvalue,
                                 missing_change, pool_rare, psi_of_shares, sample, shares, tally,
                                 unseen_and_vanished)
-from .drift_views import as_html, evidently_html
-from .settings import Drift, atomic_write
+from .drift_views import as_html
+from .drift_views import evidently_html # noqa: F401 # for who asks this module
+from .settings import Drift
+
+# %% ../nbs/03_drift.ipynb #fe8788e2
+if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations
 
 # %% ../nbs/03_drift.ipynb #fe2b24d9
 def _widest_gap(x:np.ndarray, # Sorted values
@@ -124,6 +129,7 @@ def _infinite(x, y) -> str:
     found = [(int(np.isinf(s).sum()), side) for s, side in ((x, "reference"), (y, "current"))]
     return ", ".join(f"{n} infinite in {side}" for n, side in found if n)
 
+# %% ../nbs/03_drift.ipynb #871ac1bb
 def numbers_drift(name:str, # Goes into the row
                   x, y,     # 1-D numeric samples, nan = missing: reference and current
                   bins:int,
@@ -131,8 +137,8 @@ def numbers_drift(name:str, # Goes into the row
     "Compare one feature of numbers. Raises DriftInputError."
     missing = [int(np.isnan(s).sum()) for s in (x, y)]
     void = [side for side, s, n in zip(("reference", "current"), (x, y), missing) if n == len(s)]
-    known = {"n_reference": len(x), "n_current": len(y), "missing_reference": missing[0]/len(x),
-             "missing_current": missing[1]/len(y)}
+    known:dict = {"n_reference": len(x), "n_current": len(y), "missing_reference": missing[0]/len(x),
+                  "missing_current": missing[1]/len(y)}
     trouble = f"all missing in {' and '.join(void)}" if void else _infinite(x, y)
     if len(void) == 2: return FeatureDrift(name, "unusable", trouble=trouble, **known)
     p = [missing_change(missing[0], len(x), missing[1], len(y))[1]]*any(missing)
@@ -153,7 +159,8 @@ def categories_drift(name:str,
                      x, y, # 1-D arrays of text, None or nan = missing: reference and current
                     ) -> FeatureDrift:
     "Compare one feature of categories; missing is a category of its own."
-    names, *counts = category_counts(x, y)
+    names, before, now = category_counts(x, y)
+    counts = before, now
     unseen, vanished = unseen_and_vanished(names, *counts)
     remark = "; ".join(f"{what}: {_some(list(found))}" for what, found in (("unseen", unseen), ("vanished", vanished))
                        if len(found))
@@ -231,6 +238,26 @@ def verdicts(rows:list[FeatureDrift], drift:Drift,
                        importance=gains.get(r.name, 0.)/total if importance else None)
     return sorted(map(judge, rows), key=lambda r: (-r.weight, -levels.index(r.level), r.name))
 
+# %% ../nbs/03_drift.ipynb #d39ee929
+def drift_report(reference:"pd.DataFrame",    # Rows the model was trained on
+                 current:"pd.DataFrame",      # Rows it is asked about now
+                 drift:Drift,                 # Bins, bands, alpha
+                 columns:list[str]|None=None, # Default: every column of either table, but not that of the customers
+                 customers:str|None=None,     # Column of their ids: where they repeat, whole customers are permuted
+                 importance:dict[str, float]|None=None,
+                 seed:int=0,                  # Of the permutations
+                ) -> DriftReport:
+    "Compare two tables column by column. Raises DriftInputError where there is no column to compare."
+    columns = list(dict.fromkeys([*reference.columns, *current.columns])) if columns is None else list(columns)
+    if not (columns := [c for c in columns if c != customers]): raise DriftInputError("no columns to compare")
+    rows = [compare_column(reference, current, c, drift) for c in columns]
+    known = customers and all(customers in f.columns for f in (reference, current))
+    ids = _codes(reference, current, customers) if known else None
+    repeated = ids is not None and len(np.unique(np.concatenate(ids))) < len(reference) + len(current)
+    if repeated: rows = _by_customer(rows, reference, current, ids, drift, seed)
+    return DriftReport(verdicts(rows, drift, importance), drift, len(reference), len(current), repeated)
+
+# %% ../nbs/03_drift.ipynb #c9ed31bb
 def _codes(reference, current, customers:str) -> tuple[np.ndarray, np.ndarray]:
     "A number for each customer, the same on both sides; a row without an id is a customer of its own."
     import pandas as pd # here: the statistics need numpy alone
@@ -247,29 +274,11 @@ def _by_customer(rows:list[FeatureDrift], reference, current, ids:tuple, drift:D
     X, Y = (np.column_stack([number(f, n) for n in names] + [np.isnan(number(f, n)).astype(float) for n in gaps])
             for f in (reference, current))
     rounds = max(drift.permutations, int(np.ceil(2*len(rows)/drift.alpha))) # fewer could never be significant
-    _, p = permutation_pvalues(X, Y, *ids, rounds, seed)
+    _, p = permutation_pvalues(X, Y, *ids, rounds=rounds, seed=seed)
     found = {n: [v] for n, v in zip(names, p)}
     for n, v in zip(gaps, p[len(names):]): found[n].append(v)
     found = {n: [v for v in vs if v == v] for n, vs in found.items()}
     return [replace(r, pvalue=float(min(1., len(v)*min(v)))) if (v := found.get(r.name)) else r for r in rows]
-
-def drift_report(reference:"pd.DataFrame",    # Rows the model was trained on
-                 current:"pd.DataFrame",      # Rows it is asked about now
-                 drift:Drift,                 # Bins, bands, alpha
-                 columns:list[str]|None=None, # Default: every column of either table, but not that of the customers
-                 customers:str|None=None,     # Column of their ids: where they repeat, whole customers are permuted
-                 importance:dict[str, float]|None=None,
-                 seed:int=0,                  # Of the permutations
-                ) -> DriftReport:
-    "Compare two tables column by column. Raises DriftInputError where there is no column to compare."
-    columns = list(dict.fromkeys([*reference.columns, *current.columns])) if columns is None else list(columns)
-    if not (columns := [c for c in columns if c != customers]): raise DriftInputError("no columns to compare")
-    rows = [compare_column(reference, current, c, drift) for c in columns]
-    known = customers and all(customers in f.columns for f in (reference, current))
-    ids = known and _codes(reference, current, customers)
-    repeated = bool(ids) and len(np.unique(np.concatenate(ids))) < len(reference) + len(current)
-    if repeated: rows = _by_customer(rows, reference, current, ids, drift, seed)
-    return DriftReport(verdicts(rows, drift, importance), drift, len(reference), len(current), repeated)
 
 # %% ../nbs/03_drift.ipynb #f6772c5a
 def _read(path:Path) -> "pd.DataFrame":

@@ -8,8 +8,12 @@ __all__ = ['bars', 'badge', 'number', 'table', 'as_html', 'evidently_html']
 # %% ../nbs/34_drift_views.ipynb #461cc755
 import html, warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 import numpy as np
 from .settings import atomic_write
+
+# %% ../nbs/34_drift_views.ipynb #c25a1e63
+if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations
 
 # %% ../nbs/34_drift_views.ipynb #decd3bb1
 def bars(reference:list[int], # Rows in each bin

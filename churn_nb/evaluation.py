@@ -142,7 +142,8 @@ class Ranking:
         "Sum the weights, rows in the order of `order`, shape (rounds, n), over the rows of equal score."
         ones = w*self.y
         if len(self.starts) == len(self.y): return ones, w - ones
-        return tuple(np.add.reduceat(v, self.starts, axis=1) for v in (ones, w - ones))
+        summed = lambda v: np.add.reduceat(v, self.starts, axis=1)
+        return summed(ones), summed(w - ones)
     @staticmethod
     def auc(ones:np.ndarray, zeros:np.ndarray) -> np.ndarray: # Shape (rounds,); nan where a class has no weight
         "Share of the weight of (1, 0) pairs that is in order; a tie is half in order."

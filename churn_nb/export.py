@@ -169,7 +169,8 @@ def to_onnx(model:BaseEstimator, # Fitted classifier on a matrix of k columns; C
     with hushed():
         graph = convert_sklearn(inner, name="churn", initial_types=start, options={id(inner): {"zipmap": False}},
                                 target_opset={"": 17, "ai.onnx.ml": 3})
-    _finish(graph, *(_encoder(hot) if hot else (graph.graph.input[:], [], [])), getattr(model, "calibrator", None))
+    _finish(graph, *(_encoder(hot) if hot else (graph.graph.input[:], [], [])),
+            calibrator=getattr(model, "calibrator", None))
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString()
 

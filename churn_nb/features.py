@@ -18,7 +18,8 @@ from .log import (Segments, compact, connection, copy_parquet, customers_of, log
                           write_base, write_parquet)
 from .settings import Settings, Workspace, atomic_write
 from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
-from .store import FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time, spare_feast, utc, write_config
+from .store import (FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time,
+                            spare_feast, utc, write_config)
 
 # %% ../nbs/00_features.ipynb #7736ea47
 def window_name(hours:int) -> str:
@@ -32,7 +33,8 @@ def perishable(settings:Settings) -> list[str]:
     return [f"transactions_{n}" for n in w] + [f"spend_{n}" for n in w]
 
 def feature_names(settings:Settings) -> list[str]:
-    "Names of all features, in the order of every table and matrix. Raises DataError for a snapshot that was not read yet."
+    """Names of all features, in the order of every table and matrix.
+    Raises DataError for a snapshot that was not read yet."""
     if settings.data.kind == "snapshot": return names_of(settings)
     return [*perishable(settings), *LIFETIME, *OF_THE_MOMENT]
 
@@ -41,7 +43,8 @@ LIFETIME = ["transactions_total", "spend_total"]
 # %% ../nbs/00_features.ipynb #170125b9
 def feature_descriptions(settings:Settings) -> dict[str, str]:
     "What each feature means, in words for the API's documentation."
-    if settings.data.kind == "snapshot": return {n: f"column {n} of {settings.data.dataset}" for n in names_of(settings)}
+    if settings.data.kind == "snapshot":
+        return {n: f"column {n} of {settings.data.dataset}" for n in names_of(settings)}
     last = {window_name(h): f"in the last {h} hours" if h <= 24 else f"in the last {h // 24} days"
             for h in settings.features.windows_hours}
     return ({f"transactions_{w}": f"purchases {s}" for w, s in last.items()} |
@@ -53,13 +56,19 @@ def feature_descriptions(settings:Settings) -> dict[str, str]:
 
 # %% ../nbs/00_features.ipynb #7077c599
 def known_sql() -> str: # Reads table `events`: times with a zone, every event once; DuckDB's dialect
-    "Events with the moment from which each is known, exact amounts, and whether an event is the first known of its second."
+    "Each event with `known_at`, its exact amount, and whether it is the first known of its second."
     return """SELECT customer_id, event_timestamp, known_at, usd,
   lag(second) OVER (PARTITION BY customer_id ORDER BY second, known_at) IS DISTINCT FROM second AS new_moment
 FROM (SELECT customer_id, event_timestamp, CAST(amount AS DECIMAL(18, 4)) AS usd,
              greatest(created_timestamp, event_timestamp + INTERVAL 1 MICROSECOND) AS known_at,
              CAST(floor(epoch(event_timestamp)) AS BIGINT) AS second
       FROM events) AS e"""
+
+def _tables(con, source:str, twice:bool, where:str="TRUE"):
+    "Table `known` of the events in `source`; where an event may be in it `twice`, the first delivery counts."
+    first = "QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY created_timestamp) = 1" if twice else ""
+    con.execute(f"CREATE OR REPLACE TEMP VIEW events AS SELECT * FROM {source} WHERE {where} {first}")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE known AS {known_sql()}")
 
 # %% ../nbs/00_features.ipynb #aa634120
 def windows_sql(windows_hours:list[int], # Window lengths, hours
@@ -86,7 +95,7 @@ def with_request_time(stored:pd.DataFrame, # As `windows_sql` gives it
     "Add the features of the moment, as of each row's `event_timestamp`."
     now = stored.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
     df = stored.assign(created_timestamp=stored.event_timestamp,
-                       **request_time(*(stored[n] for n in FACTS), now))
+                       **request_time(*(stored[n] for n in FACTS), now=now))
     return df[["customer_id", "event_timestamp", "created_timestamp", *names]].astype(
         {n: "float32" for n in names})
 
@@ -103,13 +112,6 @@ def point_in_time(
     stored = pd.concat([con.execute(windows_sql(windows_hours, a)).df() for a in moments], ignore_index=True)
     names = [c for c in stored.columns[2:] if c not in FACTS] + OF_THE_MOMENT
     return with_request_time(stored, names)
-
-# %% ../nbs/00_features.ipynb #2c701c00
-def _tables(con, source:str, twice:bool, where:str="TRUE"):
-    "Table `known` of the events in `source`; where an event may be in it `twice`, the first delivery counts."
-    first = "QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY created_timestamp) = 1" if twice else ""
-    con.execute(f"CREATE OR REPLACE TEMP VIEW events AS SELECT * FROM {source} WHERE {where} {first}")
-    con.execute(f"CREATE OR REPLACE TEMP TABLE known AS {known_sql()}")
 
 # %% ../nbs/00_features.ipynb #b2d42ed0
 def labels(events:pd.DataFrame,       # customer_id, event_timestamp (UTC)
@@ -148,7 +150,6 @@ def offline_folder(settings:Settings) -> Path:
     "The offline store: a parquet file for each as-of date and each push."
     return Workspace(settings.paths.workspace).feast/"customer_features"
 
-# %% ../nbs/00_features.ipynb #eea7fa9d
 def _at_request(inputs):
     from churn_nb.store import FACTS, request_time # Feast keeps this function as text: it brings what it needs
     given = [inputs[n] for n in [*FACTS, "request_timestamp"]]
@@ -178,12 +179,12 @@ def feature_objects(settings:Settings) -> list:
     history = FileSource(name="customer_history", path=folder, timestamp_field="event_timestamp",
                          created_timestamp_column="created_timestamp", file_format=ParquetFormat())
     pushes = PushSource(name="customer_push", batch_source=history)
-    windows = [Field(name=n, dtype=Float32) for n in perishable(settings)]
-    lifetime = [Field(name=n, dtype=t) for n, t in [*((n, Float32) for n in LIFETIME), *((n, Int64) for n in FACTS)]]
+    recent = [Field(name=n, dtype=Float32) for n in perishable(settings)]
+    ever = [Field(name=n, dtype=t) for n, t in [*((n, Float32) for n in LIFETIME), *((n, Int64) for n in FACTS)]]
     windows, lifetime = (
         FeatureView(name=name, entities=[customer], source=pushes, schema=schema, online=True, ttl=timedelta(days=days))
-        for name, schema, days in (("customer_windows", windows, settings.features.ttl_days),
-                                   ("customer_lifetime", lifetime, 0)))
+        for name, schema, days in (("customer_windows", recent, settings.features.ttl_days),
+                                   ("customer_lifetime", ever, 0)))
     moment = _on_demand(lifetime)
     return [customer, history, pushes, windows, lifetime, moment,
             FeatureService(name="churn_v1", features=[windows, lifetime, moment]),
@@ -270,13 +271,12 @@ def online(store, customer_ids:list[int], settings:Settings,
             entity_rows=[{"customer_id": int(c), "request_timestamp": now} for c in customer_ids])
     return got.to_df().set_index("customer_id")[feature_names(settings)].astype("float32")
 
-# %% ../nbs/00_features.ipynb #7c87bd09
+# %% ../nbs/00_features.ipynb #42a67a32
 def _tick(settings:Settings) -> datetime:
     "The time of a refresh: the present, but always after the refresh before, so that no two rows of a customer tie."
     last = refreshed(settings)["tick"]
     return max(present(settings), utc(last) + timedelta(microseconds=1)) if last else present(settings)
 
-# %% ../nbs/00_features.ipynb #42a67a32
 def refresh(settings:Settings, store,
             customers:list[int]|None=None, # None: all
             keep:bool=True,                # Add the rows to the history as well
@@ -359,10 +359,12 @@ def _build_snapshot(settings:Settings, customers:int) -> dict:
     atomic_write(marker, _made_from(settings, customers, read))
     return {"dataset": settings.data.dataset, "customers_asked": customers, "data_hash": read, **made}
 
+# %% ../nbs/00_features.ipynb #5ca1e006
 def build(settings:Settings,
           customers:int=0, # About how many customers; 0: all
          ) -> dict:        # Rows by split, customers, as-of dates, data hash
-    "The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store. A snapshot has its features."
+    """The whole step: event log -> features at all dates -> Feast -> labelled rows -> online store.
+    A snapshot has its features."""
     if settings.data.kind == "snapshot": return _build_snapshot(settings, customers)
     everyone, ws = load_events(settings), Workspace(settings.paths.workspace)
     with pushed(settings).lock: # an event that comes in between waits, and counts for the next build
@@ -372,7 +374,8 @@ def build(settings:Settings,
         write_base(settings, some_customers(everyone, customers), one_in(everyone, customers))
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
-    if settings.data.description and settings.features.serve_as_of != "now": move_clock(settings, present(settings)) # for an API that has no description
+    if settings.data.description and settings.features.serve_as_of != "now":
+        move_clock(settings, present(settings)) # for an API that has no description
     store = apply_store(settings)
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
     ends = max(everyone.event_timestamp.max(), log.event_timestamp.max()).normalize() + pd.Timedelta(days=1)

@@ -61,6 +61,7 @@ def tensor_trouble(t, # TensorProto
     if min(t.dims, default=0) < 0: return f"{called} has a negative dimension"
     there = len(t.raw_data)/size if t.raw_data and size else sum(len(getattr(t, f)) for f in _lists)
     if there != (n := math.prod(t.dims)): return f"{called} is of {n} numbers by its shape and holds {there:g}"
+    return None
 
 # %% ../nbs/38_guard.ipynb #719eb366
 _operators = {
@@ -88,6 +89,7 @@ def part_trouble(part, top, # A message, and the graph that may be there
     if kind != "NodeProto": return None
     if part.op_type not in _operators.get(_domain(part.domain), ()) or part.overload:
         return f"operator {_shown(part.op_type)} of domain {_shown(part.domain or 'ai.onnx')} is not one that is served"
+    return None
 
 def version_trouble(model) -> str|None:
     "The same of the versions that the file asks for."
@@ -96,6 +98,7 @@ def version_trouble(model) -> str|None:
         if (d := _domain(o.domain)) not in _versions: return f"operators of domain {_shown(d)} are not served"
         low, high = _versions[d]
         if not low <= o.version <= high: return f"operator set {d or 'ai.onnx'} {o.version}; {low} to {high} are read"
+    return None
 
 # %% ../nbs/38_guard.ipynb #64bef051
 def _say(value) -> str:
@@ -114,6 +117,7 @@ def signature_trouble(g, m:Manifest) -> str|None:
     for what, values, want in (("input", g.input, want_in), ("output", g.output, want_out)):
         there = "; ".join(map(_say, values[:5]))
         if there != want: return f"{what} is {there or 'missing'}, the manifest says {want}"
+    return None
 
 # %% ../nbs/38_guard.ipynb #41c22116
 def check_onnx(data:bytes, manifest:Manifest,

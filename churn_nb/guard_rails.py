@@ -43,11 +43,14 @@ def leaks(name:str, x:np.ndarray, y:np.ndarray, # x: numbers with nan, or texts 
     if min(y.sum(), (1 - y).sum()) < few: return ""
     gap = pd.isna(x)
     if gap.any() and explained(gap, y) >= .95:
-        return f"{name}: it is {'empty' if y[gap].mean() > .5 else 'filled'} only for those who left, so it was written down afterwards; left out"
+        return (f"{name}: it is {'empty' if y[gap].mean() > .5 else 'filled'} only for those who left, "
+                "so it was written down afterwards; left out")
     if x.dtype.kind == "f" and (auc := max(a := auc_of(x, y), 1 - a)) >= .995 and (~gap).mean() > .5:
-        return f"{name}: it tells those who left from the others by itself (AUC {auc:.3f}), so it knows the answer; left out"
+        return (f"{name}: it tells those who left from the others by itself (AUC {auc:.3f}), so it knows the answer; "
+                "left out")
     if x.dtype.kind != "f" and (share := explained(np.where(gap, "", x.astype(str)), y)) >= .95:
-        return f"{name}: its values alone say who left ({share:.0%} of what the base rate gets wrong), so it knows the answer; left out"
+        return (f"{name}: its values alone say who left ({share:.0%} of what the base rate gets wrong), "
+                "so it knows the answer; left out")
     return ""
 
 # %% ../nbs/55_guard_rails.ipynb #68d43920
@@ -57,8 +60,10 @@ def useless(name:str, kind:str, # number or category
     if not known: return f"{name}: it is empty; left out"
     if distinct <= 1 and known == rows: return f"{name}: it has the same value in all {rows:,} rows; left out"
     if kind == "number" and whole and rows >= 50 and known == rows and distinct >= .97*rows and high is not None:
-        if high - low + 1 <= 1.05*rows or low >= 100_000: return f"{name}: a whole number of its own for every row is an id; left out"
-    if kind == "category" and distinct > 1000: return f"{name}: about {distinct:,} different texts are ids or prose; left out"
+        if high - low + 1 <= 1.05*rows or low >= 100_000:
+            return f"{name}: a whole number of its own for every row is an id; left out"
+    if kind == "category" and distinct > 1000:
+        return f"{name}: about {distinct:,} different texts are ids or prose; left out"
     if kind == "category" and rows >= 20 and distinct > .5*known and distinct > 20:
         return f"{name}: about {distinct:,} different texts in {known:,} rows are ids or prose; left out"
     return ""
@@ -73,12 +78,14 @@ def _late_dates(con, d, times:dict[str, str]) -> list[Finding]: # times: column 
     "Dates that lie after the row's own time."
     out, as_of = [], times.get(d.timestamp)
     for name in [c.name for c in d.columns if c.use == "date"]*(as_of is not None):
-        n, known = con.execute(f"SELECT count(*) FILTER (WHERE t > as_of), count(t) FROM (SELECT {times[name]} AS t, {as_of} AS as_of FROM raw)").fetchone()
+        n, known = con.execute("SELECT count(*) FILTER (WHERE t > as_of), count(t) "
+                               f"FROM (SELECT {times[name]} AS t, {as_of} AS as_of FROM raw)").fetchone()
         said = f"{name}: {n:,} of {known:,} dates lie after {d.timestamp}, so it was written down afterwards; left out"
         if n: out.append(Finding("leak", name, said, "dropped", "after the as-of date"))
     return out
 
-def guard_columns(con, d, seen,       # describe.Description, before anything is dropped; what all rows say of each column
+# %% ../nbs/55_guard_rails.ipynb #59e4d65d
+def guard_columns(con, d, seen,       # describe.Description, before anything is dropped; what rows say of each column
                   sql:str,            # The typed rows
                   times:dict[str, str], # Column -> SQL of its time
                   keep:tuple[str, ...]=()) -> list[Finding]:
@@ -93,6 +100,7 @@ def guard_columns(con, d, seen,       # describe.Description, before anything is
     left = [c for c in d.columns if c.use in ("number", "category") and c.name not in gone and c.name not in keep]
     return out + _leaks_and_doubles(con, left, _sample(con, d, sql), sql) + _thousands(con, d, seen)
 
+# %% ../nbs/55_guard_rails.ipynb #da8cbd06
 def _leaks_and_doubles(con, columns:list, df:pd.DataFrame, sql:str) -> list[Finding]:
     "Columns that know the answer, and those that equal an earlier one."
     df, out, before = df[df.churn.notna()], [], {}
@@ -104,12 +112,15 @@ def _leaks_and_doubles(con, columns:list, df:pd.DataFrame, sql:str) -> list[Find
             continue
         key = hash(pd.util.hash_array(x).tobytes() if c.use == "number" else tuple(x))
         if (first := before.setdefault(key, c.name)) != c.name and _equal(con, sql, first, c.name):
-            out.append(Finding("duplicate", c.name, f"{c.name}: equal to {first} in all rows; left out", "dropped", f"equal to {first}"))
+            out.append(Finding("duplicate", c.name, f"{c.name}: equal to {first} in all rows; left out", "dropped",
+                               f"equal to {first}"))
     return out
 
+# %% ../nbs/55_guard_rails.ipynb #0351c972
 def _equal(con, sql:str, a:str, b:str) -> bool:
     "Whether two columns are equal in all rows."
-    return not con.execute(f"SELECT count(*) FROM ({sql}) WHERE {quoted_name(a)} IS DISTINCT FROM {quoted_name(b)}").fetchone()[0]
+    return not con.execute(f"SELECT count(*) FROM ({sql}) WHERE {quoted_name(a)} IS DISTINCT "
+                           f"FROM {quoted_name(b)}").fetchone()[0]
 
 def _thousands(con, d, seen) -> list[Finding]:
     "Numbers with separators, or a sign of a currency or percent."
@@ -126,29 +137,39 @@ def label_findings(column:str, left:int, stayed:int, unlabelled:int=0) -> list[F
     "What the counts of the classes say. Raises DataError where there are too few."
     few, rate = min(left, stayed), left/max(left + stayed, 1)
     if few < 20:
-        raise DataError(f"label {column}: {left:,} customers left and {stayed:,} stayed; at least 20 of each are needed to learn and to measure, bring more rows")
-    out = [] if not unlabelled else [Finding("unlabelled", column, f"{column}: {unlabelled:,} rows without a label are not used for training", "changed")]
-    if few < 100: out.append(Finding("few", column, f"{column}: only {few} customers {'left' if left < stayed else 'stayed'}; all metrics will have wide intervals", "noted"))
+        raise DataError(f"label {column}: {left:,} customers left and {stayed:,} stayed; "
+                        "at least 20 of each are needed to learn and to measure, bring more rows")
+    out = [] if not unlabelled else [Finding(
+        "unlabelled", column, f"{column}: {unlabelled:,} rows without a label are not used for training", "changed")]
+    if few < 100:
+        out.append(Finding("few", column, f"{column}: only {few} customers {'left' if left < stayed else 'stayed'}; "
+                                          "all metrics will have wide intervals", "noted"))
     if min(rate, 1 - rate) < .01:
-        out.append(Finding("imbalance", column, f"{column}: {rate:.2%} left, so accuracy says nothing here; look at log-loss and average precision" +
-                           ("" if min(rate, 1 - rate) >= .001 else ", and consider all who left with a sample of those who stayed"), "noted"))
+        out.append(Finding("imbalance", column, f"{column}: {rate:.2%} left, so accuracy says nothing here; "
+                           "look at log-loss and average precision" +
+                           ("" if min(rate, 1 - rate) >= .001
+                            else ", and consider all who left with a sample of those who stayed"), "noted"))
     return out
 
 def guard_label(con, column:str, sql:str) -> list[Finding]: # sql: the typed rows
     "Counts of the classes. Raises DataError."
-    rows, known, left = con.execute(f"SELECT count(*), count(churn), count(*) FILTER (WHERE churn = 1) FROM ({sql})").fetchone()
+    rows, known, left = con.execute("SELECT count(*), count(churn), count(*) FILTER (WHERE churn = 1) "
+                                    f"FROM ({sql})").fetchone()
     return label_findings(column, left, known - left, rows - known)
 
 # %% ../nbs/55_guard_rails.ipynb #3d432ccb
 def twin_sql(names:list[str], numbers:set[str]) -> str:
     "SQL: a number that rows share which are equal in all features, numbers to three digits."
     part = lambda n: f"printf('%.2e', CAST({quoted_name(n)} AS DOUBLE))" if n in numbers else quoted_name(n)
-    return f"CAST(md5_number_lower(concat_ws('|', {', '.join(f'coalesce({part(n)}, '')' for n in names)})) >> 1 AS BIGINT)"
+    return (f"CAST(md5_number_lower(concat_ws('|', {', '.join(f'coalesce({part(n)}, '')' for n in names)})) "
+            ">> 1 AS BIGINT)")
 
 def guard_twins(con, d, sql:str) -> list[Finding]: # sql: the typed rows
     "How many rows have a twin."
     twin = twin_sql(d.names, {*d.names} - {*d.categories})
     groups, = con.execute(f"SELECT count(DISTINCT {twin}) FROM ({sql})").fetchone()
     if (n := d.rows - groups) == 0: return []
-    kept = "they stay on one side of the split" if groups >= .5*d.rows else "too many to keep apart, so the test holds rows like those of training"
-    return [Finding("twins", "", f"{n:,} of {d.rows:,} rows are nearly equal to another in all features; {kept}", "noted")]
+    kept = ("they stay on one side of the split" if groups >= .5*d.rows
+            else "too many to keep apart, so the test holds rows like those of training")
+    return [Finding("twins", "", f"{n:,} of {d.rows:,} rows are nearly equal to another in all features; {kept}",
+                    "noted")]

@@ -8,6 +8,7 @@ __all__ = ['frame', 'unframe', 'Ingest', 'EventsIn']
 # %% ../nbs/22_ingest.ipynb #afed0d44
 import asyncio, importlib.util, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 import msgspec
 from starlette.responses import Response
 from .settings import Settings, Workspace
@@ -30,7 +31,8 @@ class Ingest:
     "Takes events for one API process: whatever came while a batch was written is the next batch."
     def __init__(self, settings:Settings,
                  most:int=20_000): # Rows that may wait; who comes after is sent away
-        self.settings, self.most, self.waiting, self.running, self.child = settings, most, [], None, None
+        self.settings, self.most, self.waiting, self.running = settings, most, [], None
+        self.child:subprocess.Popen|None = None
         self.pool = ThreadPoolExecutor(1, "events") # waits for the process
 
     def _start(self):
@@ -121,7 +123,7 @@ class EventsIn:
         except (OverflowError, ConnectionError) as e:
             raise Problem(503, f"{e}; send it again", headers={"Retry-After": "1"}) from None
         errors = [({"row": i} if many else {}) | o for i, o in enumerate(outcome) if isinstance(o, dict)]
-        said = {"accepted": outcome.count("new"), "known": outcome.count("known"), "fresh": not why}
+        said:dict[str, Any] = {"accepted": outcome.count("new"), "known": outcome.count("known"), "fresh": not why}
         for kind, n in (("new", said["accepted"]), ("known", said["known"]), ("refused", len(errors))):
             self.metrics.events.labels(kind).inc(n)
         if errors: raise Problem(422, str(InvalidRows(errors)), errors[:100], **said)

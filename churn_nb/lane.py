@@ -26,9 +26,11 @@ class _Cycle:
     disconnected, message_event = False, _NoEvent()
     def __init__(self): self.response_complete, self.keep_alive, self.future = False, True, None
 
+# %% ../nbs/45_lane.ipynb #2114539c
 class LaneProtocol(HttpToolsProtocol):
     "uvicorn's HTTP protocol with a lane for one kind of request. `lane` is set by `protocol_with`."
     lane = taken = None
+    sent:dict[bytes, bytes] # Headers of the request in the lane
     most_waiting = 1000 # requests that one connection may send ahead of its answers
 
     def on_headers_complete(self):
@@ -70,16 +72,18 @@ class Lane:
                  scoring,                  # serve.Scoring
                  traffic,                  # web.Traffic
                  looking=None,             # serve.lookups; None: a `customer_id` takes the long way
-                 known=None,               # serve.known: model, customer_id, future of `looking` -> features; raises Problem
+                 known=None,               # serve.known: model, customer_id, future -> features; raises Problem
                  allowed=lambda headers: True): # Whether the caller may ask; else the long way says why not
-        self.path, self.most, self.current, self.looking, self.known = path, limits.max_body_bytes, current, looking, known
+        self.path, self.most, self.current, self.looking, self.known = (
+            path, limits.max_body_bytes, current, looking, known)
         self.scoring, self.traffic, self.allowed, self.seen = scoring, traffic, allowed, None
 
     def open_to(self, p:LaneProtocol) -> bool:
         "Whether the request whose headers have come is the ordinary case."
         if p.url != self.path or p.parser.get_method() != b"POST" or p.expect_100_continue: return False
         if p.cycle is not None and not p.cycle.response_complete or p.flow.write_paused: return False
-        if not p.parser.should_keep_alive() or p.parser.get_http_version() != "1.1" or p.parser.should_upgrade(): return False
+        if not p.parser.should_keep_alive() or p.parser.get_http_version() != "1.1" or p.parser.should_upgrade():
+            return False
         h = p.sent = dict(p.headers)
         return (h.get(b"content-type") == b"application/json" and b"content-encoding" not in h
                 and (n := h.get(b"content-length", b"")).isdigit() and int(n) <= self.most and self.allowed(h))
@@ -124,10 +128,12 @@ class Lane:
         if status in (200, 499) or not stages: stages = [*stages, ("score", seconds - sum(s for _, s in stages))]
         if status != 499:
             timing = b"".join([b"%b;dur=%.3f, " % (n.encode(), 1000*s) for n, s in stages]) # of its parts
-            p.transport.write(b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-model-version: %b\r\n"
+            p.transport.write(b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n"
+                              b"x-request-id: %b\r\nx-model-version: %b\r\n"
                               b"server-timing: %btotal;dur=%.3f\r\n%b\r\n%b" % (
-                STATUS_LINE[status], self.default(p.server_state.default_headers), more, _kinds[status == 200], len(body), rid.encode(),
-                m.version.encode(), timing, 1000*seconds, b"" if a.cycle.keep_alive else b"connection: close\r\n", body))
+                STATUS_LINE[status], self.default(p.server_state.default_headers), more, _kinds[status == 200],
+                len(body), rid.encode(), m.version.encode(), timing, 1000*seconds,
+                b"" if a.cycle.keep_alive else b"connection: close\r\n", body))
             p.answered(a.cycle)
         self.traffic.add(Done(a.at, rid, "POST", self.path.decode(), status, seconds, int(status == 200),
                               m.version, stages, a.headers.get(b"traceparent", b"")))
@@ -137,11 +143,13 @@ class Lane:
         if self.seen is not headers: self.seen, self.lines = headers, b"".join([b"%b: %b\r\n" % h for h in headers])
         return self.lines
 
+# %% ../nbs/45_lane.ipynb #546b7ba2
 class _Asked:
     "A request in the lane."
     __slots__ = "protocol", "cycle", "model", "headers", "began", "at"
     def __init__(self, protocol, cycle, model, headers, began, at):
-        self.protocol, self.cycle, self.model, self.headers, self.began, self.at = protocol, cycle, model, headers, began, at
+        self.protocol, self.cycle, self.model, self.headers, self.began, self.at = (
+            protocol, cycle, model, headers, began, at)
 
 _encode, _kinds = msgspec.json.Encoder().encode, (b"application/problem+json", b"application/json")
 
@@ -149,12 +157,13 @@ def failed(e:Exception) -> tuple[int, bytes, bytes]: # Status, header lines of i
     "What a caller hears of a row that could not be scored."
     if isinstance(e, Problem): problem = e
     elif isinstance(e, InvalidRows): problem = Problem(422, str(e), e.errors)
-    elif isinstance(e, Busy|Late|BackendAway): problem = Problem(503, str(e), headers={"retry-after": str(getattr(e, "retry_after", 1))})
+    elif isinstance(e, Busy|Late|BackendAway):
+        problem = Problem(503, str(e), headers={"retry-after": str(getattr(e, "retry_after", 1))})
     else:
         log.error("unexpected error", exc_info=e)
         problem = unexpected()
     own = b"".join(b"%b: %b\r\n" % (k.lower().encode(), v.encode()) for k, v in problem.headers.items())
-    return problem.status, own, problem.response().body
+    return problem.status, own, bytes(problem.response().body)
 
 def protocol_with(lane:Lane, base:type=LaneProtocol) -> type: # For uvicorn's `http=`
     "The protocol class of one server."

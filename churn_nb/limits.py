@@ -40,10 +40,13 @@ class Keys:
         if self.allows(headers := headers_of(scope)): return
         sent = bool(key_in(headers))
         ask = 'Bearer realm="churn_nb"' + ', error="invalid_token"'*sent
-        if b"text/html" in headers.get(b"accept", b""): ask = 'Basic realm="churn_nb: any name, and an API key as the password"'
-        raise Problem(401, "the API key is not known here" if sent else "no API key; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+        if b"text/html" in headers.get(b"accept", b""):
+            ask = 'Basic realm="churn_nb: any name, and an API key as the password"'
+        raise Problem(401, "the API key is not known here" if sent
+                      else "no API key; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
                       headers={"WWW-Authenticate": ask})
 
+# %% ../nbs/43_limits.ipynb #0c8550dd
 def key_in(headers:Mapping[bytes, bytes]) -> bytes: # Empty: none
     "The key that a request carries; `X-API-Key` wins, as a proxy may want `Authorization` for itself."
     if key := headers.get(b"x-api-key"): return key
@@ -61,9 +64,10 @@ def read_keys(environ:Mapping[str, str]|None=None # Default: os.environ
     keys = [k.strip() for k in text.split(",") if k.strip()]
     for i, k in enumerate(keys, 1):
         if len(k) < 16 or not re.fullmatch("[!-~]+", k):
-            raise ServeError(f"CHURN_SERVE_API_KEYS: key {i} of {len(keys)}: at least 16 letters, digits or signs, no spaces; "
-                             "make one with `openssl rand -hex 24`")
-    if text.strip() and not keys: raise ServeError("CHURN_SERVE_API_KEYS: set, but there is no key in it; leave it unset for none")
+            raise ServeError(f"CHURN_SERVE_API_KEYS: key {i} of {len(keys)}: at least 16 letters, digits or signs, "
+                             "no spaces; make one with `openssl rand -hex 24`")
+    if text.strip() and not keys:
+        raise ServeError("CHURN_SERVE_API_KEYS: set, but there is no key in it; leave it unset for none")
     return Keys(keys)
 
 # %% ../nbs/43_limits.ipynb #963176bf
@@ -86,6 +90,7 @@ async def busy(scope, receive, send):
     problem = Problem(503, "too many requests are under way; send it again", headers={"Retry-After": "1"})
     await problem.response(scope["path"])(scope, receive, send)
 
+# %% ../nbs/43_limits.ipynb #04372afb
 class Guard:
     "What the connections of one server share: the limits, a clock, and who is there."
     linger = 2. # seconds in which a refused client may read why
@@ -119,7 +124,8 @@ class Guard:
 # %% ../nbs/43_limits.ipynb #d3c1a4d9
 class Wire:
     "A transport that can be used until its protocol hears that the connection is lost, as asyncio promises."
-    def __init__(self, transport): self._inner, self._write, self.is_closing = transport, transport.write, transport.is_closing
+    def __init__(self, transport):
+        self._inner, self._write, self.is_closing = transport, transport.write, transport.is_closing
     def __getattr__(self, name): return getattr(self._inner, name)
     def _if_there(self, f):
         try: f()
@@ -132,11 +138,12 @@ class Wire:
     def pause_reading(self): self._if_there(self._inner.pause_reading)
     def resume_reading(self): self._if_there(self._inner.resume_reading)
 
+# %% ../nbs/43_limits.ipynb #7eb8c14a
 IDLE, HEAD, BODY = range(3)
 
 class GuardedProtocol(HttpToolsProtocol):
     "uvicorn's HTTP protocol, with an end to everything. `guard` is set by `guarded`."
-    guard = None
+    guard:Guard = None
     most_waiting = 1000 # requests that one connection may send ahead of its answers
     phase, since, owed, got, chunk, full, left = IDLE, 0., 0, 0, 0, False, False # owed: answers to whole requests
 
@@ -146,7 +153,8 @@ class GuardedProtocol(HttpToolsProtocol):
         before, self.chunk = self.phase, len(data)
         if before: self.got += len(data)
         try: self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade: self.cycle.keep_alive = False # we speak HTTP/1.1 only; what follows may not be that
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False # we speak HTTP/1.1 only; what follows may not be that
         except httptools.HttpParserError: return self.refuse(400, "not a valid HTTP/1.1 request", "invalid")
         if before and self.phase and self.got > self.guard.limits.max_header_bytes: self.too_long()
 
@@ -167,9 +175,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
             raise ValueError("the parser stops here")
         if len(self.headers) > g.limits.max_headers: return self.stop(f"more than {g.limits.max_headers} headers")
-        if self.chunk + self.got > g.limits.max_header_bytes < sum(len(k) + len(v) + 4 for k, v in self.headers) + len(self.url):
+        if (self.chunk + self.got > g.limits.max_header_bytes
+            < sum(len(k) + len(v) + 4 for k, v in self.headers) + len(self.url)):
             return self.stop(f"the headers are over {g.limits.max_header_bytes} bytes")
-        if g.under_way < g.limits.max_inflight or self.owed or self.url.decode("latin-1") in open_paths: super().on_headers_complete()
+        if g.under_way < g.limits.max_inflight or self.owed or self.url.decode("latin-1") in open_paths:
+            super().on_headers_complete()
         else:
             g.told("busy")
             app, self.app = self.app, g.busy
@@ -225,7 +235,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.left: return
         self.guard.told(reason)
         if self.owed: self.cycle.keep_alive = False; return
-        if self.phase != BODY or not getattr(self.cycle, "response_started", self.cycle and self.cycle.response_complete):
+        if self.phase != BODY or not getattr(self.cycle, "response_started",
+                                             self.cycle and self.cycle.response_complete):
             self.say(Problem(status, detail))
         self.leave()
 
@@ -233,7 +244,8 @@ class GuardedProtocol(HttpToolsProtocol):
         "Write an answer without an application."
         r = problem.response()
         headers = [*self.server_state.default_headers, *r.raw_headers, (b"connection", b"close")]
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[r.status_code], b"".join(b"%b: %b\r\n" % h for h in headers), r.body))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[r.status_code], b"".join(b"%b: %b\r\n" % h for h in headers),
+                                              bytes(r.body)))
 
     def leave(self):
         "Send no more, drop what still comes, and close when the client has, or soon."
@@ -243,7 +255,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         self.connections.discard(self)
         self.guard.leaving.add(self)
-        if len(self.guard.leaving) > self.guard.most//8 + 8 or not self.transport.can_write_eof(): self.transport.close()
+        if len(self.guard.leaving) > self.guard.most//8 + 8 or not self.transport.can_write_eof():
+            self.transport.close()
         else: self.transport.write_eof()
 
     def connection_made(self, transport):
@@ -267,6 +280,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.settle(self.owed)
         super().connection_lost(exc)
 
+# %% ../nbs/43_limits.ipynb #e1a220a1
 class Alive(Problem):
     "No problem: what `/livez` says of a server that is full. It must not be restarted."
     def __init__(self): super().__init__(200, "live")
@@ -275,7 +289,8 @@ class Alive(Problem):
 def guarded(base:type,   # uvicorn's HttpToolsProtocol, or a class that extends it
             guard:Guard) -> type: # For uvicorn's `http=`
     "The protocol class of one server, with an end to everything."
-    return type("Guarded", (GuardedProtocol, base) if base is not HttpToolsProtocol else (GuardedProtocol,), {"guard": guard})
+    return type("Guarded", (GuardedProtocol, base) if base is not HttpToolsProtocol else (GuardedProtocol,),
+                {"guard": guard})
 
 # %% ../nbs/43_limits.ipynb #75630358
 def open_files(most:int, # Connections wanted

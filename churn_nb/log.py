@@ -148,7 +148,7 @@ def customers_of(settings:Settings) -> list[int]:
     return [c for c, in rows]
 
 # %% ../nbs/18_log.ipynb #9ec2f053
-def quoted(path:Path) -> str: return "'" + str(path).replace("'", "''") + "'"
+def quoted(path:str|Path) -> str: return "'" + str(path).replace("'", "''") + "'"
 
 def copy_parquet(con, sql:str, path:Path):
     "The result of a query as a parquet file, replaced atomically, whatever its size."

@@ -8,7 +8,7 @@ __all__ = ['inputs_of', 'infer', 'v2_routes']
 # %% ../nbs/17_oip.ipynb #8792046e
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 import msgspec, numpy as np
 from fastapi import APIRouter, Request
 from msgspec import Meta, Raw
@@ -40,6 +40,7 @@ def _texts(data:bytes) -> list[str|None]:
     if data.lstrip()[1:].lstrip()[:1] != b"[": return _flat_texts.decode(data)
     return [v for r in _nested_texts.decode(data) for v in r]
 
+# %% ../nbs/17_oip.ipynb #6b50c685
 def _numbers(data:bytes) -> np.ndarray:
     "A JSON list of numbers, flat or a list a row, as flat float32; null is nan. Raises msgspec.DecodeError."
     if data.lstrip()[1:].lstrip()[:1] == b"[": flat = [v for r in _nested.decode(data) for v in r]
@@ -65,6 +66,7 @@ def _tensor_in(t:_Tensor, raw:bytes, m:Manifest, max_batch:int) -> np.ndarray: #
         raise Problem(400, f"input {t.name}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
     return X.reshape(t.shape)
 
+# %% ../nbs/17_oip.ipynb #057695cc
 def _numbers_in(t:_Tensor, raw:bytes) -> np.ndarray: # float32, flat
     if (n := t.parameters.get("binary_data_size")) is None:
         if raw: raise Problem(400, "binary data without binary_data_size")
@@ -84,32 +86,41 @@ def _texts_in(t:_Tensor, raw:bytes) -> np.ndarray: # object, flat: texts, None w
         texts.append(raw[at + 4:end])
         at = end
     if n != len(raw) or at != len(raw) or len(texts) != cells:
-        raise Problem(400, f"input {t.name}: the lengths in its {len(raw)} bytes of binary data, binary_data_size {n}, don't give {cells} texts")
+        raise Problem(400, f"input {t.name}: the lengths in its {len(raw)} bytes of binary data, binary_data_size {n}, "
+                           f"don't give {cells} texts")
     try: return _objects([b.decode() for b in texts])
     except UnicodeDecodeError: raise Problem(400, f"input {t.name}: a text is not UTF-8") from None
 
+# %% ../nbs/17_oip.ipynb #dd9114e1
 def _objects(texts:list) -> np.ndarray: # object, flat
     return np.array([v if v else None for v in texts], object) # an empty text is a missing one
 
-def _rows_in(inputs:list[_Tensor], raw:bytes, m:Manifest, max_batch:int, d:Dictionary|None) -> np.ndarray: # float32 [N, k]
+def _rows_in(inputs:list[_Tensor], raw:bytes, m:Manifest, max_batch:int, d:Dictionary|None,
+            ) -> np.ndarray: # float32 [N, k]
     "The inputs of a request, each once and in any order, as the model's rows. Raises Problem."
     wanted = [name for name, *_ in inputs_of(m)]
-    if len(inputs) != len(wanted): raise Problem(400, f"{len(inputs)} inputs; expected {'one, ' * (len(wanted) == 1)}{' and '.join(wanted)}")
+    if len(inputs) != len(wanted):
+        raise Problem(400, f"{len(inputs)} inputs; expected {'one, ' * (len(wanted) == 1)}{' and '.join(wanted)}")
     if wanted == [m.input]: return _tensor_in(inputs[0], raw, m, max_batch)
     parts = _portions(inputs, raw)
     given = {t.name: _tensor_in(t, part, m, max_batch) for t, part in zip(inputs, parts)}
-    if len(given) < len(wanted): raise Problem(400, f"input {inputs[0].name} is there twice; expected {' and '.join(wanted)}")
-    if len(rows := {len(x) for x in given.values()}) > 1: raise Problem(400, f"inputs of {min(rows)} and {max(rows)} rows; they need as many")
+    if len(given) < len(wanted):
+        raise Problem(400, f"input {inputs[0].name} is there twice; expected {' and '.join(wanted)}")
+    if len(rows := {len(x) for x in given.values()}) > 1:
+        raise Problem(400, f"inputs of {min(rows)} and {max(rows)} rows; they need as many")
     d = d or Dictionary.of(m.features)
-    columns = dict(zip(d.texts.tolist(), given["categories"].T)) | (dict(zip(d.numbers.tolist(), given[m.input].T)) if m.input in given else {})
+    columns = (dict(zip(d.texts.tolist(), given["categories"].T))
+               | (dict(zip(d.numbers.tolist(), given[m.input].T)) if m.input in given else {}))
     return d.encode({name: columns[j] for j, name in enumerate(d.names)})
 
+# %% ../nbs/17_oip.ipynb #d02e1d8a
 def _portions(inputs:list[_Tensor], raw:bytes) -> list[bytes]:
     "Each input's part of the binary data, in their order. Raises Problem."
-    sizes = [t.parameters.get("binary_data_size", 0) for t in inputs]
+    sizes:list[Any] = [t.parameters.get("binary_data_size", 0) for t in inputs]
     if bad := [n for n in sizes if isinstance(n, bool) or not isinstance(n, int) or n < 0]:
         raise Problem(400, f"binary_data_size {str(bad[0])[:99]}: expected a number of bytes")
-    if sum(sizes) != len(raw): raise Problem(400, f"{len(raw)} bytes of binary data, the inputs' binary_data_size make {sum(sizes)}")
+    if sum(sizes) != len(raw):
+        raise Problem(400, f"{len(raw)} bytes of binary data, the inputs' binary_data_size make {sum(sizes)}")
     ends = np.cumsum(sizes).tolist()
     return [raw[end - n:end] for n, end in zip(sizes, ends)]
 
@@ -128,6 +139,7 @@ def _tensor_out(req:_Infer, m:Manifest, p:np.ndarray) -> tuple[bytes, int|None]:
         {"model_name": "churn", "model_version": m.version} | given_id | {"outputs": [tensor]})
     return (head + p.astype("<f4").tobytes(), len(head)) if binary else (head, None)
 
+# %% ../nbs/17_oip.ipynb #ab4cfd02
 def infer(m:Manifest,
           score:Callable,          # float32 [N, k] -> float32 [N]; raises InvalidRows
           body:bytes,              # JSON, and binary data behind it
@@ -162,7 +174,8 @@ def v2_routes(limits, # settings.serve
         return model
 
     @r.get("", summary="Server metadata")
-    async def server(): return {"name": "churn_nb", "version": __version__, "extensions": ["binary_tensor_data", "model_configuration"]}
+    async def server():
+        return {"name": "churn_nb", "version": __version__, "extensions": ["binary_tensor_data", "model_configuration"]}
 
     @r.get("/health/live", summary="The process answers")
     async def live(): return {"live": True}
@@ -187,7 +200,8 @@ def v2_routes(limits, # settings.serve
     @r.get("/models/{name}/config", summary="The model as Triton would be told of it")
     async def config(request:Request, name:str, version:str|None=None):
         m = named(request, name, version).manifest
-        return {"name": "churn", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": limits.max_batch,
+        return {"name": "churn", "platform": "onnxruntime_onnx", "backend": "onnxruntime",
+                "max_batch_size": limits.max_batch,
                 "input": [{"name": n, "data_type": f"TYPE_{'STRING' if kind == 'BYTES' else kind}", "dims": [k]}
                           for n, kind, k in inputs_of(m)],
                 "output": [{"name": m.output, "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}]}
@@ -203,7 +217,8 @@ def v2_routes(limits, # settings.serve
         def answer(X):
             asked.append((X, p := model.score(model.reader.check(X))))
             return p
-        body, json_part, rows = infer(model.manifest, answer, sent, None if n is None else int(n), limits.max_batch, model.reader.dictionary)
+        body, json_part, rows = infer(model.manifest, answer, sent, None if n is None else int(n), limits.max_batch,
+                                      model.reader.dictionary)
         request.state.rows = rows
         for log in logs:
             for X, p in asked: log.put(model, X, p.tolist(), [None]*len(p))

@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse
-from .bundle import Card, Feature, GateRow, Group, Manifest
-from .request_log import DriftGauges
+from .bundle import Card, Feature, Group, Manifest
+from .request_log import DriftGauges, _Report
 
 # %% ../nbs/41_page.ipynb #b5010bb1
 def table(head:list[str], rows:list[list], # Texts; shown as they are
@@ -73,6 +73,7 @@ def _dot(g:Group) -> str:
     corner = f'x="{float(x) - 5:.1f}" y="{float(y) - 5:.1f}"'
     return f'<rect {corner} width="10" height="10" fill="var(--bad, #b3261e)">{says}</rect>'
 
+# %% ../nbs/41_page.ipynb #f269e596
 def reliability_svg(groups:list[Group]) -> str:
     "Reliability diagram: the diagonal, the band of calibrated models, and this model."
     band = " ".join([_xy(g.predicted, g.high) for g in groups] + [_xy(g.predicted, g.low) for g in reversed(groups)])
@@ -118,7 +119,7 @@ class Now:
     at: float = 0.               # Unix time
     backend: str = "onnxruntime" # What scores
     refused: str = ""            # Why a newer bundle is not taken; empty: none is refused
-    drift: object = None         # The last report, from `DriftGauges.latest`; None: there is none
+    drift: _Report|None = None   # The last report, from `DriftGauges.latest`; None: there is none
     drift_at: float = 0.         # Unix time of the report
     drift_broken: bool = False   # The file can't be read; what is shown is older
 
@@ -156,6 +157,7 @@ def scored_by(backend) -> str: # triton.TritonBackend, or None
     if backend.breaker.state == "closed": return "triton"
     return "fallback" if backend.s.fallback else "away"
 
+# %% ../nbs/41_page.ipynb #08fca385
 def now_part(m:Manifest, now:Now) -> str:
     "Which version answers, by what, whether a newer one was refused, and the drift level."
     level = f"{now.drift.level}, {ago(now.at - now.drift_at)}" if now.drift else "no report"
@@ -182,21 +184,25 @@ def _field(i:int|str, label:str, name:str, value:str, hint:str, more:str="inputm
             f'spellcheck="false" aria-describedby="h{i} e{i}"><small id="h{i}">{escape(hint)}</small>'
             f'<small id="e{i}" class="bad"></small></div>')
 
-def _choice(i:int, f:Feature, value:str|None, hint:str) -> str:
+def _choice(i:int, f:Feature, value:float|str|None, hint:str) -> str:
     "A select with the values of a category, and an input for a text that is none of them."
     chosen = lambda v: " selected"*(v == value)
     options = "".join(f'<option value="{escape(v)}"{chosen(v)}>{escape(v)}</option>' for v in f.values)
     if f.nullable: options += f'<option value="" data-is="missing"{chosen(None)}>missing</option>'
     return (f'<div><label for="f{i}">{escape(f.name)}</label><select id="f{i}" name="{escape(f.name)}" '
             f'aria-describedby="h{i} e{i}">{options}<option value="" data-is="other">another text: …</option></select>'
-            f'<input id="o{i}" aria-label="{escape(f.name)}: another text" autocomplete="off" spellcheck="false" hidden>'
+            f'<input id="o{i}" aria-label="{escape(f.name)}: another text" '
+            'autocomplete="off" spellcheck="false" hidden>'
             f'<small id="h{i}">{escape(hint)}</small><small id="e{i}" class="bad"></small></div>')
 
+# %% ../nbs/41_page.ipynb #68aab3ad
 def fields(m:Manifest) -> str:
     "One labelled input a feature, filled with the example."
     def of(i:int, f:Feature):
         span = "" if f.min is None or f.max is None else f"{f.min:g} to {f.max:g} in training"
-        if f.values: return _choice(i, f, m.example[f.name], "; ".join(x for x in (f.description, f"{len(f.values)} values in training") if x))
+        if f.values:
+            return _choice(i, f, m.example[f.name],
+                           "; ".join(x for x in (f.description, f"{len(f.values)} values in training") if x))
         hint = "; ".join(x for x in (f.description, span, "may be left empty" if f.nullable else "") if x)
         return _field(i, f.name, f.name, "" if (v := m.example[f.name]) is None else f"{v:.9g}", hint)
     return "".join(of(i, f) for i, f in enumerate(m.features))
@@ -332,7 +338,8 @@ form { margin: 0 0 1rem } .fields { display: grid; grid-template-columns: repeat
   1fr)); gap: .75rem 1rem; margin-bottom: 1rem }
 label { display: block; font-weight: 600; overflow-wrap: anywhere } small { display: block; color: var(--muted);
   overflow-wrap: anywhere }
-input, select { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; background:
+input, select { font: inherit; width: 100%; padding: .4rem; border: 1px solid var(--edge); border-radius: .3rem; \
+background:
   var(--soft); color: inherit } [aria-invalid] { border: 2px solid var(--bad) } select + input { margin-top: .25rem }
 button { font: inherit; font-weight: 600; padding: .5rem 1.25rem; border: 1px solid transparent; border-radius: .3rem;
   background: #0b62c4; color: #fff; cursor: pointer }
@@ -365,6 +372,7 @@ def _html(title:str, head:str, body:str) -> str:
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
             f'<title>{escape(title)}</title>{head}</head><body>{body}</body></html>')
 
+# %% ../nbs/41_page.ipynb #1defd541
 _answer = ('<noscript><p>The form needs JavaScript; the command below does not.</p></noscript>'
            '<div aria-live="polite"><output id="answer"></output><p id="time"></p><p id="note"></p><div id="why"></div>'
            '</div>'

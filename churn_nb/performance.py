@@ -6,7 +6,7 @@
 __all__ = ['losses', 'stake', 'learn', 'log_wealth', 'LossWatch', 'once_per_window', 'watch_losses', 'label_rate_change']
 
 # %% ../nbs/33_performance.ipynb #2af464b9
-import json, math
+import math
 from dataclasses import asdict, dataclass, field
 import numpy as np, pandas as pd
 from scipy import stats

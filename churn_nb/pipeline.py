@@ -13,7 +13,7 @@ import ast, contextlib, json, os, re, sys, time, tomllib, warnings
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 import typer
 from .settings import Settings, SettingsError, Workspace, WorkspaceError, atomic_write, load_settings
 
@@ -27,16 +27,20 @@ class UsageError(ValueError):
 def parameters(notebook:Path, # A notebook with a cell tagged `parameters`
               ) -> dict:      # Name -> default value
     "The parameters of a notebook. Raises UsageError where it declares none."
-    if not notebook.exists(): raise UsageError(f"{notebook}: no such notebook; run in a clone of the project, or say where it is with CHURN_PATHS_NOTEBOOKS")
+    if not notebook.exists():
+        raise UsageError(f"{notebook}: no such notebook; run in a clone of the project, or say where it is with "
+                         "CHURN_PATHS_NOTEBOOKS")
     cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if not cells: raise UsageError(f"{notebook.name}: no cell is tagged `parameters`, so nothing could be passed to it")
     tree = ast.parse("".join(cells[0]["source"]))
-    return {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)}
+    return {t.id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+            for t in n.targets if isinstance(t, ast.Name)}
 
 def _typed(v:str, type_:type):
     "Text as a value of a type; bool('no') would be True."
     return {"true": True, "yes": True, "false": False, "no": False}[str(v).lower()] if type_ is bool else type_(v)
 
+# %% ../nbs/12_pipeline.ipynb #9a9b69d4
 def fitting(given:dict, known:dict, where:str) -> dict:
     """The given values, converted to the type of the default.
     Raises UsageError for an unknown name or a value of another type."""
@@ -52,7 +56,8 @@ def fitting(given:dict, known:dict, where:str) -> dict:
 # %% ../nbs/12_pipeline.ipynb #a89b8182
 def without_lessons(nb, # A notebook; not changed
                    ):   # Another, in which lesson cells are text
-    "What a run executes: exports, imports, cells tagged `step` and the notebook's part \"The step\". A notebook without such a part stays whole."
+    """What a run executes: exports, imports, cells tagged `step` and the notebook's part "The step".
+    A notebook without such a part stays whole."""
     import nbformat # papermill's; `churn serve` does without
     out, in_step = nbformat.from_dict(json.loads(json.dumps(nb))), False
     if not any(c.cell_type == "markdown" and c.source.startswith("## The step") for c in out.cells): return out
@@ -104,15 +109,18 @@ def _failure(executed:Path) -> tuple[str, int]:
 
 # %% ../nbs/12_pipeline.ipynb #1f1126b9
 def _papermill():
-    "papermill, imported where it is needed: `churn serve` must be up in two seconds. jsonschema's grammar of web addresses, which takes longer than the rest, is left out."
+    """papermill, imported where it is needed: `churn serve` must be up in two seconds.
+    jsonschema's grammar of web addresses, which takes longer than the rest, is left out."""
     sys.modules.setdefault("rfc3987_syntax", None) # jsonschema does without it, and notebooks have no use for it
     try: import papermill
     finally:
         if sys.modules["rfc3987_syntax"] is None: del sys.modules["rfc3987_syntax"]
     return papermill
 
+# %% ../nbs/12_pipeline.ipynb #da624a15
 def _engine(papermill, seconds:float=1.) -> str:
-    "papermill's own engine, but for the notebook that it writes before and after every cell, text included: once a second is enough."
+    """papermill's own engine, but for the notebook that it writes before and after every cell, text included:
+    once a second is enough."""
     class Seldom(papermill.engines.NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, *args, **kw):
@@ -132,7 +140,8 @@ def _engine(papermill, seconds:float=1.) -> str:
 def _for_kernels(settings:Settings):
     "What the notebooks' kernels must see: the settings file of this run, and no one's telemetry."
     mine = {"CHURN_SETTINGS": str(settings.file)} if settings.file else {}
-    mine |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    mine |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
+             "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before = {k: os.environ.get(k) for k in mine}
     os.environ.update(mine)
     try: yield
@@ -150,20 +159,25 @@ def imports(nb) -> str: # One line; empty: none
 
 def _late(step:str, settings:Settings) -> list[str]:
     "Modules that take seconds and that the step's functions import only where they need them."
-    store = ["mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store"] if not settings.stores.tracking_uri else ["mlflow.onnx"]
+    store = (["mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store"] if not settings.stores.tracking_uri
+             else ["mlflow.onnx"])
     page = ["evidently", "evidently.presets"] if settings.drift.evidently else []
     return {"01_train": store, "02_promote": store, "03_drift": page, "04_serve": store}.get(step, [])
 
+# %% ../nbs/12_pipeline.ipynb #f382c653
 def _kernel(settings:Settings, step:str): # jupyter_client.AsyncKernelManager
     "Start a kernel for a step; before it is ready it imports what the notebook will import."
     from jupyter_client import AsyncKernelManager # see `_papermill`
     from jupyter_core.utils import run_sync
     import nbformat
     source, km = settings.paths.notebooks/f"{step}.ipynb", AsyncKernelManager(kernel_name="python3")
-    first = "; ".join([imports(without_lessons(nbformat.read(source, 4))), *(f"import {m}" for m in _late(step, settings))])
-    run_sync(km.start_kernel)(cwd=str(source.parent), extra_arguments=["--log-level=50", f"--IPKernelApp.exec_lines={first}"])
+    first = "; ".join([imports(without_lessons(nbformat.read(source, 4))),
+                       *(f"import {m}" for m in _late(step, settings))])
+    run_sync(km.start_kernel)(cwd=str(source.parent),
+                              extra_arguments=["--log-level=50", f"--IPKernelApp.exec_lines={first}"])
     return km
 
+# %% ../nbs/12_pipeline.ipynb #4d443c4c
 @contextlib.contextmanager
 def kernels(settings:Settings, steps:list[str]): # Yields a function: step -> its kernel
     "Each step's kernel is started while the two steps before it run. All are gone in the end."
@@ -178,7 +192,7 @@ def kernels(settings:Settings, steps:list[str]): # Yields a function: step -> it
     def stop(step:str): # an interpreter that has imported much needs seconds to say goodbye; nobody waits
         if step in started: leaving.append(started.pop(step))
         with contextlib.suppress(Exception): run_sync(leaving[-1].request_shutdown)()
-    kernel.stop = stop
+    kernel.stop = stop # type: ignore[attr-defined] # a function may have attributes
     try: yield kernel
     finally:
         for step in list(started): stop(step)
@@ -207,7 +221,8 @@ def run_step(settings:Settings, step:str,
             nb = papermill.iorw.load_notebook_node(str(source))
             atomic_write(run.notebook, json.dumps(nb if lessons else without_lessons(nb), indent=1))
             papermill.execute_notebook(
-                run.notebook, run.notebook, values, kernel_name="python3", engine_name=_engine(papermill), km=kernel(step),
+                run.notebook, run.notebook, values, kernel_name="python3", engine_name=_engine(papermill),
+                km=kernel(step),
                 progress_bar={"desc": f"  {step}", "leave": False, "disable": None,
                               "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells, {elapsed}"})
         run.error, run.exit_code = _failure(run.notebook)
@@ -243,6 +258,7 @@ def new_run_dir(ws:Workspace) -> Path:
         with contextlib.suppress(FileExistsError):
             (ws.runs/name).mkdir()
             return ws.runs/name
+    raise FileExistsError(f"{ws.runs}: there are a hundred runs of {stamp}")
 
 # %% ../nbs/12_pipeline.ipynb #d928a55a
 _say = {
@@ -284,6 +300,7 @@ def _short(path:Path) -> str:
 
 def _for_step(given:dict, known:dict) -> dict: return {k: v for k, v in given.items() if k in known}
 
+# %% ../nbs/12_pipeline.ipynb #71c99490
 def run_pipeline(settings:Settings,
                  given:dict,            # Parameters; each goes to the notebooks that know it
                  steps:list[str]=STEPS,
@@ -301,24 +318,46 @@ def run_pipeline(settings:Settings,
             if step == "04_serve" and run.refused and not run.steps[-1].result["champion"]:
                 say("  04_serve     skipped: the gate refused, and there is no champion to serve")
                 break
-            base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset), "customers": 0}
-            run.steps.append(done := run_step(settings, step, _for_step({**base, **given}, known[step]), run.run_dir, lessons, kernel))
+            base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset),
+                    "customers": 0}
+            run.steps.append(done := run_step(settings, step, _for_step({**base, **given}, known[step]), run.run_dir,
+                                              lessons, kernel))
             say(line(done))
             if done.error: break
         write_report(settings, run)
     return run
 
 # %% ../nbs/12_pipeline.ipynb #66fe1225
-_page = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{{ title }}</title>
-<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
-td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:left;font-variant-numeric:tabular-nums}.pass,.promoted{color:#00805a}.fail,.refused,.failed,.retrain{color:#c04000;font-weight:600}.warn{color:#a06a00}code{font-size:.9em;overflow-wrap:anywhere}pre{overflow-x:auto;font-size:.85em;line-height:1.35}</style>
+_page = """<!doctype html><html lang=en><meta charset=utf-8>
+<meta name=viewport content="width=device-width,initial-scale=1"><title>{{ title }}</title>
+<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
+padding:0 1rem}table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
+td,th{border-bottom:1px solid #8886;padding:.25rem .8rem .25rem 0;text-align:left;font-variant-numeric:tabular-nums}
+.pass,.promoted{color:#00805a}.fail,.refused,.failed,.retrain{color:#c04000;font-weight:600}.warn{color:#a06a00}
+code{font-size:.9em;overflow-wrap:anywhere}pre{overflow-x:auto;font-size:.85em;line-height:1.35}</style>
 <h1>{{ title }}</h1><p>{{ summary }}</p>
-{% if own %}<h2>Your data</h2><pre>{{ own.table }}</pre><ul>{% for f in own.findings %}<li>{{ f }}{% endfor %}</ul>{% endif %}<h2>Steps</h2><table><tr><th>notebook as executed<th>seconds<th>what came of it</tr>{% for s in steps %}<tr><td><a href="{{ s.link }}">{{ s.step }}</a><td>{{ '%.1f' % s.seconds }}<td class="{{ 'failed' if s.error }}">{{ s.says }}</tr>{% endfor %}</table>
-{% if facts %}<h2>What was used</h2><table>{% for k, v in facts %}<tr><th>{{ k }}<td><code>{{ v }}</code></tr>{% endfor %}</table>{% endif %}
-{% if metrics %}<h2>Metrics on the test rows</h2><table><tr><th>metric<th>{{ metrics.winner }}<th>{{ metrics.baseline }}</tr>{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>{% endif %}
-{% if gate %}<h2>Gate: version {{ gate.version }} <span class="{{ gate.verdict }}">{{ gate.verdict }}</span></h2><table><tr><th>criterion<th>required<th>measured<th>verdict</tr>{% for c in gate.checks %}<tr><td>{{ c.criterion }}<td>{{ c.required }}<td>{{ c.measured }}<td class="{{ c.verdict }}">{{ c.verdict }}</tr>{% endfor %}</table>{% endif %}
-{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2><table><tr><th>feature<th>level<th>PSI<th>K-S distance<th>p, adjusted</tr>{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}{% for v in (f.psi, f.statistic, f.qvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}{% endfor %}</tr>{% endfor %}</table>{% endif %}
-{% if client %}<h2>Ask it</h2><pre>{{ client.curl }}</pre><p>From Python, with types for your columns:</p><pre>{{ client.python }}</pre>{% endif %}
+{% if own %}<h2>Your data</h2><pre>{{ own.table }}</pre>
+<ul>{% for f in own.findings %}<li>{{ f }}{% endfor %}</ul>{% endif %}
+<h2>Steps</h2><table><tr><th>notebook as executed<th>seconds<th>what came of it</tr>
+{% for s in steps %}<tr><td><a href="{{ s.link }}">{{ s.step }}</a><td>{{ '%.1f' % s.seconds }}
+<td class="{{ 'failed' if s.error }}">{{ s.says }}</tr>{% endfor %}</table>
+{% if facts %}<h2>What was used</h2>
+<table>{% for k, v in facts %}<tr><th>{{ k }}<td><code>{{ v }}</code></tr>{% endfor %}</table>{% endif %}
+{% if metrics %}<h2>Metrics on the test rows</h2>
+<table><tr><th>metric<th>{{ metrics.winner }}<th>{{ metrics.baseline }}</tr>
+{% for n, a, b in metrics.rows %}<tr><td>{{ n }}<td>{{ '%.5f' % a }}<td>{{ '%.5f' % b }}</tr>{% endfor %}</table>
+{% endif %}
+{% if gate %}<h2>Gate: version {{ gate.version }} <span class="{{ gate.verdict }}">{{ gate.verdict }}</span></h2>
+<table><tr><th>criterion<th>required<th>measured<th>verdict</tr>
+{% for c in gate.checks %}<tr><td>{{ c.criterion }}<td>{{ c.required }}<td>{{ c.measured }}
+<td class="{{ c.verdict }}">{{ c.verdict }}</tr>{% endfor %}</table>{% endif %}
+{% if drift %}<h2>Drift: <span class="{{ drift.level }}">{{ drift.level }}</span></h2>
+<table><tr><th>feature<th>level<th>PSI<th>K-S distance<th>p, adjusted</tr>
+{% for f in drift.features %}<tr><td>{{ f.name }}<td class="{{ f.level }}">{{ f.level }}
+{% for v in (f.psi, f.statistic, f.qvalue) %}<td>{{ '–' if v is none else '< 0.0001' if v < 0.0001 else '%.4f' % v }}
+{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% if client %}<h2>Ask it</h2><pre>{{ client.curl }}</pre>
+<p>From Python, with types for your columns:</p><pre>{{ client.python }}</pre>{% endif %}
 </html>"""
 
 # %% ../nbs/12_pipeline.ipynb #e488eb42
@@ -330,15 +369,18 @@ def _report_values(settings:Settings, run:PipelineRun, link_base:str) -> dict:
              ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())),
              ("MLflow run", t.get("run_id")), ("challenger", t and f"version {t['version']}, {t['winner']}"),
              ("champion", g and (g["champion"] or "none")), ("served bundle", v and f"version {v['version']}")]
-    metrics = t and {"winner": t["winner"].replace("_", " "), "baseline": t["baseline_name"].replace("_", " "), "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
+    metrics = t and {"winner": t["winner"].replace("_", " "), "baseline": t["baseline_name"].replace("_", " "),
+                     "rows": [(n, v, t["baseline"][n]) for n, v in t["test"].items()]}
     outcome = "the gate refused; what was in production stays" if run.refused else "all steps done"
     outcome = next((f"{s.step} failed" for s in run.steps if s.error), outcome)
     summary = f"exit code {run.exit_code}: {outcome}"
     steps = [{"step": s.step, "link": f"{link_base}/{s.notebook.name}", "seconds": s.seconds, "error": s.error,
               "says": line(s).split(" s  ", 1)[1]} for s in run.steps]
-    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps, "own": _own_data(settings), "client": v and _client(settings),
+    return {"title": f"Run {run.run_dir.name}", "summary": summary, "steps": steps, "own": _own_data(settings),
+            "client": v and _client(settings),
             "facts": [(k, x) for k, x in facts if x], "metrics": metrics, "gate": g, "drift": by.get("03_drift")}
 
+# %% ../nbs/12_pipeline.ipynb #e86bd6c5
 def _own_data(settings:Settings) -> dict|None:
     "How a described file was read, and what was dropped, changed or noticed."
     if settings.data.description is None: return None
@@ -372,17 +414,20 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _Workspace = Annotated[str, typer.Option(
     help="Folder for all that is written; default: \\[paths] workspace of settings.ini.")]
 _Dataset = Annotated[str, typer.Option(
-    help="cdnow, telecom, telco, simulated, or a dataset.toml; default: what the workspace holds, else \\[data] dataset of settings.ini.")]
+    help="cdnow, telecom, telco, simulated, or a dataset.toml; "
+         "default: what the workspace holds, else \\[data] dataset of settings.ini.")]
 _Params = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME=VALUE",
                                             help="A notebook parameter; may be given several times.")]
 
 _Lessons = Annotated[bool, typer.Option("--lessons", help="Run the notebooks whole, with their lessons' examples.")]
 
+# %% ../nbs/12_pipeline.ipynb #dc0f5355
 def _settings(workspace:str="", dataset:str="", **more) -> Settings:
     folder = str(Path(workspace).resolve()) if workspace else ""
     s = load_settings({"paths.workspace": folder, "data.dataset": dataset, **more})
     if folder or not dataset or s.data.dataset == load_settings().data.dataset: return s
-    beside = s.paths.workspace.with_name(f"{s.paths.workspace.name}-{s.data.dataset}") # a data set has a workspace of its own
+    # a data set has a workspace of its own
+    beside = s.paths.workspace.with_name(f"{s.paths.workspace.name}-{s.data.dataset}")
     return load_settings({"paths.workspace": str(beside), "data.dataset": dataset, **more})
 
 def _pairs(params:list[str]) -> dict:
@@ -397,7 +442,8 @@ _Label, _Positive = _flag("Column that says who left."), _flag("The value of it 
 _Entity, _Timestamp = _flag("Column that names the customer."), _flag("Column with the time of the row.")
 _Amount, _Quantity = _flag("Of a log: what a purchase cost."), _flag("Of a log: how many pieces.")
 _Horizon = _flag("How far a label looks ahead, such as 60d or 8w.")
-_Drop, _Keep = _flag("Columns to leave out, with commas."), _flag("Columns to keep although a guard rail would drop them, with commas.")
+_Drop, _Keep = (_flag("Columns to leave out, with commas."),
+                _flag("Columns to keep although a guard rail would drop them, with commas."))
 
 def described(file:Path, kind:str, # snapshot or events
               flags:dict[str, str]):  # As `describe` takes them; empty: to be found out
@@ -406,19 +452,21 @@ def described(file:Path, kind:str, # snapshot or events
     from churn_nb.span import read_horizon
     if not file.is_file(): raise UsageError(f"{file}: no such file")
     beside = file.with_name(file.name.removesuffix(".gz")).with_suffix(".toml")
-    given = {k: v for k, v in flags.items() if v}
+    given:dict[str, Any] = {k: v for k, v in flags.items() if v}
     if beside.is_file() and not given: return read_description(beside)
     lists = {k: tuple(n.strip() for n in v.split(",")) for k, v in given.items() if k in ("drop", "keep")}
     days = {"horizon": read_horizon(given["horizon"])} if "horizon" in given else {}
     return describe(file, kind=kind, **{**given, **lists, **days})
 
+# %% ../nbs/12_pipeline.ipynb #a887844e
 def _own(file:Path, kind:str, flags:dict[str, str], workspace:str) -> Settings:
     "Describe a file, say how it will be read, and remember it in its workspace."
     from churn_nb.describe import prepare, write_description # each command imports what it needs
     d = described(file, kind, flags)
     typer.echo(d.table())
     for f in d.findings: typer.echo(f"- {f.sentence}")
-    root = Path(workspace).resolve() if workspace else (w := load_settings().paths.workspace).with_name(f"{w.name}-{d.name}")
+    root = (Path(workspace).resolve() if workspace
+            else (w := load_settings().paths.workspace).with_name(f"{w.name}-{d.name}"))
     ws = Workspace(root).open()
     if kind == "events" and "features" not in d.settings:
         from churn_nb.span import plan
@@ -432,8 +480,10 @@ def _own(file:Path, kind:str, flags:dict[str, str], workspace:str) -> Settings:
     write_description(d, there)
     return load_settings({"paths.workspace": str(ws.root), "data.dataset": str(there)})
 
+# %% ../nbs/12_pipeline.ipynb #a2d1ab03
 def remember(settings:Settings) -> Settings: # Which read the description from there
-    "Leave the description of the data set in the workspace, so that `churn serve` and the others need not be told. Raises UsageError."
+    """Leave the description of the data set in the workspace, so that `churn serve` and the others need not be told.
+    Raises UsageError."""
     place, toml = settings.paths.workspace/"dataset.toml", settings.data.description
     if place.exists() and (toml is None or tomllib.loads(place.read_text()).get("name") != settings.data.dataset):
         raise UsageError(f"workspace {_short(place.parent)} holds another data set; choose another with --workspace")
@@ -442,38 +492,45 @@ def remember(settings:Settings) -> Settings: # Which read the description from t
     from churn_nb.describe import read_description, write_description
     Workspace(place.parent).open()
     data_file(settings) # fetched, or made, and verified
-    write_description(replace(d := read_description(toml), name=settings.data.dataset), place)
+    write_description(replace(read_description(toml), name=settings.data.dataset), place)
     return load_settings({"paths.workspace": str(place.parent), "data.dataset": str(place)})
 
-@app.command(epilog="Examples: `churn describe customers.csv` · `churn describe orders.csv --kind events --amount total`")
+# %% ../nbs/12_pipeline.ipynb #01f00d2e
+@app.command(epilog="Examples: `churn describe customers.csv` · "
+                    "`churn describe orders.csv --kind events --amount total`")
 def describe(file:Annotated[Path, typer.Argument(help="CSV (also .gz) or parquet.")],
-             kind:Annotated[str, typer.Option(help="snapshot: a row a customer; events: a log of purchases.")]="snapshot",
-             label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="", quantity:_Quantity="",
-             horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
-             out:Annotated[Path|None, typer.Option(help="Where to write the description; default: beside the file, as .toml.")]=None):
+             kind:Annotated[str, typer.Option(
+                 help="snapshot: a row a customer; events: a log of purchases.")]="snapshot",
+             label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="",
+             quantity:_Quantity="", horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
+             out:Annotated[Path|None, typer.Option(
+                 help="Where to write the description; default: beside the file, as .toml.")]=None):
     "Find out how a file is to be read, say so, and write it down as a dataset.toml to edit."
     from churn_nb.describe import write_description # each command imports what it needs
     if kind not in ("snapshot", "events"): raise UsageError(f"--kind {kind}: snapshot or events")
-    d = described(file, kind, {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp, "amount": amount,
-                               "quantity": quantity, "horizon": horizon, "drop": drop, "keep": keep})
+    d = described(file, kind, {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp,
+                               "amount": amount, "quantity": quantity, "horizon": horizon, "drop": drop, "keep": keep})
     typer.echo(d.table())
     for f in d.findings: typer.echo(f"- {f.sentence}")
     out = out or file.with_name(file.name.removesuffix(".gz")).with_suffix(".toml")
     write_description(d, out)
-    typer.echo(f"written: {out}; edit what was guessed wrong, then `churn run --{'data' if kind == 'snapshot' else 'events'} {file}`")
+    typer.echo(f"written: {out}; edit what was guessed wrong, "
+               f"then `churn run --{'data' if kind == 'snapshot' else 'events'} {file}`")
 
 # %% ../nbs/12_pipeline.ipynb #31bdf462
-@app.command(epilog="Examples: `churn run` · `churn run --data customers.csv --label churned` · `churn run --dataset telco` · "
+@app.command(epilog="Examples: `churn run` · `churn run --data customers.csv --label churned` · "
+                    "`churn run --dataset telco` · "
                     "`churn run --events orders.parquet --entity customer --timestamp at --amount total --horizon 60d`")
 def run(dataset:_Dataset="",
-        data:Annotated[Path|None, typer.Option(help="Your own table, a row a customer: CSV (also .gz) or parquet.")]=None,
+        data:Annotated[Path|None, typer.Option(
+            help="Your own table, a row a customer: CSV (also .gz) or parquet.")]=None,
         events:Annotated[Path|None, typer.Option(help="Your own log of purchases: CSV (also .gz) or parquet.")]=None,
-        label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="", quantity:_Quantity="",
-        horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
-        param:_Params=[], lessons:_Lessons=False, workspace:_Workspace=""):
+        label:_Label="", positive:_Positive="", entity:_Entity="", timestamp:_Timestamp="", amount:_Amount="",
+        quantity:_Quantity="", horizon:_Horizon="", drop:_Drop="", keep:_Keep="",
+        param:_Params=(), lessons:_Lessons=False, workspace:_Workspace=""):
     "Run the whole pipeline: features, training, drift, gate, bundle. On the project's data, or on your own."
-    flags = {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp, "amount": amount, "quantity": quantity,
-             "horizon": horizon, "drop": drop, "keep": keep}
+    flags = {"label": label, "positive": positive, "entity": entity, "timestamp": timestamp, "amount": amount,
+             "quantity": quantity, "horizon": horizon, "drop": drop, "keep": keep}
     if data or events:
         if dataset or data and events: raise UsageError("--data, --events and --dataset: give one of them")
         settings = _own(data or events, "snapshot" if data else "events", flags, workspace)
@@ -482,12 +539,14 @@ def run(dataset:_Dataset="",
     settings = remember(settings)
     r = run_pipeline(settings, _pairs(param), say=typer.echo, lessons=lessons)
     typer.echo(f"report: {_short(r.run_dir.parent.parent/'reports'/r.run_dir.name)}.html")
-    if r.steps[-1].step == "04_serve" and settings.data.description: typer.echo(f"API: churn serve --workspace {_short(r.run_dir.parent.parent)}")
+    if r.steps[-1].step == "04_serve" and settings.data.description:
+        typer.echo(f"API: churn serve --workspace {_short(r.run_dir.parent.parent)}")
     raise typer.Exit(r.exit_code)
 
+# %% ../nbs/12_pipeline.ipynb #a1573c02
 @app.command(epilog="Examples: `churn step 03_drift` · `churn step 01_train -p seed=7`")
 def step(name:Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")],
-         dataset:_Dataset="", param:_Params=[], lessons:_Lessons=False, workspace:_Workspace=""):
+         dataset:_Dataset="", param:_Params=(), lessons:_Lessons=False, workspace:_Workspace=""):
     "Run one step of the pipeline."
     if name not in STEPS: raise UsageError(f"unknown step {name}; it is one of {', '.join(STEPS)}")
     raise typer.Exit(run_pipeline(_settings(workspace, dataset), _pairs(param), [name], typer.echo, lessons).exit_code)
@@ -505,15 +564,19 @@ def serve(host:Annotated[str, typer.Option(help="Address to listen on.")]="",
     over = {"serve.backend": backend} if backend else {}
     run_server(_settings(workspace, **over), host or None, None if port < 0 else port, insecure)
 
-@app.command(epilog="Example: `churn triton models --watch 1`, beside `tritonserver --model-repository=models --model-control-mode=poll`")
+# %% ../nbs/12_pipeline.ipynb #e19c5646
+@app.command(epilog="Example: `churn triton models --watch 1`, "
+                    "beside `tritonserver --model-repository=models --model-control-mode=poll`")
 def triton(repository:Annotated[Path, typer.Argument(help="Folder in which Triton looks for models; made if missing.")],
-           watch:Annotated[float, typer.Option(help="Look for a new champion every so many seconds; 0: write once.")]=0.,
+           watch:Annotated[float, typer.Option(
+               help="Look for a new champion every so many seconds; 0: write once.")]=0.,
            workspace:_Workspace=""):
     "Put the champion where Triton looks, and each that follows it."
-    from churn_nb.triton import follow_bundle, triton_options, write_model_repository # each command imports what it needs
+    from churn_nb.triton import follow_bundle, triton_options, write_model_repository # a command imports what it needs
     settings = _settings(workspace)
     if not watch: _served(settings)
-    options = triton_options(settings) | {"public_key": settings.serve.public_key, "max_mb": settings.serve.max_model_mb}
+    options = triton_options(settings) | {"public_key": settings.serve.public_key,
+                                          "max_mb": settings.serve.max_model_mb}
     follow_bundle(Workspace(settings.paths.workspace).bundles/"current", repository,
                   lambda *to: write_model_repository(*to, **options), watch, typer.echo)
 
@@ -545,6 +608,7 @@ def promote(dataset:_Dataset="",
         if decision.promoted: deploy_champion(settings)
     raise typer.Exit(decision.exit_code)
 
+# %% ../nbs/12_pipeline.ipynb #857701ed
 @app.command(epilog="Examples: `churn rollback` · `churn rollback --to 3 --why 'complaints from the shop'`")
 def rollback(to:Annotated[str, typer.Option(
                  help="Version to return to; default: the one before the present champion.")]="",
@@ -576,7 +640,8 @@ def push(events:Annotated[Path, typer.Argument(
     "Add events to the log and refresh the features of their customers; exit code 2 where a row is refused."
     settings = _settings(workspace)
     _has_features(settings)
-    if settings.data.kind == "snapshot": raise UsageError(f"{settings.data.dataset} is a table, not a log; run `churn run` on a new file")
+    if settings.data.kind == "snapshot":
+        raise UsageError(f"{settings.data.dataset} is a table, not a log; run `churn run` on a new file")
     from churn_nb.events import push_rows, read_rows # each command imports what it needs
     from churn_nb.features import apply_store
     try: rows = read_rows(events)
@@ -589,6 +654,7 @@ def push(events:Annotated[Path, typer.Argument(
                + (why or "features are fresh"))
     raise typer.Exit(2 if refused else 4 if why else 0)
 
+# %% ../nbs/12_pipeline.ipynb #a2ef9596
 @app.command(epilog="Examples: `churn materialize` · `churn materialize --as-of 1998-07-02`")
 def materialize(as_of:Annotated[str, typer.Option(
                     help="Move a finished log's clock to this moment first; a living one follows the wall clock.")]="",
@@ -599,7 +665,8 @@ def materialize(as_of:Annotated[str, typer.Option(
     from churn_nb.features import apply_store, materialize as all_of_them # each command imports what it needs
     from churn_nb.store import move_clock, present
     if as_of: move_clock(settings, as_of)
-    say = lambda done, of: sys.stderr.isatty() and typer.echo(f"\r  {done:,} of {of:,}", nl=done == of, err=True)
+    def say(done, of):
+        if sys.stderr.isatty(): typer.echo(f"\r  {done:,} of {of:,}", nl=done == of, err=True)
     try: n = all_of_them(settings, apply_store(settings), say=say)
     except Exception as e:
         if type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"): raise
@@ -625,8 +692,9 @@ def drift(reference:Annotated[Path|None, typer.Argument(
               help="Columns of the files to compare, with commas; default: all but ids, times, label and split.")]="",
           customers:Annotated[str, typer.Option(
               help="Column of the files with customers' ids: those who occur twice are kept whole.")]="",
-          stream:Annotated[bool, typer.Option("--stream", help="Parquet files (or folders of them) of any size, numbers "
-                                              "only, in constant memory: each statistic with its bound.")]=False,
+          stream:Annotated[bool, typer.Option(
+              "--stream", help="Parquet files (or folders of them) of any size, numbers "
+                               "only, in constant memory: each statistic with its bound.")]=False,
           json_file:Annotated[str, typer.Option("--json", help="Write the report there as JSON.")]="",
           html_file:Annotated[str, typer.Option("--html", help="Write Evidently's page with these numbers there.")]="",
           workspace:_Workspace=""):
@@ -651,6 +719,7 @@ def drift(reference:Annotated[Path|None, typer.Argument(
     typer.echo(f"drift: {level}")
     raise typer.Exit(3 if level == "retrain" else 2 if report.unusable else 0)
 
+# %% ../nbs/12_pipeline.ipynb #1d5fc3b8
 def _of_files(reference:Path, current:Path, columns:str, customers:str, settings:Settings) -> tuple:
     "The report on two files, and their tables."
     from churn_nb.drift import drift_report, read_table # each command imports what it needs
@@ -660,6 +729,7 @@ def _of_files(reference:Path, current:Path, columns:str, customers:str, settings
         if customers and customers not in frame: raise UsageError(f"{side}: no column {customers}; see --customers")
     return drift_report(a, b, settings.drift, names, customers or None, seed=settings.train.seed), a, b
 
+# %% ../nbs/12_pipeline.ipynb #e669a19f
 def _of_streams(reference:Path, current:Path, columns:str, settings:Settings) -> tuple:
     "The report on two tables that need not fit into memory; nothing else is kept of them."
     from churn_nb.drift import DriftReport, FeatureDrift, verdicts # each command imports what it needs
@@ -674,14 +744,15 @@ def _of_streams(reference:Path, current:Path, columns:str, settings:Settings) ->
                          remark=f"D within {r.D_bound:.4f}, PSI within {r.psi_bound:.4f}",
                          trouble="" if r.D == r.D else "all missing on a side")
             for r in sketch_table(a, b, settings.drift.bins).itertuples()]
-    n = [max((getattr(r, k) for r in rows), default=0) for k in ("n_reference", "n_current")]
-    return DriftReport(verdicts(rows, settings.drift), settings.drift, *n),
+    n, m = (max((getattr(r, k) for r in rows), default=0) for k in ("n_reference", "n_current"))
+    return DriftReport(verdicts(rows, settings.drift), settings.drift, n, m),
 
 def _evidently(report, file:str, reference, current):
     from churn_nb.drift import evidently_html # slow import
     if not evidently_html(report, reference, current, Path(file)):
         typer.echo(f"{file}: not written; no column has finite numbers on both sides", err=True)
 
+# %% ../nbs/12_pipeline.ipynb #0e4c871c
 def _drift_table(found:dict):
     "The features, and what is known of the performance."
     shown = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in found["features"]]
@@ -697,7 +768,7 @@ def _drift_table(found:dict):
 @app.command(epilog="Examples: `churn retrain --why drift` · `churn retrain --force -p seed=7`")
 def retrain(why:Annotated[str, typer.Option(help="Reason, kept in retrains.jsonl.")]="asked for",
             force:Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")]=False,
-            dataset:_Dataset="", param:_Params=[], workspace:_Workspace=""):
+            dataset:_Dataset="", param:_Params=(), workspace:_Workspace=""):
     "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0."
     from churn_nb.retrain import retrain as once # each command imports what it needs
     settings = _settings(workspace, dataset)
@@ -705,22 +776,29 @@ def retrain(why:Annotated[str, typer.Option(help="Reason, kept in retrains.jsonl
     typer.echo(f"{outcome.action}: {outcome.reason}")
     raise typer.Exit(outcome.exit_code or 0)
 
-@app.command(epilog="Examples: `churn score customers.csv scored.parquet` · `churn score customers.parquet scored.csv --reasons 0`")
+# %% ../nbs/12_pipeline.ipynb #bf782ec0
+@app.command(epilog="Examples: `churn score customers.csv scored.parquet` · "
+                    "`churn score customers.parquet scored.csv --reasons 0`")
 def score(source:Annotated[Path, typer.Argument(
               help="CSV (also .gz) or parquet, of any size, with the model's columns; others are kept as they are.")],
           out:Annotated[Path, typer.Argument(help="CSV or parquet to write.")],
           reasons:Annotated[int, typer.Option(help="Top reasons for rows at risk; 0: none, many times faster.")]=3,
-          rejects:Annotated[Path|None, typer.Option(help="Where rows go that can't be scored; default: beside the output.")]=None,
-          overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace columns of the source that are called like ours.")]=False,
+          rejects:Annotated[Path|None, typer.Option(
+              help="Where rows go that can't be scored; default: beside the output.")]=None,
+          overwrite:Annotated[bool, typer.Option(
+              "--overwrite", help="Replace columns of the source that are called like ours.")]=False,
           workspace:_Workspace=""):
-    "Score a table with the served model: adds probability, churn_risk, model_version and reasons. Stopped, it goes on where it was."
+    """Score a table with the served model: adds probability, churn_risk, model_version and reasons.
+    Stopped, it goes on where it was."""
     from churn_nb.scoring import score_file # each command imports what it needs
     settings = _settings(workspace)
     if not source.is_file(): raise UsageError(f"{source}: no such file")
-    done = score_file(settings, _load(settings), source, out, rejects, reasons, overwrite=overwrite, say=lambda text: typer.echo(text, err=True))
+    done = score_file(settings, _load(settings), source, out, rejects, reasons, overwrite=overwrite,
+                      say=lambda text: typer.echo(text, err=True))
     for line in done.lines(): typer.echo(line)
     raise typer.Exit(done.exit_code)
 
+# %% ../nbs/12_pipeline.ipynb #d717409f
 def _load(settings:Settings):
     "The served model, under the same checks as the API's."
     from churn_nb.guard import trust # each command imports what it needs
@@ -751,6 +829,7 @@ def install(repo:Annotated[Path, typer.Argument(help="A bare repository; made wi
     except DeployError as e: raise UsageError(str(e)) from None
     typer.echo("\n".join(["installed; next:", *(f"  {t}" for t in todo)]))
 
+# %% ../nbs/12_pipeline.ipynb #05851869
 @hooks.command("run", epilog="Called by the hook: `churn deploy-hook run /srv/churn COMMIT`")
 def run_hook(home:Annotated[Path, typer.Argument(help="As given to install.")],
              commit:Annotated[str, typer.Argument(help="The pushed commit.")]):
@@ -760,11 +839,14 @@ def run_hook(home:Annotated[Path, typer.Argument(help="As given to install.")],
     import filelock
     os.environ.update(own := from_env(home/"env"))
     settings, how = _settings(str(home/"work")), json.loads((home/"deploy.json").read_text())
-    put_live = lambda c: next((e["version"] for e in reversed(history(settings)) if e["action"] == "promoted" and e["git_sha"] == c), None)
-    live = lambda: json.loads(f.read_text())["version"] if (f := Workspace(home/"work").bundles/"current"/"manifest.json").exists() else None
+    put_live = lambda c: next((e["version"] for e in reversed(history(settings)) if e["action"] == "promoted"
+                               and e["git_sha"] == c), None)
+    live = lambda: (json.loads(f.read_text())["version"]
+                    if (f := Workspace(home/"work").bundles/"current"/"manifest.json").exists() else None)
     service = systemd(how["user"]) if how["runner"] == "systemd" else podman(home, how["port"])
     with filelock.FileLock(home/".deploy.lock"): # a second push waits
-        code = deploy(home, commit, service, asking(how["port"], own.get("CHURN_SERVE_API_KEYS", "").split(",")[0].strip()),
+        code = deploy(home, commit, service,
+                      asking(how["port"], own.get("CHURN_SERVE_API_KEYS", "").split(",")[0].strip()),
                       lambda: run_pipeline(settings, {}, say=typer.echo).exit_code, live, put_live,
                       lambda version, why: rollback(settings, version, why), typer.echo)
     raise typer.Exit(code)
@@ -772,7 +854,8 @@ def run_hook(home:Annotated[Path, typer.Argument(help="As given to install.")],
 # %% ../nbs/12_pipeline.ipynb #68eb2b8e
 @app.command(epilog="Example: `churn doctor`")
 def doctor(workspace:_Workspace=""):
-    "Check settings, versions, workspace, memory, code, data, stores, features, registry, bundle, port and Triton; each is ok, or says what to do."
+    """Check settings, versions, workspace, memory, code, data, stores, features, registry, bundle, port and Triton;
+    each is ok, or says what to do."""
     from churn_nb.doctor import examine # each command imports what it needs
     lines = examine(_settings(workspace))
     for line in lines: typer.echo(str(line))

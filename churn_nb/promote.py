@@ -14,15 +14,15 @@ import msgspec, numpy as np, pandas as pd
 from .bundle import BundleError, Manifest, signing_key, write_bundle
 from .categories import Dictionary
 from .evaluation import compare, smaller_is_better
-from .features import training_rows
 from .guard import check_onnx
 from .quantise import INT8_ROW, precision_cost
-from .registry import (RegistryError, apply_decision, champion, connect, deploy_champion, history, load_int8,
-                               load_version, read_history, rollback, settle, version_of)
+from .registry import (RegistryError, apply_decision, champion, connect, load_int8, load_version, settle,
+                               version_of)
+from .registry import deploy_champion, history, read_history, rollback # noqa: F401 # for who asks this module
 from .serve import Model
 from .settings import Criterion, Gate, Settings, Workspace
 from .tabular import as_values
-from .train import evaluate, hushed, onnx_predict, train
+from .train import evaluate, onnx_predict
 
 # %% ../nbs/02_promote.ipynb #1918dc46
 @dataclass(frozen=True)
@@ -98,16 +98,17 @@ def against_champion(champion:tuple[Manifest, bytes]|None, manifest:Manifest, p:
     q = onnx_predict(model, d.encode(rows), d)
     margin = gate.margin if refresh and newer else 0.
     required = f"worse by less than {margin:g}, p < {gate.alpha:g}" if margin else f"better, p < {gate.alpha:g}"
-    out = [] if newer or not refresh else [Check("refresh", "newer data", "the champion's; it has to be better", "note")]
+    out = [] if newer or not refresh else [
+        Check("refresh", "newer data", "the champion's; it has to be better", "note")]
     for m in dict.fromkeys([*gate.beat_champion, *_watched]):
         asked = m in gate.beat_champion
-        try: d = compare(y, p, q, rows.get("customer_id"), m, manifest.threshold, theirs.threshold, margin*asked,
+        try: c = compare(y, p, q, rows.get("customer_id"), m, manifest.threshold, theirs.threshold, margin*asked,
                          gate.alpha, gate.bootstrap, seed, **manifest.decision)
         except ValueError as e: # a metric that is not known, or needs costs
             out += [check(f"{m} against {who}", required, str(e), False)]*asked
             continue
-        said = f"{d.ours:.5f} against {d.theirs:.5f}, p = {d.p_value:.2g}"
-        out.append(check(f"{m} against {who}", required, said, d.better) if asked
+        said = f"{c.ours:.5f} against {c.theirs:.5f}, p = {c.p_value:.2g}"
+        out.append(check(f"{m} against {who}", required, said, c.better) if asked
                    else Check(f"{m} against {who}", "-", said, "note"))
     return out
 
@@ -133,7 +134,8 @@ def latency(bundle:Model,     # As the API loads it
 
 def as_served(manifest:Manifest, model:bytes, max_mb:float=200) -> Model:
     "The bundle, written, verified, self-tested and loaded as the API does it. Raises BundleError."
-    with tempfile.TemporaryDirectory() as d: return Model.load(write_bundle(Path(d)/"bundle", model, manifest), max_mb=max_mb)
+    with tempfile.TemporaryDirectory() as d:
+        return Model.load(write_bundle(Path(d)/"bundle", model, manifest), max_mb=max_mb)
 
 # %% ../nbs/02_promote.ipynb #14520171
 def int8_row(int8:bytes|RegistryError|None, # The file, or why it can't be read; None: there is none
@@ -155,7 +157,8 @@ def drift_rows(report:dict|None, data_hash:str, gate:Gate) -> list[Check]:
     if gate.drift == "ignore": return []
     if report and report.get("data_hash", data_hash) != data_hash: report = None
     level = report["level"] if report else "no report of this data"
-    lost = [f["name"] for f in (report or {}).get("features", []) if f["missing_current"] > f["missing_reference"] + .05]
+    lost = [f["name"] for f in (report or {}).get("features", [])
+            if f["missing_current"] > f["missing_reference"] + .05]
     quality = f"missing more often: {', '.join(lost)}" if lost else "as in training" if report else level
     if gate.drift == "block": return [check("drift", "below retrain", level, level in ("none", "warn")),
                                       check("missing values", "as in training", quality, bool(report) and not lost)]
@@ -171,7 +174,7 @@ def decide(manifest:Manifest, model:bytes,          # The challenger
            int8:bytes|RegistryError|None=None,      # The challenger's int8 file, see `int8_row`
            max_mb:float=200,                        # `[serve] max_model_mb`
           ) -> Decision:
-    "Measure the challenger on the test rows and check every criterion. What can't be measured fails in a row of its own."
+    "Measure the challenger on the test rows, check every criterion. What can't be measured fails in a row of its own."
     now = champion[0].version if champion else None
     dictionary, y = Dictionary.of(manifest.features), rows.churn.to_numpy()
     X = dictionary.encode(rows)
@@ -217,7 +220,8 @@ def run_gate(settings:Settings, rows:pd.DataFrame, refresh:bool=False) -> tuple[
     manifest, model = load_version(client, settings, challenger)
     theirs = load_version(client, settings, now) if now else None
     decision = decide(manifest, model, theirs, rows, settings.gate_for(settings.data.dataset),
-                      ws.read_result("03_drift"), refresh, settings.train.seed, _int8(client, settings, challenger), settings.serve.max_model_mb)
+                      ws.read_result("03_drift"), refresh, settings.train.seed,
+                      _int8(client, settings, challenger), settings.serve.max_model_mb)
     record = apply_decision(client, settings, manifest, decision)
     return decision, {
         "version": challenger, "verdict": decision.verdict, "exit_code": decision.exit_code,

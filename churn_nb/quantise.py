@@ -10,7 +10,7 @@ __all__ = ['INT8_FILE', 'INT8_ROW', 'ruler', 'to_marks', 'from_marks', 'instruct
 import re, tempfile, time
 from pathlib import Path
 import numpy as np, onnx, onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from .export import hushed
 
 # %% ../nbs/39_quantise.ipynb #72eb058c

@@ -288,7 +288,7 @@ def history(settings:Settings) -> list[dict]:
 def champion(client, settings:Settings) -> str|None:
     "The version in production, by the log; None: none yet."
     with _talking(settings): last = head(_history(client, settings))
-    return last and last["version"]
+    return last["version"] if last else None
 
 # %% ../nbs/14_registry.ipynb #dd96f15e
 def _write(client, settings:Settings, entry:dict, doing:str) -> dict: # The entry

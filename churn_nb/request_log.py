@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import count, groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 import msgspec, numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -42,7 +42,8 @@ def together(asked:list[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray, lis
         at = np.repeat(np.array([a.at for a in new]), [len(a.p) for a in new])
         X, p = np.concatenate([a.X for a in new]), np.array([q for a in new for q in a.p])
         parts.append(Asked(at, new[0].manifest, X, p, [i for a in new for i in a.ids]))
-    return *(np.concatenate([getattr(a, n) for a in parts]) for n in ("at", "X", "p")), [i for a in parts for i in a.ids]
+    at, X, p = (np.concatenate([getattr(a, n) for a in parts]) for n in ("at", "X", "p"))
+    return at, X, p, [i for a in parts for i in a.ids]
 
 def joined(asked:list[Asked]) -> list[Asked]:
     "The same rows, those of one model and day as one `Asked`, by time; in the order in which each was last asked."
@@ -87,7 +88,7 @@ def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     text = lambda c: f"{c}::VARCHAR" if cols[c].dtype == object else c # also where all are missing
     sources = ["make_timestamptz(epoch_us(c0))", *map(text, [*cols][1:])]
     wanted = ", ".join(f"{s} AS " + quoted(n, '"') for s, n in zip(sources, columns))
-    config = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
+    config:dict[str, Any] = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
     try:
         with duckdb.connect(config=config) as db:
             db.register("rows", cols)
@@ -103,7 +104,8 @@ def add_file(folder:Path, columns:dict[str, np.ndarray]) -> Path: # `<folder>/<U
     "Add a file to the log, whole or not at all. Raises OSError."
     first = columns["at"][0].item()
     day = folder/f"{first:%Y-%m-%d}"
-    for n in _number:
+    while True:
+        n = next(_number)
         day.mkdir(parents=True, exist_ok=True)
         final = day/f"{first:%H%M%S}-{os.getpid()}-{n}.parquet"
         part = day/f".{final.name}.part"
@@ -125,10 +127,10 @@ def prune(folder:Path, most:int, # Bytes
     "Delete the oldest files of a log that is too large. Raises OSError."
     files = []
     for f in folder.glob("*/*.pa*t*"):
-        try: s = f.stat()
+        try: stat = f.stat()
         except FileNotFoundError: continue
-        if f.suffix == ".parquet": files.append((f.parent.name, f.name[:6], s.st_mtime_ns, f, s.st_size))
-        elif f.suffix == ".part" and time.time() - s.st_mtime > 3600: f.unlink(missing_ok=True)
+        if f.suffix == ".parquet": files.append((f.parent.name, f.name[:6], stat.st_mtime_ns, f, stat.st_size))
+        elif f.suffix == ".part" and time.time() - stat.st_mtime > 3600: f.unlink(missing_ok=True)
     size, days = sum(s for *_, s in files), set()
     for *_, f, s in sorted(files):
         if size <= most: break

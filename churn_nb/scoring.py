@@ -33,7 +33,8 @@ class Format:
     decimal: str = "."
     thousands: str = ""
     missing: dict[str, list[str]] = field(default_factory=dict) # Column -> spellings, besides MISSING
-    exact: list[str] = field(default_factory=list) # Categories of a description: "none" may be a value there, so only what is listed is missing
+    # Categories of a description: "none" may be a value there, so only what is listed is missing
+    exact: list[str] = field(default_factory=list)
 
     @property
     def number(self) -> str:
@@ -42,15 +43,19 @@ class Format:
 
     def gaps(self, column:str) -> frozenset[str]:
         "What says in a column that nothing is known, in small letters."
-        return ({""} if column in self.exact else MISSING) | {m.strip().lower() for m in self.missing.get(column, [])}
+        spelled = {m.strip().lower() for m in self.missing.get(column, [])}
+        return frozenset({""} if column in self.exact else MISSING) | spelled
 
+# %% ../nbs/53_score.ipynb #6c1db826
 def read_format(description:Path|None, # A `dataset.toml`; None: none
                ) -> Format:
     "The spellings of a described data set. Raises DataError."
     if description is None: return Format()
     try: d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
-    known = {"thousands": "." if d.get("csv", {}).get("decimal") == "," else ","} | {k: v for k, v in d.get("csv", {}).items() if k in ("delimiter", "encoding", "decimal", "thousands") and v}
+    except (OSError, ValueError) as e:
+        raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
+    known = {"thousands": "." if d.get("csv", {}).get("decimal") == "," else ","} | {
+        k: v for k, v in d.get("csv", {}).items() if k in ("delimiter", "encoding", "decimal", "thousands") and v}
     columns = d.get("columns", {})
     return Format(**known, missing={c: v["missing"] for c, v in columns.items() if v.get("missing")},
                   exact=sorted(c for c, v in columns.items() if v.get("use") == "category"))
@@ -66,6 +71,7 @@ def _plain(column:pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(a.type): a = a.dictionary_decode()
     return a.cast(pa.string()) if pa.types.is_string_view(a.type) else a
 
+# %% ../nbs/53_score.ipynb #e2413635
 def numbers(column:pa.Array, # Numbers, or texts that spell them
             form:Format=Format(), name:str="",
            ) -> tuple[np.ndarray, np.ndarray]: # float64 [N], nan for a gap; bool [N]: a text that is no number
@@ -77,7 +83,8 @@ def numbers(column:pa.Array, # Numbers, or texts that spell them
     text = pc.if_else(gap, pa.scalar(None, text.type), text)
     with contextlib.suppress(pa.ArrowInvalid): # as they are, mostly
         if form.decimal == ".": return fine(text), np.zeros(len(text), bool)
-    is_number = pc.and_(pc.match_substring_regex(text, form.number, ignore_case=True), pc.match_substring_regex(text, r"\d|inf", ignore_case=True))
+    is_number = pc.and_(pc.match_substring_regex(text, form.number, ignore_case=True),
+                        pc.match_substring_regex(text, r"\d|inf", ignore_case=True))
     bad = pc.invert(is_number).fill_null(False)
     text = pc.if_else(bad, pa.scalar(None, text.type), text)
     if form.thousands: text = pc.replace_substring_regex(text, rf"[$€£% \x{{a0}}\x{{202f}}{form.thousands}]", "")
@@ -117,7 +124,8 @@ def matrix(table:pa.Table, features:list, # Of a manifest
 def changes(predict:Callable, # float32 [N, K] -> probability [N]
             X:np.ndarray, reference:np.ndarray, # float32 [N, K] and [K]
            ) -> np.ndarray: # float64 [N, K]
-    "One-at-a-time changes against the reference row: what the probability loses when one feature alone is put to the reference's value."
+    """One-at-a-time changes against the reference row: what the probability loses when one feature alone is put to
+    the reference's value."""
     p, D = predict(X).astype(np.float64), np.zeros(X.shape)
     for j, r in enumerate(reference):
         other = ~((X[:, j] == r) | (np.isnan(X[:, j]) & np.isnan(r)))
@@ -130,20 +138,25 @@ def readable(D:np.ndarray,         # [N, K]
              values:list[list[str]], # K columns of N texts
              names:list[str], most:int=3,
             ) -> list[str]:
-    "The largest changes of each row in words, such as `plan=basic +0.21; tenure=3 +0.08`; what rounds to 0.00 is left out."
+    """The largest changes of each row in words, such as `plan=basic +0.21; tenure=3 +0.08`;
+    what rounds to 0.00 is left out."""
     top = np.argsort(-np.abs(D), axis=1, kind="stable")[:, :most]
-    return ["; ".join(f"{names[j]}={values[j][i]} {D[i, j]:+.2f}" for j in row.tolist() if abs(D[i, j]) >= .005) for i, row in enumerate(top)]
+    return ["; ".join(f"{names[j]}={values[j][i]} {D[i, j]:+.2f}" for j in row.tolist() if abs(D[i, j]) >= .005)
+            for i, row in enumerate(top)]
 
 # %% ../nbs/53_score.ipynb #694650ba
 def _open(source:Path): return gzip.open(source, "rb") if source.suffix == ".gz" else open(source, "rb")
 
 def _first_line(source:Path, form:Format, names:list[str]) -> Format:
-    "A CSV file's encoding and delimiter: the one under which most of the wanted names are in the first line. Raises DataError."
+    """A CSV file's encoding and delimiter: the one under which most of the wanted names are in the first line.
+    Raises DataError."""
     try:
         with _open(source) as f: head = f.read(1 << 20)
     except (OSError, EOFError) as e: raise DataError(f"{source}: {getattr(e, 'strerror', None) or e}") from None
     encoding = form.encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
-    try: text = codecs.getincrementaldecoder("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)("ignore").decode(head)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig" if encoding.lower() in ("utf-8", "utf8")
+                                            else encoding)("ignore").decode(head)
     except LookupError: raise DataError(f"{source}: no encoding is called {encoding}; mend [csv] encoding") from None
     if not text.strip(): raise DataError(f"{source}: empty; the first line must name the columns")
     first = lambda by: next(csv.reader(text.splitlines(keepends=True), delimiter=by), [])
@@ -156,7 +169,8 @@ class Portion:
     "Some rows of a source."
     table: pa.Table
     rows: np.ndarray # int64 [N]: number of each row in the source, from 1
-    wrong: dict[int, tuple[str, str]] = field(default_factory=dict) # Place in the portion -> column and reason: not even text
+    # Place in the portion -> column and reason: not even text
+    wrong: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 class ParquetSource:
     "A parquet file."
@@ -169,7 +183,8 @@ class ParquetSource:
 
     def batches(self, size:int) -> Iterator[Portion]:
         done = 0
-        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 18) as f: # else it holds a whole row group, or the file
+        # else it holds a whole row group, or the file
+        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 18) as f:
             for b in f.iter_batches(size):
                 yield Portion(pa.Table.from_batches([b]), np.arange(done + 1, done + 1 + len(b)))
                 done += len(b)
@@ -192,7 +207,8 @@ def _texts(table:pa.Table) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
         except pa.ArrowInvalid:
             raw = column.to_pylist()
             shown = [v.decode(errors="replace") for v in raw]
-            wrong |= {i: (name, "not UTF-8; name the file's encoding in its dataset.toml") for i, (v, t) in enumerate(zip(raw, shown)) if v != t.encode()}
+            wrong |= {i: (name, "not UTF-8; name the file's encoding in its dataset.toml")
+                      for i, (v, t) in enumerate(zip(raw, shown)) if v != t.encode()}
             columns.append(pa.chunked_array([pa.array(shown, pa.string())]))
     return pa.table(columns, table.column_names), wrong
 
@@ -208,15 +224,23 @@ class CsvSource:
     def _reading(self, names:list[str]=()):
         "A reader of record batches and the stream below it. Raises DataError."
         self.lines.clear() # (row, text, why) of lines that are no rows, as they are found
-        def wrong(r): self.lines.append((r.number - 1, r.text, f"{r.actual_columns} fields, the first line has {r.expected_columns}")); return "skip"
+        def wrong(r):
+            self.lines.append((r.number - 1, r.text,
+                               f"{r.actual_columns} fields, the first line has {r.expected_columns}"))
+            return "skip"
         with _open(self.path) as f:
             stream = _Watched(f)
             try:
-                yield pa_csv.open_csv(pa.PythonFile(stream, "r"), pa_csv.ReadOptions(use_threads=False, block_size=1 << 20, encoding=self.form.encoding),
-                    pa_csv.ParseOptions(delimiter=self.form.delimiter, newlines_in_values=True, invalid_row_handler=wrong, ignore_empty_lines=len(names) != 1),
-                    pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)), stream
+                yield pa_csv.open_csv(
+                    pa.PythonFile(stream, "r"),
+                    pa_csv.ReadOptions(use_threads=False, block_size=1 << 20, encoding=self.form.encoding),
+                    pa_csv.ParseOptions(delimiter=self.form.delimiter, newlines_in_values=True,
+                                        invalid_row_handler=wrong, ignore_empty_lines=len(names) != 1),
+                    pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()),
+                                          strings_can_be_null=False)), stream
             except (ArrowException, UnicodeError, EOFError, OSError) as e:
-                why = "a quote opens and never closes, or a row is longer than a megabyte" if "straddl" in str(e) else " ".join(str(e).split())[:200]
+                why = ("a quote opens and never closes, or a row is longer than a megabyte" if "straddl" in str(e)
+                       else " ".join(str(e).split())[:200])
                 raise DataError(f"{self.path}: {why}") from None
 
     def batches(self, size:int=0) -> Iterator[Portion]:
@@ -232,6 +256,7 @@ class CsvSource:
                 last = Portion(*_split(b, rows))
             if last is not None: yield _closed(last, stream.tail)
 
+# %% ../nbs/53_score.ipynb #e13df402
 def _split(b:pa.RecordBatch, rows:np.ndarray) -> tuple:
     table, wrong = _texts(pa.Table.from_batches([b]))
     return table, rows, wrong
@@ -257,6 +282,7 @@ def _merged(some:list[Portion]) -> Portion:
     return Portion(pa.concat_tables([p.table for p in some]), np.concatenate([p.rows for p in some]),
                    {i + int(n): w for p, n in zip(some, at) for i, w in p.wrong.items()})
 
+# %% ../nbs/53_score.ipynb #4ca406ba
 def portions(source, size:int) -> Iterator[Portion]:
     "The rows of a source, so many at a time, wherever its own blocks end."
     held, n = [], 0
@@ -288,10 +314,14 @@ class Scorer:
         wrong, q = wrong | p.wrong, np.full(len(X), np.nan)
         ok = np.setdiff1d(np.arange(len(X)), list(wrong)) if wrong else slice(None)
         q[ok] = self.model.predict(X[ok])
-        wrong |= {int(i): ("", "values so extreme that the model gives no probability") for i in np.flatnonzero(~np.isfinite(q)) if i not in wrong}
-        columns = {"probability": pa.array(q, pa.float64(), mask=~np.isfinite(q)), "reasons": self._reasons(table, X, q)}
-        said = [(c, _shown(p.table[self.take.get(c, c)][i].as_py()) if c else "", why) for i, (c, why) in sorted(wrong.items())]
-        for k, name in enumerate(("column", "value", "why")): columns[name] = _scattered([s[k] for s in said], sorted(wrong), len(X))
+        wrong |= {int(i): ("", "values so extreme that the model gives no probability")
+                  for i in np.flatnonzero(~np.isfinite(q)) if i not in wrong}
+        columns = {"probability": pa.array(q, pa.float64(), mask=~np.isfinite(q)),
+                   "reasons": self._reasons(table, X, q)}
+        said = [(c, _shown(p.table[self.take.get(c, c)][i].as_py()) if c else "", why)
+                for i, (c, why) in sorted(wrong.items())]
+        for k, name in enumerate(("column", "value", "why")):
+            columns[name] = _scattered([s[k] for s in said], sorted(wrong), len(X))
         return pa.table(columns).replace_schema_metadata({"unseen": json.dumps(self._unseen(table, X, wrong))})
 
     def _reasons(self, table:pa.Table, X:np.ndarray, q:np.ndarray) -> pa.Array:
@@ -299,8 +329,10 @@ class Scorer:
         i = np.flatnonzero(q >= self.model.manifest.threshold) if self.most else np.array([], int)
         if not len(i): return pa.nulls(len(X), pa.string())
         texts = [[_number_text(v) for v in X[i, j].tolist()] if j not in self.d.codes else
-                 [_shown(v, 40) or "missing" for v in table[n].take(i).to_pylist()] for j, n in enumerate(table.column_names)]
-        return _scattered(readable(changes(self.model.predict, X[i], self.reference), texts, table.column_names, self.most), i, len(X))
+                 [_shown(v, 40) or "missing" for v in table[n].take(i).to_pylist()]
+                 for j, n in enumerate(table.column_names)]
+        return _scattered(readable(changes(self.model.predict, X[i], self.reference), texts, table.column_names,
+                                   self.most), i, len(X))
 
     def _unseen(self, table:pa.Table, X:np.ndarray, wrong:dict) -> dict[str, list]:
         "Rows with a text that training never saw, by column, and the first such text."
@@ -332,11 +364,13 @@ def _narrowed(t:pa.DataType, column:pa.Array, form:Format, name:str, feature:boo
     if feature:
         x, _ = numbers(column, form, name)
         x = x[np.isfinite(x)]
-        return pa.int64() if t != pa.float64() and (x == np.floor(x)).all() and (np.abs(x) < 2**53).all() else pa.float64()
+        return (pa.int64() if t != pa.float64() and (x == np.floor(x)).all() and (np.abs(x) < 2**53).all()
+                else pa.float64())
     kept = lambda r: pc.all(pc.match_substring_regex(column, r)).as_py() is not False
     if t in (pa.null(), pa.int64()) and kept(_whole): return t if pc.all(pc.equal(column, "")).as_py() else pa.int64()
     return pa.float64() if kept(_decimal) else pa.string()
 
+# %% ../nbs/53_score.ipynb #6e0b1137
 def plain_types(source:CsvSource,
                 features:dict[str, bool], # Column -> whether the model takes it as a number
                 size:int=50_000) -> dict[str, pa.DataType]:
@@ -360,16 +394,19 @@ def csv_text(table:pa.Table, by:str=",") -> str:
     for column in table.columns:
         t = pc.fill_null(_plain(column).cast(pa.string()), "")
         odd = pc.match_substring_regex(t, '["\r\n' + {"|": r"\|"}.get(by, by) + "]")
-        if pc.any(odd).as_py(): t = pc.if_else(odd, pc.binary_join_element_wise('"', pc.replace_substring(t, '"', '""'), '"', ""), t)
+        if pc.any(odd).as_py():
+            t = pc.if_else(odd, pc.binary_join_element_wise('"', pc.replace_substring(t, '"', '""'), '"', ""), t)
         cells.append(t)
     return "".join(f"{line}\n" for line in pc.binary_join_element_wise(*cells, by).to_pylist())
 
+# %% ../nbs/53_score.ipynb #a8da9c8e
 class Writer:
     "A CSV or parquet file, written portion by portion."
     def __init__(self, path:Path, kind:str, schema:pa.Schema, by:str=","):
         self.schema, self.by, texts = schema, by, [f.name for f in schema if _is_text(f.type)]
         self.file = open(path, "wb")
-        self.parquet = pq.ParquetWriter(self.file, schema, compression="zstd", compression_level=1, use_dictionary=texts) if kind == ".parquet" else None
+        self.parquet = pq.ParquetWriter(self.file, schema, compression="zstd", compression_level=1,
+                                        use_dictionary=texts) if kind == ".parquet" else None
         if not self.parquet: self.file.write(csv_text(pa.table([[n] for n in schema.names], schema.names), by).encode())
 
     def write(self, table:pa.Table):
@@ -399,6 +436,7 @@ def _clear(folder:Path):
     for pattern in ("[0-9]*.parquet", ".[0-9a-f]*", "manifest.json", ".manifest.json-*", "joined"):
         for f in folder.glob(pattern): f.unlink(missing_ok=True)
 
+# %% ../nbs/53_score.ipynb #d2920ff8
 @contextlib.contextmanager
 def parts_of(out:Path, want:dict, # What the parts depend on
              say:Callable=lambda text: None):
@@ -406,9 +444,11 @@ def parts_of(out:Path, want:dict, # What the parts depend on
     folder = out.with_name(out.name + ".parts")
     try: folder.mkdir(exist_ok=True)
     except OSError as e: raise DataError(f"{folder}: {e.strerror}") from None
-    lock, note, text = filelock.FileLock(folder/".lock", timeout=0), folder/"manifest.json", json.dumps(want, indent=1, sort_keys=True)
+    lock, note, text = (filelock.FileLock(folder/".lock", timeout=0), folder/"manifest.json",
+                        json.dumps(want, indent=1, sort_keys=True))
     try: lock.acquire()
-    except filelock.Timeout: raise DataError(f"{out}: another process is writing it; wait for it or choose another name") from None
+    except filelock.Timeout:
+        raise DataError(f"{out}: another process is writing it; wait for it or choose another name") from None
     try:
         before = json.loads(note.read_text()) if note.exists() else None
         if changed := [k for k in want if before and before.get(k) != json.loads(text)[k]]:
@@ -434,7 +474,8 @@ class Scored:
     resumed: int = 0     # Portions that a stopped run had done
     seconds: float = 0.
     rejects: Path|None = None # The file of rejected rows; None: there are none
-    unseen: dict[str, list] = field(default_factory=dict) # Column -> rows with a text that training never saw, and the first such text
+    # Column -> rows with a text that training never saw, and the first such text
+    unseen: dict[str, list] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)       # Columns that the model does not look at
     notes: list[str] = field(default_factory=list)
 
@@ -445,8 +486,11 @@ class Scored:
         "What a person wants to know, a sentence each."
         every = f"every row was rejected, see {self.rejects}" if self.exit_code else ""
         out = [f"{self.scored:,} rows scored by version {self.version}: {self.at_risk:,} at risk; {self.out}"]
-        if self.rejected: out.append(f"{self.out}: {every}" if every else f"{self.rejected:,} of {self.rows:,} rows rejected; {self.rejects} says why")
-        out += [f"{c}: {n:,} row{'s'*(n > 1)} scored with a text that training never saw, such as {ascii(text)}" for c, (n, text) in self.unseen.items()]
+        if self.rejected:
+            out.append(f"{self.out}: {every}" if every
+                       else f"{self.rejected:,} of {self.rows:,} rows rejected; {self.rejects} says why")
+        out += [f"{c}: {n:,} row{'s'*(n > 1)} scored with a text that training never saw, such as {ascii(text)}"
+                for c, (n, text) in self.unseen.items()]
         if self.unused: out.append(f"not used by the model, kept: {', '.join(self.unused)}")
         return out + self.notes
 
@@ -462,14 +506,18 @@ class _Job:
         if not out.parent.is_dir(): raise DataError(f"{out.parent}: no such folder; make it first")
         if out.exists() and out.samefile(source): raise DataError(f"{out}: is the source itself; choose another name")
         names = self.source.schema.names
-        if twice := [n for i, n in enumerate(names) if n in names[:i]]: raise DataError(f"{source}: column {twice[0]} occurs twice; rename one of them")
+        if twice := [n for i, n in enumerate(names) if n in names[:i]]:
+            raise DataError(f"{source}: column {twice[0]} occurs twice; rename one of them")
         there = {unicodedata.normalize("NFC", n): n for n in names}
         self.take = {f.name: there.get(unicodedata.normalize("NFC", f.name), "") for f in m.features}
         if gone := [n for n, c in self.take.items() if not c]:
-            raise DataError(f"{source}: column{'s'*(len(gone) > 1)} {', '.join(gone)} {'are' if len(gone) > 1 else 'is'} missing; the model needs {', '.join(self.take)}")
+            raise DataError(f"{source}: column{'s'*(len(gone) > 1)} {', '.join(gone)} "
+                            f"{'are' if len(gone) > 1 else 'is'} missing; the model needs {', '.join(self.take)}")
         self.added = [n for n in ADDED if n != "reasons" or reasons and m.reference is not None]
         if taken := [n for n in names if n in self.added]:
-            if not overwrite: raise DataError(f"{source}: has a column {taken[0]} already; rename it, or have it replaced with --overwrite")
+            if not overwrite:
+                raise DataError(f"{source}: has a column {taken[0]} already; rename it, or have it replaced with "
+                                "--overwrite")
         self.kept = [f for f in self.source.schema if f.name not in self.added]
         self.scorer = Scorer(model, self.source.form, reasons, self.take)
         self.number = {c: j not in self.scorer.d.codes for j, c in enumerate(self.take.values())}
@@ -479,7 +527,8 @@ class _Job:
         "What is of no use as a number or in a CSV file. Raises DataError."
         for f in self.source.schema:
             t = f.type.value_type if pa.types.is_dictionary(f.type) else f.type
-            if self.number.get(f.name) and not (_is_text(t) or pa.types.is_boolean(t) or pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t)):
+            if self.number.get(f.name) and not (_is_text(t) or pa.types.is_boolean(t) or pa.types.is_integer(t)
+                                                or pa.types.is_floating(t) or pa.types.is_decimal(t)):
                 raise DataError(f"{source}: column {f.name} is {t}, the model takes a number")
             if self.kind == ".csv" and (pa.types.is_nested(t) or pa.types.is_binary(t) or pa.types.is_large_binary(t)):
                 raise DataError(f"{self.out}: CSV can't hold column {f.name}, {t}; write .parquet")
@@ -496,7 +545,9 @@ class _Job:
         "A portion and what was said of it."
         ok = part["probability"].is_valid()
         table, part = p.table.select([f.name for f in self.kept]).filter(ok), part.filter(ok)
-        if self.retype: columns = [typed(table[f.name], f.type, self.source.form, f.name, self.number.get(f.name, False)) for f in self.kept]
+        if self.retype:
+            columns = [typed(table[f.name], f.type, self.source.form, f.name, self.number.get(f.name, False))
+                       for f in self.kept]
         else: columns = table.columns
         q = part["probability"]
         ours = {"probability": q, "churn_risk": pc.cast(pc.greater_equal(q, self.model.manifest.threshold), pa.int8()),
@@ -514,7 +565,8 @@ class Rejects:
         self.csv.writerow(["row", "column", "value", "reason", "original"])
 
     def add(self, p:Portion|None=None, part:pa.Table|None=None):
-        "Those of a portion, and lines that were no rows, up to its last row; without a portion: all lines that are left."
+        """Those of a portion, and lines that were no rows, up to its last row; without a portion:
+        all lines that are left."""
         last = float("inf") if p is None else p.rows[-1]
         rows = []
         while self.told < len(self.source.lines) and self.source.lines[self.told][0] < last:
@@ -522,7 +574,8 @@ class Rejects:
             rows.append((n, "", "", why, text)); self.told += 1
         for i in (np.flatnonzero(part["why"].is_valid().to_numpy()) if part is not None else []):
             said = [part[k][int(i)].as_py() for k in ("column", "value", "why")]
-            rows.append((int(p.rows[i]), *said, json.dumps(p.table.slice(i, 1).to_pylist()[0], ensure_ascii=False, default=str)))
+            rows.append((int(p.rows[i]), *said, json.dumps(p.table.slice(i, 1).to_pylist()[0], ensure_ascii=False,
+                                                           default=str)))
         self.csv.writerows(sorted(rows))
         self.n += len(rows)
 
@@ -532,6 +585,7 @@ class Rejects:
         if keep and self.n: os.replace(self.tmp, self.path); return self.path
         self.tmp.unlink(missing_ok=True)
         if keep: self.path.unlink(missing_ok=True)
+        return None
 
 # %% ../nbs/53_score.ipynb #2454fbe2
 def _in_order(some:Iterator[Portion], work:Callable, threads:int) -> Iterator[tuple]: # work(i, portion)
@@ -543,13 +597,15 @@ def _in_order(some:Iterator[Portion], work:Callable, threads:int) -> Iterator[tu
             if len(waiting) > threads: p, made = waiting.popleft(); yield p, *made.result()
         for p, made in waiting: yield p, *made.result()
 
+# %% ../nbs/53_score.ipynb #10bd04a6
 def _kept_or_scored(scorer:Scorer, folder:Path) -> Callable: # (number, portion) -> part, whether it was there
     "Work on a portion, unless a run that was stopped has done it."
     def work(i:int, p:Portion) -> tuple[pa.Table, bool]:
         f = folder/f"{i:06}.parquet"
         with contextlib.suppress(OSError, ArrowException):
             if len(part := pq.read_table(f, page_checksum_verification=True)) == len(p.table): return part, True
-        pq.write_table(part := scorer(p), tmp := folder/f".{i:06}", compression="lz4", use_dictionary=False, write_statistics=False, write_page_checksum=True) # read once
+        pq.write_table(part := scorer(p), tmp := folder/f".{i:06}", compression="lz4", use_dictionary=False,
+                       write_statistics=False, write_page_checksum=True) # read once
         os.replace(tmp, f) # a kill leaves all of it or nothing; what a power cut leaves, the checksums tell
         return part, False
     return work
@@ -557,8 +613,10 @@ def _kept_or_scored(scorer:Scorer, folder:Path) -> Callable: # (number, portion)
 def _inputs(job:_Job, reasons:int, portion:int) -> dict:
     "What an answer depends on."
     m = job.model.manifest
-    return {"source": fingerprint(job.source.path), "options": {"reasons": reasons, "portion": portion, "format": vars(job.source.form)},
-            "model": [m.version, m.run_id, m.threshold, [str(f) for f in m.features], [str(r) for r in m.reference or []], {n: str(h) for n, h in m.files.items()}]}
+    return {"source": fingerprint(job.source.path),
+            "options": {"reasons": reasons, "portion": portion, "format": vars(job.source.form)},
+            "model": [m.version, m.run_id, m.threshold, [str(f) for f in m.features],
+                      [str(r) for r in m.reference or []], {n: str(h) for n, h in m.files.items()}]}
 
 # %% ../nbs/53_score.ipynb #b23683ac
 def score_file(settings:Settings,
@@ -568,39 +626,53 @@ def score_file(settings:Settings,
                reasons:int=3,          # For each row at risk, at most; 0: none, which is many times faster
                portion:int=50_000,     # Rows
                threads:int|None=None,  # Portions in work at once; default: one a core
-               describe:Path|None=None, # A dataset.toml that says how the file spells; default: that of the model's data set, if it is that of the settings
+               describe:Path|None=None, # A dataset.toml that says how the file spells; default: the model's data set's,
+                                       # if it is that of the settings
                overwrite:bool=False,   # Replace columns that are called as ours
                say:Callable=lambda text: None, # Receives notes while it runs
               ) -> Scored:
-    "Score a file. Row order and columns stay; what can't be scored is in `rejects`. Raises DataError before anything is written."
+    """Score a file. Row order and columns stay; what can't be scored is in `rejects`.
+    Raises DataError before anything is written."""
     began, source, out, data = time.monotonic(), Path(source), Path(out), settings.data
-    job = _Job(model, source, out, read_format(describe or (data.description if model.manifest.dataset == data.dataset else None)), reasons, overwrite)
+    job = _Job(model, source, out,
+               read_format(describe or (data.description if model.manifest.dataset == data.dataset else None)),
+               reasons, overwrite)
     done = Scored(out, model.manifest.version, unused=[f.name for f in job.kept if f.name not in job.number])
-    if reasons and model.manifest.reference is None: done.notes.append(f"no reasons: version {done.version} has no reference row to compare with")
+    if reasons and model.manifest.reference is None:
+        done.notes.append(f"no reasons: version {done.version} has no reference row to compare with")
     with parts_of(out, before := _inputs(job, reasons, portion), say) as folder, _disk(out):
-        _run(job, folder, rejects or out.with_suffix(".rejects.csv"), done, portion, threads or len(os.sched_getaffinity(0)), say)
-        if fingerprint(source) != before["source"]: raise DataError(f"{source}: changed while it was read; score it again")
+        _run(job, folder, rejects or out.with_suffix(".rejects.csv"), done, portion,
+             threads or len(os.sched_getaffinity(0)), say)
+        if fingerprint(source) != before["source"]:
+            raise DataError(f"{source}: changed while it was read; score it again")
         os.replace(folder/"joined", out)
     done.seconds = time.monotonic() - began
     return done
 
+# %% ../nbs/53_score.ipynb #7b4f1a97
 @contextlib.contextmanager
 def _disk(out:Path):
     "A disk that is full, as one line. Raises DataError."
     try: yield
-    except OSError as e: raise DataError(f"{out}: {e.strerror or e}; what was scored is kept: mend it and run the same again") from None
+    except OSError as e:
+        raise DataError(f"{out}: {e.strerror or e}; what was scored is kept: mend it and run the same again") from None
 
+# %% ../nbs/53_score.ipynb #eaaf19a5
 def _run(job:_Job, folder:Path, rejects:Path, done:Scored, portion:int, threads:int, say:Callable):
     "Read, score, write; counts go into `done`."
     schema, keep = job.schema(), False
-    writer, bad = Writer(folder/"joined", job.kind, schema, job.source.form.delimiter or ","), Rejects(rejects, job.source)
+    writer, bad = (Writer(folder/"joined", job.kind, schema, job.source.form.delimiter or ","),
+                   Rejects(rejects, job.source))
     bar = tqdm(total=job.source.rows, unit=" rows", unit_scale=True, disable=None, leave=False, desc=job.out.name)
     try:
         for p, part, there in _in_order(portions(job.source, portion), _kept_or_scored(job.scorer, folder), threads):
             writer.write(table := job.joined(p, part, schema))
             bad.add(p, part)
-            done.scored, done.at_risk, done.resumed = done.scored + len(table), done.at_risk + (pc.sum(table["churn_risk"]).as_py() or 0), done.resumed + there
-            for c, (n, text) in json.loads(part.schema.metadata[b"unseen"]).items(): done.unseen[c] = [n + done.unseen.get(c, [0])[0], done.unseen.get(c, [0, text])[1]]
+            done.scored, done.at_risk, done.resumed = (
+                done.scored + len(table), done.at_risk + (pc.sum(table["churn_risk"]).as_py() or 0),
+                done.resumed + there)
+            for c, (n, text) in json.loads(part.schema.metadata[b"unseen"]).items():
+                done.unseen[c] = [n + done.unseen.get(c, [0])[0], done.unseen.get(c, [0, text])[1]]
             bar.update(len(p.table))
         bad.add()
         writer.close()
@@ -610,4 +682,5 @@ def _run(job:_Job, folder:Path, rejects:Path, done:Scored, portion:int, threads:
         with contextlib.suppress(OSError, ValueError): writer.close() # again: no harm
         done.rejected, done.rejects = bad.n, bad.close(keep)
     done.rows = done.scored + done.rejected
-    if done.resumed: done.notes.append(f"went on where a stopped run was: {done.resumed} portions of {portion:,} rows were there")
+    if done.resumed:
+        done.notes.append(f"went on where a stopped run was: {done.resumed} portions of {portion:,} rows were there")

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BUILT_IN', 'SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate',
-           'Drift', 'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'atomic_write',
-           'WorkspaceError', 'Workspace', 'temporary_workspace', 'step_settings']
+           'Drift', 'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'temporary_workspace',
+           'atomic_write', 'WorkspaceError', 'Workspace', 'step_settings']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
 import atexit, configparser, json, os, re, shutil, tempfile, tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 # %% ../nbs/10_settings.ipynb #11f22098
@@ -63,6 +63,7 @@ class Data(Section):
     description: Path|None = None  # Its dataset.toml; None: CDNOW, whose form is the project's own
     kind: Literal["events", "snapshot"] = "events"
 
+# %% ../nbs/10_settings.ipynb #3c1f70b4
 class Features(Section):
     "Windows and as-of dates of the point-in-time features."
     windows_hours: _Ints
@@ -90,6 +91,7 @@ class Train(Section):
         "The probability from which an offer pays: offer_cost / saved_margin, at most 1; or the fixed number."
         return min(self.offer_cost/self.saved_margin, 1.) if self.threshold == "profit" else self.threshold
 
+# %% ../nbs/10_settings.ipynb #3c1f70b7
 class Gate(Section):
     "What a challenger must show before it is promoted."
     floors: _Criteria
@@ -102,6 +104,7 @@ class Gate(Section):
     bootstrap: int = Field(ge=200)
     int8_loss: float = Field(ge=0, lt=1)
 
+# %% ../nbs/10_settings.ipynb #3c1f70b8
 class Drift(Section):
     "Bands and levels of the drift report."
     bins: int = Field(gt=1)
@@ -149,6 +152,7 @@ class Serve(Section):
     request_log_seconds: float = Field(gt=0)
     backend: Literal["onnxruntime", "triton"]
 
+# %% ../nbs/10_settings.ipynb #3c1f70ba
 class Triton(Section):
     "A Triton server that scores, where `[serve] backend = triton`."
     url: str = Field(pattern=r"^[^\s:/@]+:\d+$")
@@ -160,6 +164,7 @@ class Triton(Section):
     max_queue_delay_microseconds: int = Field(ge=0)
     preferred_batch_size: _Ints
 
+# %% ../nbs/10_settings.ipynb #3c1f70bb
 class Stores(Section):
     "Services behind the pipeline."
     tracking_uri: str
@@ -172,6 +177,7 @@ class Stores(Section):
         if "@" in v: raise ValueError("keep the password out of it: CHURN_REDIS_PASSWORD is for that")
         raise ValueError("should be sqlite, or redis://HOST:PORT with /DATABASE if it is not 0")
 
+# %% ../nbs/10_settings.ipynb #3c1f70bc
 class Settings(Section):
     "All settings of a run."
     paths: Paths
@@ -198,6 +204,7 @@ def _read_ini(path:Path) -> dict[str, dict[str, str]]:
         raise SettingsError(f"{path.name}: {' '.join(str(e).split())}") from None
     return {s: dict(cp[s]) for s in cp.sections()}
 
+# %% ../nbs/10_settings.ipynb #3c1f70c0
 def _env_values(raw:dict, environ) -> dict[str, dict[str, str]]:
     "The `CHURN_<SECTION>_<KEY>` variables, sorted into sections."
     known = {f"CHURN_{s}_{k}".upper().replace(".", "_"): (s, k) for s in raw for k in raw[s.split(".")[0]]}
@@ -222,7 +229,9 @@ def find_settings(start:str|Path=".", # Folder to look upwards from
     for d in [p := Path(start).resolve(), *p.parents]:
         f = d/"settings.ini"
         if f.is_file() and re.search(ours, f.read_text(encoding="utf-8", errors="replace"), re.M): return f
+    return None
 
+# %% ../nbs/10_settings.ipynb #3c1f70c2
 def _merge(*layers:dict) -> dict[str, dict]:
     "Nested dicts laid over each other, later ones winning key by key."
     out = {}
@@ -245,15 +254,17 @@ def _description_of(raw:dict, asked:str|None, # All layers; what a parameter or 
     if path is None: raise SettingsError(f"[data] dataset = {name!r}: neither one of {', '.join(BUILT_IN)} nor a file")
     toml = path if path.suffix == ".toml" else path.with_name(path.name.removesuffix(".gz")).with_suffix(".toml")
     if toml.is_file(): return toml.resolve()
-    raise SettingsError(f"[data] dataset = {name!r}: not described yet; `churn describe {name}`, or `churn run --data {name}`")
+    raise SettingsError(f"[data] dataset = {name!r}: not described yet; "
+                        f"`churn describe {name}`, or `churn run --data {name}`")
 
+# %% ../nbs/10_settings.ipynb #3c1f70c4
 def _read_description(toml:Path, raw:dict) -> dict[str, dict]:
     "The settings that a description brings, as a layer. Raises SettingsError."
     try: d = tomllib.loads(toml.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise SettingsError(f"{toml}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())}") from None
     name = d.get("name") or Path(d.get("file", toml.name)).name.split(".")[0]
-    layer = {s: d[s] for s in ("features", "train") if s in d}
+    layer:dict[str, Any] = {s: d[s] for s in ("features", "train") if s in d}
     layer["drift"] = {"evidently": False, **d.get("drift", {})} # its import takes longer than the rest of the step
     if d.get("kind", "snapshot") == "snapshot": # what an offer costs and saves is known of CDNOW alone
         layer["train"] = {"threshold": .5, **layer.get("train", {})}
@@ -283,6 +294,7 @@ def _key_files(text:str, base:Path) -> str:
     "Public keys, those that are files counted from the settings file's folder."
     return ",".join(p if "-----BEGIN" in p else str(base/p.strip()) for p in text.split(",") if p.strip())
 
+# %% ../nbs/10_settings.ipynb #3c1f70c6
 def load_settings(
     overrides:dict|None=None, # {"section.key": value}; the strongest layer; None and "" leave the setting as it is
     path:str|Path|None=None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards
@@ -313,6 +325,13 @@ def load_settings(
     keys = s.serve.model_copy(update={"public_key": _key_files(s.serve.public_key, base)})
     return s.model_copy(update={"paths": Paths(**{k: base/p for k, p in s.paths}), "serve": keys,
                                 "file": path.resolve() if path else None})
+
+# %% ../nbs/10_settings.ipynb #676af031
+def temporary_workspace() -> Path:
+    "A fresh folder that goes away with the process: lessons and tests never write into `work/`."
+    d = Path(tempfile.mkdtemp(prefix="churn-"))
+    atexit.register(shutil.rmtree, d, ignore_errors=True)
+    return d
 
 # %% ../nbs/10_settings.ipynb #ebb1afb4
 def atomic_write(path:Path,       # File to replace or create; its folder exists
@@ -373,13 +392,6 @@ class Workspace:
         "A step's last result; None where the step has not run here."
         f = self.results/f"{step}.json"
         return json.loads(f.read_text()) if f.exists() else None
-
-# %% ../nbs/10_settings.ipynb #676af031
-def temporary_workspace() -> Path:
-    "A fresh folder that goes away with the process: lessons and tests never write into `work/`."
-    d = Path(tempfile.mkdtemp(prefix="churn-"))
-    atexit.register(shutil.rmtree, d, ignore_errors=True)
-    return d
 
 # %% ../nbs/10_settings.ipynb #5a3faa7b
 def step_settings(workspace:str|Path="",     # Empty: a lesson, in a temporary workspace with services of its own

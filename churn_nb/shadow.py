@@ -40,6 +40,7 @@ def append_lines(folder:Path, day:str, lines:list[Line]):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally: os.close(fd)
 
+# %% ../nbs/25_shadow.ipynb #e20a3412
 def read_shadow(folder:str|Path, # Of the `*.jsonl`
                ): # DataFrame: the fields of Line, `at` as a time; attrs["broken"]: lines that are none
     "The whole log, oldest first."
@@ -71,13 +72,15 @@ def _words(model) -> Dictionary|None:
     return d if (d := getattr(model, "dictionary", None)) and d.any else None
 
 def _in_words_of(d:Dictionary, job:Job) -> np.ndarray: # float32 [N, k]
-    "A job's rows by the codes of another model. Raises KeyError for a feature that the rows don't have, or not of its type."
+    """A job's rows by the codes of another model.
+    Raises KeyError for a feature that the rows don't have, or not of its type."""
     own = job.dictionary or Dictionary(job.names, [None]*len(job.names))
     if own.names == d.names and own.values == d.values: return job.X
     kind = lambda one: {(n, v is None) for n, v in zip(one.names, one.values)}
     if lacking := sorted(n for n, _ in kind(d) - kind(own)): raise KeyError(lacking[0])
     return d.encode(own.decode(job.X))
 
+# %% ../nbs/25_shadow.ipynb #bf367ff4
 def challenge(model, # serve.Model
               job:Job,
              ) -> list[Line]: # Without the rows that the challenger has no answer for
@@ -92,7 +95,8 @@ def challenge(model, # serve.Model
     v = model.manifest.version
     return [Line(at, i, job.champion, p, v, q) for i, p, q in zip(_plain(job.ids), job.p, q) if np.isfinite(q)]
 
-def _plain(ids:list) -> list: return [i if i is None else int(i) for i in ids] # a serve.TextKey is written as its number
+def _plain(ids:list) -> list:
+    return [i if i is None else int(i) for i in ids] # a serve.TextKey is written as its number
 
 # %% ../nbs/25_shadow.ipynb #59b193aa
 class Shadow:

@@ -65,6 +65,7 @@ def _limited(name:str, v, low, high, types:tuple):
         kind = "whole number" if types is _whole else "number"
         raise DataError(f"simulation: {name} = {v!r}: expected a {kind} from {low} to {high}")
 
+# %% ../nbs/26_simulator.ipynb #d93b790b
 @dataclass(frozen=True)
 class Simulation:
     "What to simulate. Raises DataError that names the parameter."
@@ -110,6 +111,7 @@ def draw_people(rng:np.random.Generator, sim:Simulation,
     return {"customer_id": first + 1 + np.arange(k), "age": rng.triangular(18, 35, 80, k).astype("int64"),
             "plan": rng.choice(3, k, p=[.5, .35, .15]), "signed_up": rng.integers(0, sim.days, k)}
 
+# %% ../nbs/26_simulator.ipynb #842cb023
 def draw_lives(rng:np.random.Generator, sim:Simulation, people:dict[str, np.ndarray],
                h:np.ndarray, u:np.ndarray, v:np.ndarray, # As in `churn_probability`
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,6 +146,7 @@ def draw_seconds(rng:np.random.Generator,
     hour = np.interp(rng.random(len(t)) + weekend, np.r_[cdf[0], 1 + cdf[1]], np.r_[:25, 24:49]) % 24
     return t*86_400 + (hour*3600).astype("int64")
 
+# %% ../nbs/26_simulator.ipynb #0e24c665
 def draw_usage(rng:np.random.Generator, sim:Simulation,
                plan:np.ndarray, # [i]
                used:np.ndarray, # [t, i]
@@ -167,6 +170,7 @@ def draw_transactions(rng:np.random.Generator,
             "quantity": np.r_[one, 1 + rng.poisson(.4, k)],
             "amount": np.r_[np.array([*PLANS.values()])[plan[fee[1]]], rng.lognormal(2.5, .6, k).round(2)]}
 
+# %% ../nbs/26_simulator.ipynb #fbb19794
 def draw_log(rng:np.random.Generator, sim:Simulation, people:dict[str, np.ndarray],
              q:np.ndarray, c:np.ndarray, gone:np.ndarray, # As from `draw_lives`
             ) -> pd.DataFrame: # t, i, quantity, amount, usage_minutes, kind, seconds, created (seconds)
@@ -174,7 +178,7 @@ def draw_log(rng:np.random.Generator, sim:Simulation, people:dict[str, np.ndarra
     used, t = q[1:] == 0, np.arange(sim.days)[:, None]
     tenure = t - people["signed_up"]
     due = (tenure >= 0) & (tenure % 30 == 0) & (t < gone)
-    parts = {"transaction": draw_transactions(rng, people["plan"], used, due),
+    parts:dict[str, dict] = {"transaction": draw_transactions(rng, people["plan"], used, due),
              "usage": draw_usage(rng, sim, people["plan"], used),
              "support_call": dict(zip("ti", np.nonzero(c[1:] == 0)))}
     for k, (kind, part) in enumerate(parts.items()):
@@ -205,6 +209,7 @@ def customers_table(sim:Simulation, people:dict[str, np.ndarray]) -> pa.Table: #
     return pa.table([people["customer_id"], people["age"], _named(people["plan"], [*PLANS]),
                      _utc_time(sim, people["signed_up"]*86_400)], schema=SIMULATED["customers"])
 
+# %% ../nbs/26_simulator.ipynb #5af8d17c
 def events_table(sim:Simulation, people:dict[str, np.ndarray],
                  log:pd.DataFrame, # As from `draw_log`
                  taken:int,        # Ids given so far
@@ -229,6 +234,7 @@ def truth_table(sim:Simulation, people:dict[str, np.ndarray],
                      pa.array(_utc_time(sim, gone[i]*86_400), _utc, mask=gone[i] == sim.days)],
                     schema=SIMULATED["truth"])
 
+# %% ../nbs/26_simulator.ipynb #084c797b
 def simulated_blocks(sim:Simulation): # Yields dicts of three pyarrow tables, as in SIMULATED
     "The simulation in memory, block by block."
     h, (u, v), taken = hazard_table(HAZARD | sim.hazard), habit_tables(), 0
@@ -243,6 +249,7 @@ def simulated_blocks(sim:Simulation): # Yields dicts of three pyarrow tables, as
         yield {"customers": customers_table(sim, people), "events": events,
                "truth": truth_table(sim, people, *lives, P)}
 
+# %% ../nbs/26_simulator.ipynb #4cc47b1f
 @contextlib.contextmanager
 def _new_folder(out:Path):
     "A folder that is filled under another name and appears complete or not at all. Raises DataError."
@@ -265,6 +272,7 @@ def _writer(path:Path, schema:pa.Schema) -> pq.ParquetWriter:
                             column_encoding=dict.fromkeys(grows, "DELTA_BINARY_PACKED"),
                             use_dictionary=[n for n in schema.names if n not in grows])
 
+# %% ../nbs/26_simulator.ipynb #b547c805
 def simulate(out:str|Path,                # Folder to make; where it exists it must be empty
              sim:Simulation=Simulation(),
              chunk:int=20_000,            # Customers in one part of the events, a multiple of BLOCK; changes no row
@@ -291,14 +299,19 @@ def snapshot_sql(days:tuple[int, ...]=(7, 30)) -> str: # Reads tables customers,
     "A row a customer and as-of date whose label is known: what could be known of him then."
     of = lambda kind, d: f"FILTER (WHERE kind = '{kind}' AND event_timestamp >= as_of - INTERVAL {d} DAY)"
     since = lambda kind: f"date_diff('day', max(event_timestamp) FILTER (WHERE kind = '{kind}'), as_of)"
-    windows = [f"""coalesce(sum(usage_minutes) {of('usage', d)}, 0) AS usage_minutes_{d}d, count(*) {of('usage', d)} AS sessions_{d}d,
-  count(*) {of('support_call', d)} AS support_calls_{d}d, coalesce(sum(amount) {of('transaction', d)}, 0) AS spend_{d}d""" for d in days]
-    return f"""SELECT customer_id, as_of, any_value(age) AS age, any_value("plan") AS "plan", date_diff('day', any_value(signed_up), as_of) AS tenure_days,
-  {", ".join(windows)}, {since('usage')} AS days_since_use, {since('support_call')} AS days_since_call, any_value(churned) AS churned
+    windows = [f"coalesce(sum(usage_minutes) {of('usage', d)}, 0) AS usage_minutes_{d}d, "
+               f"""count(*) {of('usage', d)} AS sessions_{d}d,
+  count(*) {of('support_call', d)} AS support_calls_{d}d, """
+               f"coalesce(sum(amount) {of('transaction', d)}, 0) AS spend_{d}d" for d in days]
+    return ("""SELECT customer_id, as_of, any_value(age) AS age, any_value("plan") AS "plan", """
+            f"""date_diff('day', any_value(signed_up), as_of) AS tenure_days,
+  {", ".join(windows)}, {since('usage')} AS days_since_use, {since('support_call')} AS days_since_call, """
+            """any_value(churned) AS churned
 FROM truth JOIN customers USING (customer_id) LEFT JOIN events e USING (customer_id)
 WHERE churned IS NOT NULL AND (e.event_id IS NULL OR event_timestamp < as_of AND created_timestamp <= as_of)
-GROUP BY customer_id, as_of ORDER BY as_of, customer_id"""
+GROUP BY customer_id, as_of ORDER BY as_of, customer_id""")
 
+# %% ../nbs/26_simulator.ipynb #26532391
 def make_snapshot(path:Path,      # Parquet to write; the truth goes beside it, as `<name>_truth.parquet`
                   parameters:dict, # Of a `Simulation`
                  ) -> Path:
@@ -306,7 +319,8 @@ def make_snapshot(path:Path,      # Parquet to write; the truth goes beside it, 
     sim, said = Simulation(**parameters), json.dumps(parameters, sort_keys=True, default=str).encode()
     truth = path.with_name(f"{path.stem}_truth.parquet")
     with filelock.FileLock(path.with_name(f".{path.name}.lock")), tempfile.TemporaryDirectory() as d:
-        if truth.exists() and path.exists() and (pq.read_schema(path).metadata or {}).get(b"simulation") == said: return path
+        if truth.exists() and path.exists() and (pq.read_schema(path).metadata or {}).get(b"simulation") == said:
+            return path
         simulate(made := Path(d)/"made", sim)
         con = duckdb.connect()
         con.execute("SET TimeZone = 'UTC'")

@@ -8,9 +8,13 @@ __all__ = ['ColumnSketch', 'sketch_ks', 'sketch_pvalue', 'sketch_psi', 'FrameSke
 # %% ../nbs/31_sketches.ipynb #f743e452
 import json, zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 import numpy as np
 from datasketches import kll_doubles_sketch
 from .drift import DriftInputError, psi_of_shares, shares
+
+# %% ../nbs/31_sketches.ipynb #40ca9ebd
+if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations
 
 # %% ../nbs/31_sketches.ipynb #34569d99
 def _arrow(x) -> bool: return type(x).__module__.startswith("pyarrow")
@@ -101,7 +105,8 @@ class ColumnSketch:
         return f"ColumnSketch(k={self.k}, n={self.n:,}, missing={self.missing:,}, error={self.error:.4f})"
 
 # %% ../nbs/31_sketches.ipynb #cdd03c17
-def _at_or_below(s:ColumnSketch, x:np.ndarray, side:str="right") -> np.ndarray: # Rows; side left: below
+def _at_or_below(s:ColumnSketch, x:np.ndarray, side:Literal["left", "right"]="right", # left: below
+                ) -> np.ndarray: # Rows
     v, c = s.points()
     return np.r_[0, c][np.searchsorted(v, x, side=side)]
 

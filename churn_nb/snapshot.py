@@ -11,6 +11,7 @@ __all__ = ['TIMELESS', 'ABOUT', 'uniform', 'by_time', 'split_rows', 'table_file'
 import tomllib
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 import numpy as np, pandas as pd, pyarrow.parquet as pq
 from .categories import column_name, quoted_name
 from .data import DataError, own_log
@@ -42,7 +43,8 @@ def by_time(dates:pd.Series,       # Of each row, UTC
     out[(dates < validation) & (dates + L <= validation)] = "train"
     for split in ("train", "validation"):
         if not (out == split).any():
-            raise DataError(f"{split}: no row of it has a label that is known before {(validation if split == 'train' else test):%F}; "
+            raise DataError(f"{split}: no row of it has a label that is known before "
+                            f"{(validation if split == 'train' else test):%F}; "
                             f"the dates are too close together for a horizon of {horizon_days} days")
     return out
 
@@ -67,18 +69,23 @@ def table_file(settings:Settings) -> Path:
 def names_of(settings:Settings) -> list[str]:
     "The features of the table, in its order. Raises DataError where there is none yet."
     f = table_file(settings)
-    if not f.exists(): raise DataError(f"{settings.data.dataset}: not prepared in {settings.paths.workspace}; `churn step 00_features`")
+    if not f.exists():
+        raise DataError(f"{settings.data.dataset}: not prepared in {settings.paths.workspace}; "
+                        "`churn step 00_features`")
     return [n for n in pq.read_schema(f).names if n not in ABOUT]
 
+# %% ../nbs/56_snapshot.ipynb #9da2d8f0
 def read_rows(settings:Settings,
-             ) -> pd.DataFrame: # customer_id, event_timestamp, churn, split, features: numbers as float32, texts or None
+             ) -> pd.DataFrame: # customer_id, event_timestamp, churn, split, features: float32, or texts and None
     "The rows of all splits. Raises DataError."
     names = names_of(settings)
     columns = ", ".join(quoted_name(n) for n in ["customer_id", "event_timestamp", "churn", "twin", *names])
     df = connection(settings.features.memory_limit).execute(
         f"SELECT {columns} FROM read_parquet({quoted(table_file(settings))}) ORDER BY row").df()
     df["event_timestamp"] = pd.to_datetime(df.event_timestamp, utc=True).fillna(TIMELESS).astype("datetime64[us, UTC]")
-    for n in names: df[n] = df[n].astype("float32") if df[n].dtype.kind in "biuf" else df[n].astype(object).where(df[n].notna(), None)
+    for n in names:
+        df[n] = (df[n].astype("float32") if df[n].dtype.kind in "biuf"
+                 else df[n].astype(object).where(df[n].notna(), None))
     df["split"] = split_rows(df, horizon(settings))
     return df[df.split.notna()].reset_index(drop=True)[["customer_id", "event_timestamp", "churn", "split", *names]]
 
@@ -88,7 +95,7 @@ def horizon(settings:Settings) -> int:
     return int(tomllib.loads(d.read_text(encoding="utf-8")).get("horizon", 0)) if d else 0
 
 # %% ../nbs/56_snapshot.ipynb #8a45ecd1
-def key_of(settings:Settings) -> str|None: # int, text; None where nobody is named
+def key_of(settings:Settings) -> Literal["int", "text"]|None: # None where nobody is named
     "How the API is told of a customer: by his number, or by the text of the file."
     if settings.data.description is None: return "int"
     f = table_file(settings) if settings.data.kind == "snapshot" else own_log(settings)
@@ -105,13 +112,18 @@ def snapshot_objects(settings:Settings) -> list:
     from feast.types import Float32, String
     types = {f.name: f.type for f in pq.read_schema(table_file(settings))}
     folder = str((Workspace(settings.paths.workspace).feast/"customer_features").resolve())
-    source = FileSource(name="customer_table", path=folder + ("/*.parquet" if settings.stores.offline == "duckdb" else ""),
-                        timestamp_field="event_timestamp", created_timestamp_column="created_timestamp", file_format=ParquetFormat())
+    source = FileSource(name="customer_table",
+                        path=folder + ("/*.parquet" if settings.stores.offline == "duckdb" else ""),
+                        timestamp_field="event_timestamp", created_timestamp_column="created_timestamp",
+                        file_format=ParquetFormat())
     customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
-    schema = [Field(name=column_name(n), dtype=Float32 if "float" in str(types[n]) else String) for n in names_of(settings)]
-    view = FeatureView(name="customer_snapshot", entities=[customer], source=source, schema=schema, online=True, ttl=timedelta(0))
+    schema = [Field(name=column_name(n), dtype=Float32 if "float" in str(types[n]) else String)
+              for n in names_of(settings)]
+    view = FeatureView(name="customer_snapshot", entities=[customer], source=source, schema=schema, online=True,
+                       ttl=timedelta(0))
     return [customer, source, view, *(FeatureService(name=n, features=[view]) for n in ("churn_v1", "churn_v1_stored"))]
 
+# %% ../nbs/56_snapshot.ipynb #7bd1ba61
 def write_offline(settings:Settings) -> Path:
     "The table as the offline store wants it: every row, under the store's names."
     folder = Workspace(settings.paths.workspace).feast/"customer_features"
@@ -119,17 +131,22 @@ def write_offline(settings:Settings) -> Path:
     for f in folder.glob("*.parquet"): f.unlink()
     names = ", ".join(f"{quoted_name(n)} AS {column_name(n)}" for n in names_of(settings))
     at = f"coalesce(event_timestamp, TIMESTAMPTZ '{TIMELESS}')"
-    sql = f"SELECT customer_id, {at} AS event_timestamp, {at} AS created_timestamp, {names} FROM read_parquet({quoted(table_file(settings))})"
-    connection(settings.features.memory_limit).execute(f"COPY ({sql}) TO {quoted(folder/'snapshot.parquet')} (FORMAT parquet)")
+    sql = (f"SELECT customer_id, {at} AS event_timestamp, {at} AS created_timestamp, {names} "
+           f"FROM read_parquet({quoted(table_file(settings))})")
+    connection(settings.features.memory_limit).execute(
+        f"COPY ({sql}) TO {quoted(folder/'snapshot.parquet')} (FORMAT parquet)")
     return folder/"snapshot.parquet"
 
-def newest_rows(settings:Settings) -> pd.DataFrame: # customer_id, event_timestamp, created_timestamp, features under their own names
+# %% ../nbs/56_snapshot.ipynb #845b495b
+def newest_rows(settings:Settings,
+               ) -> pd.DataFrame: # customer_id, event_timestamp, created_timestamp, features under their own names
     "The newest row of each customer."
     f, names = Workspace(settings.paths.workspace).feast/"customer_features"/"snapshot.parquet", names_of(settings)
     columns = ", ".join(f"{column_name(n)} AS {quoted_name(n)}" for n in names)
     df = connection(settings.features.memory_limit).execute(
         f"""SELECT customer_id, event_timestamp, created_timestamp, {columns} FROM read_parquet({quoted(f)})
-            QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY event_timestamp DESC) = 1 ORDER BY customer_id""").df()
+            QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY event_timestamp DESC) = 1 """
+        "ORDER BY customer_id").df()
     for t in ("event_timestamp", "created_timestamp"): df[t] = pd.to_datetime(df[t], utc=True)
     return df
 
@@ -146,11 +163,13 @@ def publish(settings:Settings, store,
 
 # %% ../nbs/56_snapshot.ipynb #127dbd16
 def online_rows(settings:Settings, store, customer_ids:list[int]) -> pd.DataFrame:
-    "What is online of some customers, indexed by `customer_id`, under the features' own names; all missing for an unknown one."
+    """What is online of some customers, indexed by `customer_id`, under the features' own names;
+    all missing for an unknown one."""
     with quiet():
         got = store.get_online_features(features=store.get_feature_service("churn_v1"),
                                         entity_rows=[{"customer_id": int(c)} for c in customer_ids]).to_df()
-    got = got.set_index("customer_id").rename(columns={column_name(n): n for n in names_of(settings)})[names_of(settings)]
+    got = got.set_index("customer_id").rename(columns={column_name(n): n
+                                                       for n in names_of(settings)})[names_of(settings)]
     return got.astype({n: "float32" for n in got if got[n].dtype.kind in "biuf" or got[n].isna().all()})
 
 def same_online(settings:Settings, store,
@@ -183,12 +202,15 @@ def build_snapshot(settings:Settings,
     write_parquet(rows, ws.feast/"training_rows.parquet")
     return {"events": len(rows), "customers": publish(settings, store), "features": names_of(settings),
             "rows": {s: int((rows.split == s).sum()) for s in ("train", "validation", "test")},
-            "churn_rate": {s: round(float(rows.churn[rows.split == s].mean()), 6) for s in ("train", "validation", "test")}, "file_rows": made["rows"]}
+            "churn_rate": {s: round(float(rows.churn[rows.split == s].mean()), 6)
+                           for s in ("train", "validation", "test")}, "file_rows": made["rows"]}
 
+# %% ../nbs/56_snapshot.ipynb #165587d1
 def _keep_some(settings:Settings, every:int):
     "Reduce the prepared table to the customers whose number `every` divides."
     f = table_file(settings)
-    copy_parquet(connection(), f"SELECT * FROM read_parquet({quoted(f)}) WHERE customer_id % {every} = 0 ORDER BY row", f)
+    copy_parquet(connection(), f"SELECT * FROM read_parquet({quoted(f)}) WHERE customer_id % {every} = 0 ORDER BY row",
+                 f)
 
 def check_splits(rows:pd.DataFrame, # split, churn
                  name:str, few:int=5):
@@ -196,4 +218,5 @@ def check_splits(rows:pd.DataFrame, # split, churn
     for split in ("train", "validation", "test"):
         n = [int(((rows.split == split) & (rows.churn == c)).sum()) for c in (0, 1)]
         if min(n) < few:
-            raise DataError(f"{name}: {split} has {n[1]} customers who churned and {n[0]} who stayed; at least {few} of each are needed, bring more rows")
+            raise DataError(f"{name}: {split} has {n[1]} customers who churned and {n[0]} who stayed; "
+                            f"at least {few} of each are needed, bring more rows")

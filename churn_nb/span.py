@@ -18,8 +18,10 @@ from .log import connection, quoted
 def read_horizon(text:str|int) -> int: # Days
     "`60d`, `8w`, `2m` (of 30 days), `1y`, or a number of days. Raises DataError."
     found = re.fullmatch(r"\s*(\d{1,4})\s*(?:(d|w|m|y)|(d)ays?|(w)eeks?|(m)onths?|(y)ears?|)\s*", str(text).lower())
-    days = int(found[1])*{"d": 1, "w": 7, "m": 30, "y": 365}["".join(filter(None, found.groups()[1:])) or "d"] if found else 0
-    if not 1 <= days <= 3650: raise DataError(f"horizon {text!r}: expected a time such as 60d, 8w or 2m, at most ten years")
+    days = (int(found[1])*{"d": 1, "w": 7, "m": 30, "y": 365}["".join(filter(None, found.groups()[1:])) or "d"]
+            if found else 0)
+    if not 1 <= days <= 3650:
+        raise DataError(f"horizon {text!r}: expected a time such as 60d, 8w or 2m, at most ten years")
     return days
 
 # %% ../nbs/52_span.ipynb #a5f0ac55
@@ -33,7 +35,8 @@ def dates_for(first:date, ends:date, # The day of the first purchase, and the da
     if latest < earliest:
         have, need = (ends - first).days, 3*L + history
         fits = f"{int(have/3.5)} days would fit" if have >= 49 else "no horizon fits so short a log"
-        raise DataError(f"the log covers {have} days ({first} to {ends - day}), a horizon of {L} days needs {need}: three for train, validation and test, and some history; {fits} (--horizon)")
+        raise DataError(f"the log covers {have} days ({first} to {ends - day}), a horizon of {L} days needs {need}: "
+                        f"three for train, validation and test, and some history; {fits} (--horizon)")
     n = min(most, 1 + (latest - earliest).days//max(L//3, 7))
     steps = np.linspace((latest - earliest).days, 0, n).round().astype(int) if n > 1 else [0]
     return {"train_as_of": sorted({latest - int(s)*day for s in steps}), "validation_as_of": ends - 2*L*day,
@@ -54,30 +57,41 @@ class Plan:
 def _span(con, log:str) -> dict:
     "What one pass over the log says."
     names = ("first", "last", "events", "customers", "gap")
-    return dict(zip(names, con.execute(f"""SELECT min(day), max(day), count(*), count(DISTINCT customer_id), quantile_cont(gap, .9) FILTER (WHERE gap > 0) FROM
+    return dict(zip(names, con.execute(
+        "SELECT min(day), max(day), count(*), count(DISTINCT customer_id), "
+        f"""quantile_cont(gap, .9) FILTER (WHERE gap > 0) FROM
         (SELECT customer_id, CAST(event_timestamp AS DATE) AS day,
-                date_diff('day', lag(event_timestamp) OVER (PARTITION BY customer_id ORDER BY event_timestamp), event_timestamp) AS gap FROM {log})""").fetchone()))
+                date_diff('day', lag(event_timestamp) OVER (PARTITION BY customer_id ORDER BY event_timestamp), """
+        f"event_timestamp) AS gap FROM {log})").fetchone()))
 
+# %% ../nbs/52_span.ipynb #3153e695
 def _classes(con, log:str, dates:dict, L:int) -> dict[str, list[int]]: # split -> [stayed, left]
     "How many stayed and left on the dates of each split."
     out = {}
     for split in ("train", "validation", "test"):
         days = dates[f"{split}_as_of"] if split == "train" else [dates[f"{split}_as_of"]]
-        per = " UNION ALL ".join(f"""SELECT bool_or(event_timestamp >= DATE '{d}') AS stayed FROM {log} WHERE event_timestamp < DATE '{d}' + INTERVAL {L} DAY
+        per = " UNION ALL ".join(
+            f"SELECT bool_or(event_timestamp >= DATE '{d}') AS stayed "
+            f"""FROM {log} WHERE event_timestamp < DATE '{d}' + INTERVAL {L} DAY
             GROUP BY customer_id HAVING min(event_timestamp) < DATE '{d}'""" for d in days)
-        out[split] = [*con.execute(f"SELECT count(*) FILTER (WHERE stayed), count(*) FILTER (WHERE NOT stayed) FROM ({per})").fetchone()]
+        out[split] = [*con.execute("SELECT count(*) FILTER (WHERE stayed), count(*) FILTER (WHERE NOT stayed) "
+                                   f"FROM ({per})").fetchone()]
         if (few := min(out[split])) < 20:
-            raise DataError(f"{split}, asked on {days[-1]}: {out[split][1]:,} customers left and {out[split][0]:,} stayed in the {L} days after it; at least 20 of each are needed, "
-                            f"so {'bring more customers' if few == 0 else 'bring more customers, or choose another --horizon'}")
+            raise DataError(
+                f"{split}, asked on {days[-1]}: {out[split][1]:,} customers left and {out[split][0]:,} stayed in the "
+                f"{L} days after it; at least 20 of each are needed, "
+                f"so {'bring more customers' if few == 0 else 'bring more customers, or choose another --horizon'}")
     return out
 
+# %% ../nbs/52_span.ipynb #0c045593
 def plan(log:Path,                 # Parquet: customer_id, event_timestamp (UTC)
          horizon_days:int|None=None, # None: chosen by the log
         ) -> Plan:
     "Windows, as-of dates and splits for a log. Raises DataError where it is too short or too small."
     con, place = connection(), f"read_parquet({quoted(log)})"
     s = _span(con, place)
-    if not s["events"]: raise DataError(f"{log}: no purchases, so there is nothing to plan; look at the log with `churn describe`")
+    if not s["events"]:
+        raise DataError(f"{log}: no purchases, so there is nothing to plan; look at the log with `churn describe`")
     ends = s["last"] + timedelta(days=1)
     usual = int(s["gap"] or 30)
     fits = [d for d in (7, 14, 30, 60, 90, 180, 365) if 3.5*d <= (ends - s["first"]).days] or [7]
@@ -87,10 +101,16 @@ def plan(log:Path,                 # Parquet: customer_id, event_timestamp (UTC)
     n = _classes(con, place, dates, L)
     train, days = dates["train_as_of"], [w//24 for w in windows]
     rate = lambda split: f"{n[split][1]/sum(n[split]):.0%} left"
-    said = [f"the log: {s['events']:,} purchases of {s['customers']:,} customers from {s['first']} to {s['last']}, {(ends - s['first']).days} days",
-            f"left means: no purchase in the {L} days after the date of asking" + ("" if horizon_days else f"; nine of ten repeat purchases came within {usual} days (--horizon says otherwise)"),
-            f"purchases and spending are counted over the last {', '.join(map(str, days[:-1]))}{' and ' if len(days) > 1 else ''}{days[-1]} days",
-            f"train: asked on {len(train)} dates from {train[0]} to {train[-1]} ({rate('train')}); validation: {dates['validation_as_of']} ({rate('validation')}); test: {dates['test_as_of']} ({rate('test')})",
+    said = [f"the log: {s['events']:,} purchases of {s['customers']:,} customers from {s['first']} to {s['last']}, "
+            f"{(ends - s['first']).days} days",
+            f"left means: no purchase in the {L} days after the date of asking"
+            + ("" if horizon_days
+               else f"; nine of ten repeat purchases came within {usual} days (--horizon says otherwise)"),
+            f"purchases and spending are counted over the last {', '.join(map(str, days[:-1]))}"
+            f"{' and ' if len(days) > 1 else ''}{days[-1]} days",
+            f"train: asked on {len(train)} dates from {train[0]} to {train[-1]} ({rate('train')}); "
+            f"validation: {dates['validation_as_of']} ({rate('validation')}); "
+            f"test: {dates['test_as_of']} ({rate('test')})",
             f"the present is {ends}, the day after the last purchase"]
     text = {k: [str(d) for d in v] if isinstance(v, list) else str(v) for k, v in dates.items()}
     return Plan({"windows_hours": windows, "label_days": L, "ttl_days": 2, **text}, said)

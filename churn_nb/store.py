@@ -11,6 +11,7 @@ import asyncio, contextlib, io, json, logging, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timezone
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 import numpy as np
 from .bundle import Store
@@ -33,6 +34,7 @@ def utc(t:date|datetime|str # A date means its midnight; without an offset, UTC
 
 def _clock(settings:Settings) -> Path: return Workspace(settings.paths.workspace).feast/"clock.json"
 
+# %% ../nbs/19_store.ipynb #511bc300
 def present(settings:Settings) -> datetime:
     "The present of the data: the wall clock, or where a finished log's clock stands."
     if settings.features.serve_as_of == "now": return datetime.now(timezone.utc)
@@ -52,8 +54,8 @@ def move_clock(settings:Settings, as_of:date|datetime|str) -> datetime:
 
 # %% ../nbs/19_store.ipynb #bbfc7068
 def refreshed(settings:Settings) -> dict:
-    """How far the stores are: `tick`, the time of the newest row that was pushed; `batch`, the newest event batch in it;
-    and `every`: the workspace is about the customers whose number it divides."""
+    """How far the stores are: `tick`, the time of the newest row that was pushed; `batch`, the newest event batch
+    in it; and `every`: the workspace is about the customers whose number it divides."""
     f = Workspace(settings.paths.workspace).feast/"refreshed.json"
     return {"tick": None, "batch": 0, "every": 1} | (json.loads(f.read_text()) if f.exists() else {})
 
@@ -88,7 +90,7 @@ def as_served(got:dict,          # Feast's answer: name -> values, and name__ts 
         return [v if now - t <= ttl[n] else None for v, t in zip(got[n], got[f"{n}__ts"])]
     columns = {n: fresh(n) for n in got if not n.endswith("__ts")}
     if all(n in columns for n in FACTS):
-        made = request_time(*(columns[n] for n in FACTS), [now]*len(columns[FACTS[0]]))
+        made = request_time(*(columns[n] for n in FACTS), now=[now]*len(columns[FACTS[0]]))
         columns |= {n: [None if x != x else x for x in v.tolist()] for n, v in made.items()}
     known = zip(*(got[n] for n in ttl))
     return [None if all(v is None for v in row) else values
@@ -126,23 +128,28 @@ def quiet():
 class StoreAway(RuntimeError):
     "The online store can't be asked now. One line; raw features can still be scored."
 
+# %% ../nbs/19_store.ipynb #197e9a17
 def _wiring(path:Path, settings:Settings) -> dict:
-    """feature_store.yaml as the API needs it: of the online store only, since the offline one would want the pipeline's packages;
-    and a Redis by the address that it has from here."""
+    """feature_store.yaml as the API needs it: of the online store only, since the offline one would want the
+    pipeline's packages; and a Redis by the address that it has from here."""
     import yaml # Feast's
     raw = yaml.safe_load(path.read_text())
     registry = raw["registry"] if isinstance(raw["registry"], dict) else {"path": raw["registry"]}
     registry.pop("registry_store_type", None) # who only reads needs none of ours
     online = raw["online_store"]
     if online["type"] == "redis" and settings.stores.online != "sqlite": online = _online(settings)
-    online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in online.items()} # ${CHURN_REDIS_PASSWORD}
-    return raw | {"registry": registry | {"path": str(path.parent/registry["path"])}, "online_store": online, "offline_store": {"type": "file"}}
+    # ${CHURN_REDIS_PASSWORD}
+    online = {k: os.path.expandvars(v) if isinstance(v, str) else v for k, v in online.items()}
+    return raw | {"registry": registry | {"path": str(path.parent/registry["path"])}, "online_store": online,
+                  "offline_store": {"type": "file"}}
 
+# %% ../nbs/19_store.ipynb #d3b71585
 class FeastOnline:
     "Features by entity from a Feast online store, asked in one worker thread."
     def __init__(self, settings:Settings):
         self.settings, self.repo = settings, Workspace(settings.paths.workspace).feast # Folder of feature_store.yaml
-        self.store, self.services, self.pool = None, {}, ThreadPoolExecutor(1, "feast")
+        self.store:Any = None # feast.FeatureStore
+        self.services, self.pool = {}, ThreadPoolExecutor(1, "feast")
         self.imported = False # to open the store the first time takes seconds of imports
 
     def _open(self):
@@ -175,7 +182,8 @@ class FeastOnline:
         views, ttl = self._service(where.feature_service)
         got, unique = {}, [*dict.fromkeys(ids)]
         for view, stored in views: got |= stored_values(self.store, view, where.entity, stored, unique)
-        found = dict(zip(unique, as_served(got, ttl, [column_name(n) for n in names], present(self.settings).timestamp())))
+        found = dict(zip(unique, as_served(got, ttl, [column_name(n) for n in names],
+                                           present(self.settings).timestamp())))
         return [found[i] for i in ids]
 
     def read(self, where:Store, names:list[str], ids:list[int]) -> list[tuple|None]:
@@ -191,11 +199,13 @@ class FeastOnline:
                 if last:
                     raise StoreAway(f"the online store failed ({type(e).__name__}); "
                                     "try again, or send the features") from e
+        raise AssertionError("the last try answers or raises")
 
     async def warm(self, where:Store, names:list[str]):
         "Open the store before anyone asks. One that is away is told in the log."
         try: await asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, [0])
-        except StoreAway as e: logging.getLogger("churn_nb.serve").warning("no prediction by %s yet: %s", where.entity, e)
+        except StoreAway as e:
+            logging.getLogger("churn_nb.serve").warning("no prediction by %s yet: %s", where.entity, e)
 
     async def lookup(
         self, where:Store, # Entity and feature service, from the manifest
@@ -212,7 +222,8 @@ class FeastOnline:
 
 # %% ../nbs/19_store.ipynb #b3dd808d
 def spare_feast():
-    "To be called before Feast is imported: typeguard leaves Feast's classes as they are. Without typeguard, nothing happens."
+    """To be called before Feast is imported: typeguard leaves Feast's classes as they are.
+    Without typeguard, nothing happens."""
     try: import typeguard
     except ImportError: return # where Feast is not installed either
     check = typeguard.typechecked
@@ -241,6 +252,7 @@ def _online(settings:Settings) -> dict:
     return {"type": "redis", "skip_dedup": True, "key_ttl_seconds": 90*86400,
             "connection_string": ",".join([url.netloc, *(f"{k}={v}" for k, v in options.items())])}
 
+# %% ../nbs/19_store.ipynb #4679e4c1
 def write_config(settings:Settings) -> Path: # feature_store.yaml
     "Wire Feast as the settings say."
     path = Workspace(settings.paths.workspace).feast/"feature_store.yaml"

@@ -63,13 +63,17 @@ def acceptable(X:np.ndarray,     # float32 (n, k), categories as codes
 def as_values(row:np.ndarray, dictionary:Dictionary) -> list[float|str|None]:
     "A row of the matrix as JSON writes it."
     words = {j: dictionary.values[j] for j in dictionary.texts}
-    return [None if np.isnan(v) else (words[j][int(v)] if v >= 0 else UNSEEN) if j in words else float(v) for j, v in enumerate(row)]
+    return [None if np.isnan(v) else (words[j][int(v)] if v >= 0 else UNSEEN) if j in words else float(v)
+            for j, v in enumerate(row)]
 
+# %% ../nbs/57_tabular.ipynb #2870d128
 def manifest_features(X:np.ndarray, # Training rows
                       gaps:np.ndarray, says:dict[str, str], dictionary:Dictionary) -> list[Feature]:
     "What the manifest says of each column."
     words = {j: dictionary.values[j] for j in dictionary.texts}
     def one(j, n):
-        if j in words: return Feature(name=n, type="string", values=words[j], nullable=bool(gaps[j]), description=says[n])
-        return Feature(name=n, nullable=bool(gaps[j]), min=float(np.nanmin(X[:, j])), max=float(np.nanmax(X[:, j])), description=says[n])
+        if j in words:
+            return Feature(name=n, type="string", values=words[j], nullable=bool(gaps[j]), description=says[n])
+        return Feature(name=n, nullable=bool(gaps[j]), min=float(np.nanmin(X[:, j])), max=float(np.nanmax(X[:, j])),
+                       description=says[n])
     return [one(j, n) for j, n in enumerate(dictionary.names)]

@@ -33,13 +33,14 @@ from tqdm import tqdm
 from .bgnbd import fit_bgnbd, from_features, p_no_purchase
 from .bundle import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
 from .calibration import (
-    CALIBRATORS, Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
+    Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
+from .calibration import CALIBRATORS # noqa: F401 # for who asks this module
 from .categories import Dictionary
-from .data import some_customers
 from .drift import whole_customers
-from .evaluation import compare, deciles, evaluate, gain_table, intervals, plot_gain, plot_profit, slices
-from .export import LogScale, floor32, hushed, onnx_predict, parity, predict, probes, to_onnx
-from .features import feature_descriptions, feature_names, training_rows, perishable
+from .evaluation import compare, deciles, evaluate, gain_table, intervals, slices
+from .export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
+from .export import floor32 # noqa: F401 # for who asks this module
+from .features import feature_descriptions, feature_names, perishable
 from .log import log_hash
 from .quantise import int8_of
 from .settings import BUILT_IN, Settings, Workspace
@@ -95,10 +96,10 @@ def candidates(settings:Settings, dictionary:Dictionary|None=None) -> dict[str, 
     "Variants to try by kind of model, unfitted. Smaller leaves for a table, which has fewer rows than a log has dates."
     s, n_jobs = settings.train.seed, settings.train.n_jobs
     logistic = lambda C, weight: make_pipeline(LogScale(), LogisticRegression(C=C, class_weight=weight, max_iter=1000))
+    least, large = (10, 31) if settings.data.kind == "snapshot" else (100, 8)
     boosting = lambda leaves, weight: HistGradientBoostingClassifier(
         learning_rate=.05, max_iter=300, max_leaf_nodes=leaves, min_samples_leaf=least, l2_regularization=1.,
         class_weight=weight, early_stopping=False, random_state=s)
-    least, large = (10, 31) if settings.data.kind == "snapshot" else (100, 8)
     network = lambda layers: make_pipeline(LogScale(), MLPClassifier(
         layers, batch_size=256, max_iter=30, n_iter_no_change=1000, random_state=s))
     kinds = {"logistic_regression": [logistic(1., None), logistic(.01, None), logistic(1., "balanced")],
@@ -136,7 +137,8 @@ def stopped(model:BaseEstimator, A:Split, B:Split, patience:int=5) -> tuple[np.n
     "Fit on A for as many rounds as make the loss on B smallest, and predict B. Models without rounds are just fitted."
     inner = core(model)
     with threadpool_limits(1):
-        if not isinstance(inner, HistGradientBoostingClassifier|MLPClassifier): return predict(fit(model, A.X, A.y), B.X), None
+        if not isinstance(inner, HistGradientBoostingClassifier|MLPClassifier):
+            return predict(fit(model, A.X, A.y), B.X), None
         Z, V, path = A.X, B.X, []
         if inner is not model: Z, V = model[:-1].fit_transform(A.X), model[:-1].transform(B.X)
         if isinstance(inner, HistGradientBoostingClassifier):
@@ -173,16 +175,17 @@ def _watched(todo:list, what:str):
     "A progress bar where someone watches: in a notebook server or a terminal, not in stored outputs."
     return tqdm(todo, desc=what, leave=False, disable=None if "JPY_SESSION_NAME" not in os.environ else False)
 
-# %% ../nbs/01_train.ipynb #93c263e3
 def at_once(jobs:list,    # Calls without arguments
             settings:Settings, what:str="",
            ) -> list:     # Their results, in the same order
     "`[train] n_jobs` fits at a time. Each has one thread, so the numbers are those of one after another."
-    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(effective_n_jobs(settings.train.n_jobs)) as pool:
+    threads = effective_n_jobs(settings.train.n_jobs)
+    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning) # a filter is the process's, not the thread's; see `fit`
         running = [pool.submit(job) for job in jobs]
         return [r.result() for r in _watched(running, what)]
 
+# %% ../nbs/01_train.ipynb #93c263e3
 def _trial(kind:str, model:BaseEstimator, part:Split, folds:list, seed:int) -> Trial:
     "One variant, fitted and judged on all folds."
     losses, rounds = [], []
@@ -194,7 +197,8 @@ def _trial(kind:str, model:BaseEstimator, part:Split, folds:list, seed:int) -> T
     n = int(np.median(rounds)) if rounds and rounds[0] else None
     return Trial(kind, with_rounds(model, n), losses, n)
 
-def search(settings:Settings, part:Split, dictionary:Dictionary|None=None) -> dict[str, list[Trial]]: # By kind, best first
+def search(settings:Settings, part:Split, dictionary:Dictionary|None=None
+          ) -> dict[str, list[Trial]]: # By kind, best first
     "Try all variants on time-ordered folds. Without folds the first variant of each kind stands untried."
     ids = np.unique(part.customer)
     every = max(len(ids)//settings.train.search_customers, 1) if settings.train.search_customers else 1
@@ -229,21 +233,23 @@ def git_sha() -> str:
     return r.stdout.strip() if r.returncode == 0 else "unknown"
 
 def typical(rows:pd.DataFrame) -> pd.DataFrame:
-    "The first rows, and for each column with gaps the first row that has one: a schema inferred from these is that of all rows."
+    """The first rows, and for each column with gaps the first row that has one:
+    a schema inferred from these is that of all rows."""
     gaps = rows.isna().to_numpy()
     return rows.iloc[sorted({*range(min(len(rows), 100)), *gaps.argmax(axis=0)[gaps.any(axis=0)].tolist()})]
 
 def provenance(settings:Settings, rows:pd.DataFrame) -> tuple[list, dict]: # (MLflow dataset, split) each; tags
     "Where a run comes from: the rows as MLflow's dataset records, and data set, data hash and commit."
-    import mlflow # slow import, see `tracking`
-    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.code_dataset_source import CodeDatasetSource # slow imports, see `tracking`
+    from mlflow.data.pandas_dataset import from_pandas
     h = log_hash(settings)
     tracked = settings.data.dataset in BUILT_IN and settings.data.dataset != "simulated"
     source = CodeDatasetSource(tags={"hash": h} | ({"dvc": f"data/{settings.data.dataset}.csv.dvc"} if tracked else {}))
-    record = lambda part, split: mlflow.data.from_pandas(part, source=source, targets="churn", digest=h.removeprefix("md5:"),
-                                                         name=f"{settings.data.dataset}_{split}")
+    record = lambda part, split: from_pandas(
+        part, source=source, targets="churn", digest=h.removeprefix("md5:"), name=f"{settings.data.dataset}_{split}")
     inputs = [(record(part, split), split) for split, part in rows.groupby("split", sort=False)]
-    for data, split in inputs: vars(data)["schema"] = record(typical(data.df), split).schema # of all rows it takes seconds
+    for data, split in inputs: # a schema of all rows takes seconds
+        vars(data)["schema"] = record(typical(data.df), split).schema
     return inputs, {"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()}
 
 def describe_run(settings:Settings, made_from:tuple[list, dict]):
@@ -270,6 +276,15 @@ def _judge(y:np.ndarray, p:np.ndarray, settings:Settings) -> dict[str, float]:
     s = settings.train
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
+def _log_trials(trials:list[Trial]):
+    "A nested run for every variant that was tried."
+    import mlflow # slow import, see `tracking`
+    for t in trials:
+        with mlflow.start_run(run_name=f"{t.kind}: {variant(t.model)}", nested=True):
+            mlflow.log_params({"variant": variant(t.model), "rounds": t.rounds})
+            for i, loss in enumerate(t.losses, 1): mlflow.log_metric("fold_log_loss", loss, step=i)
+
+# %% ../nbs/01_train.ipynb #b07d4e19
 def train_candidate(name:str, model:BaseEstimator, # Fitted on the training rows
                     data:dict[str, Split], made_from:tuple[list, dict],
                     settings:Settings, trials:list[Trial]=()) -> Candidate:
@@ -292,21 +307,14 @@ def train_candidate(name:str, model:BaseEstimator, # Fitted on the training rows
         _log_trials(trials)
     return Candidate(name, Calibrated(model, calibrator), run.info.run_id, metrics, losses, list(trials))
 
-def _log_trials(trials:list[Trial]):
-    "A nested run for every variant that was tried."
-    import mlflow # slow import, see `tracking`
-    for t in trials:
-        with mlflow.start_run(run_name=f"{t.kind}: {variant(t.model)}", nested=True):
-            mlflow.log_params({"variant": variant(t.model), "rounds": t.rounds})
-            for i, loss in enumerate(t.losses, 1): mlflow.log_metric("fold_log_loss", loss, step=i)
-
 # %% ../nbs/01_train.ipynb #9b67bf54
 def baseline_of(settings:Settings) -> tuple[str, BaseEstimator]:
     "A number to beat, and its name."
     if settings.data.kind == "snapshot": return "base_rate", base_rate()
     return "recency_baseline", recency_baseline(feature_names(settings))
 
-def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings, dictionary:Dictionary|None=None) -> tuple[Candidate, list[Candidate]]:
+def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings, dictionary:Dictionary|None=None
+             ) -> tuple[Candidate, list[Candidate]]: # The baseline; the candidates, one of each kind
     "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
     tracking(settings)
     import mlflow # slow import, see `tracking`
@@ -335,7 +343,8 @@ def slice_groups(rows:pd.DataFrame) -> dict[str, pd.Series]:
 
 # %% ../nbs/01_train.ipynb #ea943dd7
 def rival(rows:pd.DataFrame, settings:Settings) -> np.ndarray|None: # Probability of churn of each test row
-    "What BG/NBD, fitted without labels on the validation date, says of the test rows; None where there are no purchases."
+    """What BG/NBD, fitted without labels on the validation date, says of the test rows;
+    None where there are no purchases."""
     if settings.data.kind == "snapshot": return None
     then, now = (from_features(rows[rows.split == s]) for s in ("validation", "test"))
     params = fit_bgnbd(then.x, then.t_x, then["T"])
@@ -353,7 +362,8 @@ def importance(model:BaseEstimator, part:Split, names:list[str], seed:int=0, rep
 def reference_row(X:np.ndarray, # float32 (n, k)
                   texts:np.ndarray|list=(), # Columns of codes
                  ) -> np.ndarray: # float32 (k,); nan where more than half of the rows have none
-    "The customer that contributions are counted from: the median of each number that most have, the most frequent text."
+    """The customer that contributions are counted from:
+    the median of each number that most have, the most frequent text."""
     gap = np.isnan(X).mean(axis=0) > .5
     r = np.where(gap, np.nan, np.nanmedian(np.where(gap, 0, X), axis=0)).astype("float32")
     for j in texts: r[j] = np.nan if gap[j] else np.bincount(X[X[:, j] >= 0, j].astype(int)).argmax()
@@ -398,7 +408,8 @@ def make_manifest(c:Candidate, exported:bytes, data:dict[str, Split], settings:S
                     calibration=c.model.calibrator.name, reference=as_json(reference_row(X, dictionary.texts)),
                     features=manifest_features(X, gaps, says, dictionary),
                     example=dict(zip(names, as_json(shown))),
-                    store=Store(entity="customer_id", feature_service="churn_v1_stored", key=key) if (key := key_of(settings)) else None,
+                    store=(Store(entity="customer_id", feature_service="churn_v1_stored", key=key)
+                           if (key := key_of(settings)) else None),
                     self_test=SelfTest(rows=[as_json(r) for r in sample],
                                        probability=onnx_predict(exported, sample, dictionary).tolist()))
 
@@ -433,6 +444,7 @@ def markdown_table(records:list[dict]) -> str:
     lines = [list(records[0]), ["---"]*len(records[0]), *([_cell(v) for v in r.values()] for r in records)]
     return "\n".join("| " + " | ".join(l) + " |" for l in lines)
 
+# %% ../nbs/01_train.ipynb #a61f3d88
 def model_card(c:Candidate, manifest:Manifest, facts:dict, rows:pd.DataFrame) -> str:
     "What a person must know before using the model, in Markdown."
     spans = rows.groupby("split", sort=False).agg(
@@ -441,19 +453,23 @@ def model_card(c:Candidate, manifest:Manifest, facts:dict, rows:pd.DataFrame) ->
     metrics = [{"metric": m, "value": v["value"], "95 % from": v["low"], "to": v["high"],
                 "baseline": manifest.metrics.get(f"baseline_{m}", "")} for m, v in facts["intervals"].items()]
     m, moved = manifest, facts.get("monotone_in_recency")
-    behaviour = f"Correction: {m.calibration}." + (f""" With the last purchase brought 10 % nearer, the risk rose for {moved['risen']:.1%} of {
-        moved['rows']} rows, by at most {moved['worst']:.3f}.""" if moved else "")
+    behaviour = f"Correction: {m.calibration}." + (
+        f" With the last purchase brought 10 % nearer, the risk rose for {moved['risen']:.1%} of {moved['rows']} rows, "
+        f"by at most {moved['worst']:.3f}." if moved else "")
     looks_at = [{"feature": k, "rise of log-loss when shuffled": v} for k, v in facts["importance"].items()]
-    inputs = [{"feature": f.name, **({"values": f"{len(f.values)} texts"} if any(f.values for f in m.features) else {}), "from": f.min, "to": f.max, "may be missing": f.nullable, "meaning": f.description}
-              for f in m.features]
+    texts = any(f.values for f in m.features)
+    inputs = [{"feature": f.name, **({"values": f"{len(f.values)} texts"} if texts else {}), "from": f.min, "to": f.max,
+               "may be missing": f.nullable, "meaning": f.description} for f in m.features]
     return "\n\n".join([
         f"# {m.name}: {c.name.replace('_', ' ')}",
         ("Probability that a customer buys nothing in the days after the as-of date. " if moved else
-         "Probability that a customer is labelled as one who left. ") + f"Data set `{m.dataset}`, {m.data_hash}; code {m.git_sha}; run {m.run_id}.",
+         "Probability that a customer is labelled as one who left. ")
+        + f"Data set `{m.dataset}`, {m.data_hash}; code {m.git_sha}; run {m.run_id}.",
         "## For what, and for what not",
         f"To choose whom to make an offer: act at {m.threshold:g} or above, which is an offer of "
-        f"{m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}. Not for decisions about "
-        "a single person that matter to them; not for customers " + ("without a purchase." if moved else "unlike those of the table."),
+        f"{m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}. Not for decisions "
+        "about a single person that matter to them; not for customers "
+        + ("without a purchase." if moved else "unlike those of the table."),
         "## Data", markdown_table(spans.reset_index().to_dict("records")),
         "## On the test rows", markdown_table(metrics), "## By slice", markdown_table(facts["slices"]),
         "## What it looks at", markdown_table(looks_at),
@@ -488,15 +504,17 @@ def register(c:Candidate, exported:bytes, manifest:Manifest,
     "Log model, manifest, card and further files into the candidate's run, register, and make it the challenger."
     import mlflow # slow import, see `tracking`
     dictionary, text = Dictionary.of(manifest.features), manifest_json(manifest).decode()
-    example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=manifest.names) # two inputs: by their names
+    # texts make a second input of the graph, which is fed by name
+    example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=manifest.names)
     with hushed(), mlflow.start_run(run_id=c.run_id):
         signature = mlflow.models.infer_signature(example, onnx_predict(exported, X, dictionary))
         mlflow.log_text(text, "manifest.json")
         if card: mlflow.log_text(card, "model_card.md")
         for name, content in (more or {}).items(): _log_bytes(name, content)
         info = mlflow.onnx.log_model(
-            onnx.load_from_string(exported), name="model", signature=signature, input_example=example, save_as_external_data=False,
-            registered_model_name=settings.train.model_name, pip_requirements=[f"onnxruntime=={ort.__version__}"])
+            onnx.load_from_string(exported), name="model", signature=signature, input_example=example,
+            save_as_external_data=False, registered_model_name=settings.train.model_name,
+            pip_requirements=[f"onnxruntime=={ort.__version__}"])
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
         hashed = {"sha256": exported, "manifest_sha256": text.encode(),
                   **{f"{name}.sha256": content for name, content in (more or {}).items()}}
@@ -531,9 +549,11 @@ def train(settings:Settings,
                        model_card(winner, manifest, facts, rows),
                        {"reference.parquet": reference_file(rows, exported, settings, dictionary),
                         "facts.json": json.dumps(facts, indent=1).encode(),
-                        **({} if dictionary.any else int8_of(exported, data["train"].X))}) # its tool takes one input of floats
+                        # the tool that quantises takes one input, of floats
+                        **({} if dictionary.any else int8_of(exported, data["train"].X))})
     return {"winner": winner.name, "version": version, "run_id": winner.run_id, "git_sha": manifest.git_sha,
             "test": test, "baseline": base, "validation": {c.name: c.metrics for c in [baseline, *tried]},
-            "calibration": winner.model.calibrator.name, "threshold": t, **facts, **against, "baseline_name": baseline.name,
+            "calibration": winner.model.calibrator.name, "threshold": t, **facts, **against,
+            "baseline_name": baseline.name,
             "searched": {c.name: {variant(r.model): r.loss if r.losses else None for r in c.trials} for c in tried},
             "max_dp_onnx": dp, "onnx_bytes": len(exported), "rows": {k: len(s.y) for k, s in data.items()}}

@@ -38,9 +38,10 @@ def _tensor(v) -> Tensor:
                           "export the graph with it")
     return Tensor(v.name, _onnx_types[kind], tuple(shape[1:]))
 
-_onnx_types = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "INT64": "INT64", "INT32": "INT32", "INT16": "INT16",
-               "INT8": "INT8", "UINT8": "UINT8", "BOOL": "BOOL", "STRING": "STRING"}
+_onnx_types = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "INT64": "INT64", "INT32": "INT32",
+               "INT16": "INT16", "INT8": "INT8", "UINT8": "UINT8", "BOOL": "BOOL", "STRING": "STRING"}
 
+# %% ../nbs/40_triton.ipynb #7ec2dc35
 def signature(model:bytes, # An ONNX file
              ) -> tuple[list[Tensor], list[Tensor]]: # Inputs; outputs
     "What goes into a graph and what comes out. Raises TritonError."
@@ -68,6 +69,7 @@ def _io(t:Tensor, batched:bool) -> str:
     shape = f" dims: [ {', '.join(map(str, t.dims))} ]" if t.dims else " dims: [ 1 ] reshape: { shape: [ ] }"
     return f'  {{ name: "{_named(t.name)}" data_type: TYPE_{t.type}{shape} }}'
 
+# %% ../nbs/40_triton.ipynb #2028f807
 def _batching(max_batch_size:int, preferred:list[int], delay:int) -> list[str]:
     "The lines on dynamic batching. Raises TritonError."
     if not max_batch_size:
@@ -94,7 +96,8 @@ def triton_config(name:str, inputs:list[Tensor], outputs:list[Tensor], *,
                   filename:str="model.onnx", warmup:bool=True,
                  ) -> str:
     "The text of a `config.pbtxt`. Raises TritonError."
-    if not inputs or not outputs: raise TritonError(f"{name}: a model needs inputs and outputs; give at least one of each")
+    if not inputs or not outputs:
+        raise TritonError(f"{name}: a model needs inputs and outputs; give at least one of each")
     if max_batch_size < 0 or delay < 0 or instances < 1 or kind not in ("CPU", "GPU", "AUTO"):
         raise TritonError(f"{name}: max_batch_size and delay from 0, instances from 1, kind CPU, GPU or AUTO")
     if doubled := [t.name for ts in (inputs, outputs) for i, t in enumerate(ts) if t.name in {u.name for u in ts[:i]}]:
@@ -134,16 +137,19 @@ def _one_model(folder:Path, version:str, data:bytes, keep:int, **config):
     for d in others: # one configuration holds for all versions
         if d not in newest or signature((d/"model.onnx").read_bytes()) != signature(data): shutil.rmtree(d)
 
+# %% ../nbs/40_triton.ipynb #dd4e38b0
 def write_model_repository(bundle_dir:str|Path, # A bundle or the link `current`
                            triton_dir:str|Path, # Made if missing
                            keep:int=2,          # Versions of a model that stay, this one included
                            public_key:str|None=None, max_mb:float=200, # As in `read_bundle`
                            **config,            # As in `triton_config`: max_batch_size, preferred, delay, instances
                           ) -> Path:            # `triton_dir`
-    "Put a bundle's graphs where Triton looks: `churn`, and `churn_int8` if there is one. Raises BundleError, TritonError."
+    """Put a bundle's graphs where Triton looks: `churn`, and `churn_int8` if there is one.
+    Raises BundleError, TritonError."""
     m, files = read_bundle(bundle_dir, public_key, max_mb)
     if not re.fullmatch("[1-9][0-9]{0,17}", m.version):
-        raise TritonError(f"version {m.version}: Triton's versions are whole numbers from 1; register the model in MLflow")
+        raise TritonError(f"version {m.version}: Triton's versions are whole numbers from 1; "
+                          "register the model in MLflow")
     for file in triton_models.values():
         if file in files: check_onnx(files[file], m, file, max_mb)
     for model, file in triton_models.items():
@@ -151,6 +157,7 @@ def write_model_repository(bundle_dir:str|Path, # A bundle or the link `current`
         elif (gone := Path(triton_dir)/model).exists(): _drop_versions(gone)
     return Path(triton_dir)
 
+# %% ../nbs/40_triton.ipynb #8d8b1680
 def triton_options(settings:Settings) -> dict:
     "What `write_model_repository` and `triton_config` take from the settings."
     return {"max_batch_size": settings.serve.max_batch, "preferred": settings.triton.preferred_batch_size,
@@ -217,6 +224,7 @@ class BackendAway(OSError):
     "Triton gives no answer and may not be replaced. The API answers 503 with `Retry-After: retry_after`."
     def __init__(self, why:str, retry_after:int=1): super().__init__(why); self.retry_after = retry_after
 
+# %% ../nbs/40_triton.ipynb #b34fe511
 class TritonBackend:
     "Scores in Triton over gRPC. Belongs to the event loop it is first used in."
     def __init__(self, settings:Settings, client=None, clock:Callable=time.monotonic):
@@ -239,7 +247,8 @@ class TritonBackend:
         if self.s.fallback: return model.predict(X), "onnxruntime"
         raise BackendAway(f"Triton at {self.s.url}: {self.why}", int(self.s.breaker_seconds) or 1)
 
-    async def ask(self, m:Manifest, X:np.ndarray, feed:dict|None=None) -> np.ndarray: # feed: Dictionary.feed, where there are categories
+    async def ask(self, m:Manifest, X:np.ndarray, feed:dict|None=None,
+                 ) -> np.ndarray: # feed: Dictionary.feed, where there are categories
         "Triton's answer within the deadline. Raises BackendAway."
         end = self.clock() + self.s.deadline_ms / 1000
         try:
@@ -251,6 +260,7 @@ class TritonBackend:
                     await asyncio.sleep(random.uniform(.5, 1) * .005 * 2**i)
         except TimeoutError: raise BackendAway(f"no answer within {self.s.deadline_ms:g} ms") from None
         except Exception as e: raise BackendAway(' '.join(str(e).split())[:200]) from e # gRPC's and tritonclient's
+        raise AssertionError("the last try answers or raises")
 
     async def once(self, m:Manifest, X:np.ndarray, seconds:float, feed:dict|None=None) -> np.ndarray:
         "One request, for the manifest's version."
@@ -276,6 +286,7 @@ class TritonBackend:
 _channel = [(f"grpc.{k}_reconnect_backoff_ms", v) for k, v in (("initial", 100), ("min", 100), ("max", 1000))]
 _channel += [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
+# %% ../nbs/40_triton.ipynb #c9ea00c1
 def _unreachable(e:Exception) -> bool:
     "Whether an error says that Triton was not reached."
     return str(getattr(e, "status", lambda: "")()) == "StatusCode.UNAVAILABLE"

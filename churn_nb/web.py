@@ -20,6 +20,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 from .bundle import Feature, Manifest
 
 # %% ../nbs/16_web.ipynb #7dbf9e08
@@ -79,7 +80,8 @@ class InvalidRows(ValueError):
         super().__init__("; ".join(shown) + f" (and {len(errors) - 5} more)" * (len(errors) > 5))
         self.errors, self.malformed = errors[:20], malformed
 
-_words = {"`float | null`": "a number or null", "`str | null`": "text or null", "`float`": "a number", "`int`": "a whole number",
+_words = {"`float | null`": "a number or null", "`str | null`": "text or null", "`float`": "a number",
+          "`int`": "a whole number",
           "`str`": "text", "`bool`": "true/false", "`object`": "an object", "`array`": "a list"}
 
 def invalid(e:Exception) -> InvalidRows:
@@ -96,13 +98,14 @@ def invalid(e:Exception) -> InvalidRows:
     return InvalidRows([row | {"field": field[:100], "message": text if unknown else text.replace("`", "").lower()}])
 
 # %% ../nbs/16_web.ipynb #f15ae028
-def headers_of(scope:dict) -> dict[bytes, bytes]:
+def headers_of(scope:Scope) -> dict[bytes, bytes]:
     "The headers of a request, by their names in lower case; made once a request."
     state = scope.setdefault("state", {})
     if "headers" not in state: state["headers"] = dict(scope["headers"])
     return state["headers"]
 
-async def read_body(scope:dict, receive:Callable, # ASGI
+# %% ../nbs/16_web.ipynb #00dd5ab8
+async def read_body(scope:Scope, receive:Callable, # ASGI
                     limit:int,                    # In bytes
                    ) -> bytes:
     "The whole body. Raises Problem 413 over the limit, 415 where it is compressed, 400 where the client went away."
@@ -119,7 +122,7 @@ async def read_body(scope:dict, receive:Callable, # ASGI
         if len(body) > limit: raise too_large()
         if not message.get("more_body", False): return bytes(body)
 
-def json_only(scope:dict):
+def json_only(scope:Scope):
     "Raise Problem 415 unless the body is announced as JSON."
     kind = headers_of(scope).get(b"content-type", b"")
     if kind == b"application/json" or kind.split(b";")[0].strip().lower() == b"application/json": return
@@ -187,26 +190,30 @@ class Metrics:
         self.batches = Times("churn_batch_rows", "Requests that were worked on together", "stage",
                              (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
         for part in (self.seconds, self.stages, self.batches): r.register(part)
-        self.turned_away = Counter("churn_turned_away", "Refused before the app saw it: too many connections (full) or requests (busy), "
-                                   "too slow (headers, body, unread), too long (large), not HTTP (invalid)", ["reason"], registry=r)
+        self.turned_away = Counter(
+            "churn_turned_away", "Refused before the app saw it: too many connections (full) or requests (busy), "
+            "too slow (headers, body, unread), too long (large), not HTTP (invalid)", ["reason"], registry=r)
         self.queued = Gauge("churn_queue_rows", "Rows that wait for the model", registry=r)
         self.rows = Counter("churn_rows_predicted", "Rows scored", ["version"], registry=r)
         self.events = Counter("churn_events", "Events taken: new, known, refused", ["outcome"], registry=r)
         self.shadowed = Counter("churn_shadow_rows", "Rows that a challenger scored in shadow", registry=r)
-        self.dropped = Counter("churn_shadow_dropped", "Rows answered, not in the shadow's log: too many waited (full), "
-                               "no challenger (absent), it gave no answer (failed), the disk took none (unwritten)",
-                               ["reason"], registry=r)
+        self.dropped = Counter(
+            "churn_shadow_dropped", "Rows answered, not in the shadow's log: too many waited (full), "
+            "no challenger (absent), it gave no answer (failed), the disk took none (unwritten)",
+            ["reason"], registry=r)
         self.logged = Counter("churn_request_log_rows", "Rows written to the request log", registry=r)
-        self.unlogged = Counter("churn_request_log_dropped", "Rows answered, not in the request log: too many waited (full), "
-                                "the disk took none (unwritten), a feature has the name of another column (names)",
-                                ["reason"], registry=r)
+        self.unlogged = Counter(
+            "churn_request_log_dropped", "Rows answered, not in the request log: too many waited (full), "
+            "the disk took none (unwritten), a feature has the name of another column (names)",
+            ["reason"], registry=r)
         self.info = Gauge("churn_model_info", "1 for the model that answers",
                           ["name", "version", "run_id", "dataset", "data_hash"], registry=r)
         self.refused = Gauge("churn_bundle_refused",
                              "1 while the newest bundle on disk is refused and an older one answers", registry=r)
     def model(self, m:Manifest|None):
         "Say which model answers from now on."
-        with warnings.catch_warnings(action="ignore"): self.info.clear() # warns of a multi-process mode that is not in use
+        with warnings.catch_warnings(action="ignore"):
+            self.info.clear() # warns of a multi-process mode that is not in use
         if m: self.info.labels(m.name, m.version, m.run_id, m.dataset, m.data_hash).set(1)
     def text(self) -> bytes:
         "The exposition format that Prometheus reads."
@@ -228,6 +235,7 @@ class Done(msgspec.Struct, gc=False):
     stages: list[tuple[str, float]] # Parts of the time: name, seconds
     parent: bytes        # traceparent of the caller, for a trace
 
+# %% ../nbs/16_web.ipynb #bb63eefe
 class Traffic:
     "Counts and logs what was answered, many at a time."
     def __init__(self, metrics:Metrics, every:float=.25, most:int=250):
@@ -251,7 +259,8 @@ class Traffic:
             seconds[d.route].append(d.seconds)
             if d.rows: rows[d.version] += d.rows
             for name, s in d.stages: stages[name].append(s)
-        for (route, status), n in Tally((d.route, d.status) for d in done).items(): m.requests.labels(route, status).inc(n)
+        for (route, status), n in Tally((d.route, d.status) for d in done).items():
+            m.requests.labels(route, status).inc(n)
         for version, n in rows.items(): m.rows.labels(version).inc(n)
         for times, found in ((m.seconds, seconds), (m.stages, stages)):
             for label, values in found.items(): times.add(label, values)
@@ -260,13 +269,14 @@ class Traffic:
 
     def _log(self, done:list[Done]):
         if not log.isEnabledFor(logging.INFO): return
-        second = {int(d.at) for d in done} # under load many share one
-        second = {s: time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(s)) for s in second}
+        seconds = {int(d.at) for d in done} # under load many share one
+        second = {s: time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(s)) for s in seconds}
         lines = [_Line(f"{second[int(d.at)]}.{int(d.at % 1 * 1000):03d}Z", "info", "request", d.request_id, d.method,
                        d.route, d.status, round(d.seconds*1000, 3), d.rows, d.version) for d in done]
         if self.out: return self.out(msgspec.json.Encoder().encode_lines(lines).decode())
         for line in lines: log.info("request", extra={"fields": msgspec.structs.asdict(line)})
 
+# %% ../nbs/16_web.ipynb #36661665
 class _Line(msgspec.Struct, gc=False):
     time: str
     level: str
@@ -283,7 +293,8 @@ class _Line(msgspec.Struct, gc=False):
 def spans() -> Callable|None: # Takes a list of Done
     "A hook that makes a span of each request, if this process has a tracer."
     api = sys.modules.get("opentelemetry.trace")
-    if not api or isinstance(provider := api.get_tracer_provider(), api.ProxyTracerProvider|api.NoOpTracerProvider): return
+    if not api or isinstance(provider := api.get_tracer_provider(), api.ProxyTracerProvider|api.NoOpTracerProvider):
+        return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     tracer, propagator = provider.get_tracer("churn_nb"), TraceContextTextMapPropagator()
     def make(done:list[Done]):
@@ -304,6 +315,7 @@ def request_id(headers:dict[bytes, bytes]) -> str:
     sent = headers.get(b"x-request-id")
     return sent.decode() if sent and _id.fullmatch(sent) else f"{_run}{next(_count):016x}"
 
+# %% ../nbs/16_web.ipynb #f55b7990
 class Around:
     "ASGI layer: request id, model version, timing, metrics, one log line; an unexpected error becomes a problem 500."
     def __init__(self, app, traffic:Traffic, current:Callable):
@@ -357,6 +369,7 @@ def known_values(f:Feature, most:int=20) -> dict:
     says = f"{f.description}{'; ' if f.description else ''}training saw {', '.join(f.values[:most])}{more}"
     return {"examples": f.values[:most], "description": says}
 
+# %% ../nbs/16_web.ipynb #2574f1f4
 def predict_paths(m:Manifest,
                   answer:dict, # The model's answer to the manifest's example
                  ) -> dict:
@@ -373,7 +386,8 @@ def predict_paths(m:Manifest,
              "properties": {"customer_id": {"type": "integer", "format": "int64"}}}
     if m.store and m.store.key == "text": by_id["properties"] = {"customer_id": {"type": "string"}}
     row = {"oneOf": [features, by_id]} if m.store else features
-    examples = {"features": {"value": m.example}} | ({"by id": {"value": {"customer_id": 1 if m.store.key == "int" else "1"}}} if m.store else {})
+    examples = {"features": {"value": m.example}} | (
+        {"by id": {"value": {"customer_id": 1 if m.store.key == "int" else "1"}}} if m.store else {})
     properties = {"churn_risk": {"type": "integer", "enum": [0, 1]}, "probability": {"type": "number"},
                   "threshold": {"type": "number"}, "model_version": {"type": "string"},
                   "missing_features": {"type": "array", "items": {"type": "string"}}}
@@ -385,8 +399,10 @@ def predict_paths(m:Manifest,
               "description": "With explain=true: what each feature adds to reference_probability, largest first"}
     from_here = "With explain=true: probability of the customer that contributions are counted from"
     explained = {"contributions": shares, "reference_probability": {"type": "number", "description": from_here},
-                 "method": {"const": "sampled", "description": "Only where too many features differ for exact contributions"},
-                 "standard_errors": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Of sampled contributions"}}
+                 "method": {"const": "sampled",
+                            "description": "Only where too many features differ for exact contributions"},
+                 "standard_errors": {"type": "object", "additionalProperties": {"type": "number"},
+                                     "description": "Of sampled contributions"}}
     explain = {"name": "explain", "in": "query", "required": False, "schema": {"type": "boolean", "default": False},
                "description": "Add exact contributions in probability: reference_probability + their sum = probability"}
     problems = {str(s): {"description": d, "content": {"application/problem+json": {"schema": {"type": "object"}}}}

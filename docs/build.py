@@ -40,9 +40,11 @@ class Page:
 def formulas(markdown:str) -> tuple[str, list[str]]: # Text with marks in place of formulas; MathML of each
     "Take $...$ and $$...$$ out of Markdown, but not out of code, so that no underscore of theirs is taken for emphasis."
     found = []
+    named = lambda m: "\\text{" + m[1].replace("\\_", "_") + "}" # the converter knows \_ nowhere, and _ in \text
     def mathml(m):
         if m["code"]: return m[0]
-        found.append(convert(m["block"] or m["inline"], display="block" if m["block"] else "inline"))
+        tex = re.sub(r"\\(?:mathrm|mathit|texttt|text)\{([^{}]*\\_[^{}]*)\}", named, m["block"] or m["inline"])
+        found.append(convert(tex, display="block" if m["block"] else "inline"))
         return f"\x02{len(found) - 1}\x03"
     return re.sub(r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", mathml, markdown, flags=re.S | re.M), found
 

@@ -1,12 +1,16 @@
 "What holds for the repository as a whole."
-import json, os, re, shutil, subprocess, sys, zipfile
+import base64, io, json, os, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
-import pytest
+import compared, pytest
+import matplotlib.pyplot as plt, numpy as np
+from compared import alike
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+
+EXPORTED = ["ruff", "check", "--isolated", "--line-length", "160", "--select", "E9,F,B", "--ignore", "B905,B023,B007,B008,B017", "churn_nb"]
 
 def copy_of_tracked(to):
     for f in TRACKED:
@@ -105,12 +109,26 @@ def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
     done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
-@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], ["hadolint", "Dockerfile"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
 def test_linters_find_nothing(command):
-    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
-@pytest.mark.parametrize("page", ["README.md", "k8s/README.md", "data/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "k8s/README.md", "data/README.md", "bench/RESULTS.md", "bench/CAPACITY.md"])
 def test_links_lead_somewhere(page):
     links = [x for x in re.findall(r"\]\(([^)#]+)\)", (ROOT/page).read_text()) if "://" not in x]
     assert [x for x in links if not ((ROOT/page).parent/x).exists()] == []
+
+def test_the_count_of_compared_outputs_does_not_fall(capsys):
+    assert compared.main() == 0, capsys.readouterr().out
+
+def test_pictures_are_compared_as_they_are_seen():
+    "One pixel more is the same picture, a bar that is longer is not; another size neither."
+    def png(bar, dot=0, size=100):
+        x = np.ones((size, 100, 3))
+        x[40:60, :bar] = 0
+        x[:1, :dot] = 0
+        out = io.BytesIO()
+        plt.imsave(out, x, format="png")
+        return base64.b64encode(out.getvalue()).decode()
+    assert alike(png(50), png(50, dot=1)) and not alike(png(50), png(52)) and not alike(png(50), png(50, size=90))

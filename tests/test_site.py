@@ -61,6 +61,7 @@ def test_nothing_comes_from_elsewhere_and_no_formula_is_left(pages):
     for page, text in ((p, p.read_text()) for p in pages):
         assert not re.search(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//', text), page
         if "/files/" not in str(page): assert "$$" not in re.sub(r"<pre.*?</pre>|<code.*?</code>", "", text, flags=re.S), page
+        assert not re.findall(r"<m\w+>[^<]*\\[^<]*</m\w+>", text), page # a command that the converter did not know
 
 def test_each_notebook_has_a_page_and_each_module_its_functions(site):
     for nb in (ROOT/"nbs").glob("*.ipynb"): assert (site/f"{nb.stem}.html").stat().st_size > 4_000
