@@ -86,7 +86,7 @@ site: setup ## the course as static pages, with the last run's report: build/sit
 	@$(BIN)/python docs/build.py
 
 lab: setup ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir nbs
+	@$(BIN)/jupyter lab --notebook-dir nbs --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb
 
 export: setup ## notebooks -> churn_nb/, cleaned, README included
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme

@@ -63,7 +63,8 @@ def notebooks() -> dict:
     start = time.perf_counter()
     r = subprocess.run([BIN/"nbdev-test", "--n-workers", "2", "--timing"], cwd=ROOT, capture_output=True, text=True, env=environ() | {"PATH": f"{BIN}:{os.environ['PATH']}"}, check=False)
     if r.returncode: sys.exit(f"nbdev-test failed:\n{r.stdout[-2000:]}{r.stderr[-2000:]}")
-    return {"seconds": round(time.perf_counter() - start, 1), "notebooks": len([*(ROOT/"nbs").glob("[0-9]*.ipynb")])}
+    each = {name: int(s) for name, s in re.findall(r"^(\d\w+)\.ipynb: (\d+) secs", r.stdout, re.M)}
+    return {"seconds": round(time.perf_counter() - start, 1), "notebooks": len(each), "each": each}
 
 def goals(found:dict) -> list[list]:
     total, spent = statistics.median(r["seconds"] for r in found["runs"]), found["spent"]
@@ -85,6 +86,8 @@ def markdown(found:dict) -> str:
         "### Who spends it: samples of all processes", table(["", "of the samples"], [[k, f"{n/total:.0%}"] for k, n in found["spent"].items()]),
         f"The profiled run is one of its own; {total:,} samples. A sample belongs to the first of these whose file is in its stack: " + ", ".join(k for k, _ in OWNERS) + ".",
         *(["### Growth", growth_table(found["growth"], "customers", 1)] if found["growth"] else []),
+        *(["### Each notebook alone, one beside another", table(["", "seconds"], [[k, s] for k, s in list(found["notebooks"]["each"].items())[:8]]) + f"\n\nThe slowest eight; median {med(found['notebooks']['each'].values()):.0f} s."]
+          if found["notebooks"] else []),
         "### Import, seconds", table(["", "median (min..max)"], [[f"`{IMPORTS[k]}`", spread(v)] for k, v in found["imports"].items()]), where(found)]) + "\n"
 
 def plot(found:dict, path:Path):

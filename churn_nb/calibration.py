@@ -112,8 +112,8 @@ def log_loss(y:np.ndarray, p:np.ndarray) -> float:
     return float(row_terms(np.asarray(y), np.asarray(p, dtype=np.float64))["log_loss"].mean())
 
 def choose_calibration(y:np.ndarray, p:np.ndarray, customers:np.ndarray, seed:int=0
-                      ) -> tuple[Uncalibrated|Platt|Isotonic, # Fitted on all rows
-                                 dict[str, float], np.ndarray]: # Losses by name; q cross-fitted
+                      ) -> tuple[Uncalibrated|Platt|Isotonic, # Fitted on all rows; losses by name; q cross-fitted
+                                 dict[str, float], np.ndarray]:
     "The correction with the smallest cross-fitted log-loss, fitted on all rows. Equal losses: the simpler one."
     q = {n: cross_fitted(c, y, p, customers, seed=seed) for n, c in CALIBRATORS.items()}
     losses = {n: log_loss(y, v) for n, v in q.items()}
