@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'CRASHED', 'app', 'hooks', 'UsageError', 'parameters', 'fitting', 'without_lessons', 'StepRun', 'imports',
-           'kernels', 'run_step', 'one_run', 'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report',
+           'Kernels', 'run_step', 'one_run', 'new_run_dir', 'line', 'PipelineRun', 'run_pipeline', 'write_report',
            'described', 'remember', 'describe', 'run', 'step', 'serve', 'triton', 'promote', 'rollback', 'history',
            'push', 'materialize', 'drift', 'retrain', 'score', 'install', 'run_hook', 'doctor', 'main']
 
@@ -178,25 +178,31 @@ def _kernel(settings:Settings, step:str): # jupyter_client.AsyncKernelManager
     return km
 
 # %% ../nbs/12_pipeline.ipynb #4d443c4c
-@contextlib.contextmanager
-def kernels(settings:Settings, steps:list[str]): # Yields a function: step -> its kernel
-    "Each step's kernel is started while the two steps before it run. All are gone in the end."
-    from jupyter_core.utils import run_sync
-    started, leaving = {}, []
-    def kernel(step:str):
-        if step not in started: started[step] = _kernel(settings, step)
+class Kernels:
+    "The kernels of a run: each is started while the two steps before it run, and all are gone when it is closed."
+    def __init__(self, settings:Settings, steps:list[str]):
+        self.settings, self.steps, self.started, self.leaving = settings, steps, {}, []
+
+    def of(self, step:str): # jupyter_client.AsyncKernelManager
+        "The kernel of a step; those of the next two are started beside it."
+        if step not in self.started: self.started[step] = _kernel(self.settings, step)
         with contextlib.suppress(Exception): # the step itself will say what is wrong
-            for ahead in steps[steps.index(step) + 1:][:2]:
-                if ahead not in started: started[ahead] = _kernel(settings, ahead)
-        return started[step]
-    def stop(step:str): # an interpreter that has imported much needs seconds to say goodbye; nobody waits
-        if step in started: leaving.append(started.pop(step))
-        with contextlib.suppress(Exception): run_sync(leaving[-1].request_shutdown)()
-    kernel.stop = stop # type: ignore[attr-defined] # a function may have attributes
-    try: yield kernel
-    finally:
-        for step in list(started): stop(step)
-        for km in leaving:
+            for ahead in self.steps[self.steps.index(step) + 1:][:2]:
+                if ahead not in self.started: self.started[ahead] = _kernel(self.settings, ahead)
+        return self.started[step]
+
+    def stop(self, step:str):
+        "Ask a kernel to leave. An interpreter that has imported much needs seconds for that, and nobody waits."
+        from jupyter_core.utils import run_sync # see `_papermill`
+        if step not in self.started: return
+        self.leaving.append(km := self.started.pop(step))
+        with contextlib.suppress(Exception): run_sync(km.request_shutdown)() # it may be dead already
+
+    def close(self):
+        "Stop all of them, and wait until they are gone."
+        from jupyter_core.utils import run_sync # see `_papermill`
+        for step in list(self.started): self.stop(step)
+        for km in self.leaving:
             with contextlib.suppress(Exception): run_sync(km.finish_shutdown)()
             run_sync(km.cleanup_resources)()
 
@@ -205,12 +211,13 @@ def run_step(settings:Settings, step:str,
              given:dict,      # Parameters; each must be known to the notebook
              run_dir:Path,    # Receives the executed notebook
              lessons:bool=False,
-             kernel=None,     # Of `kernels`; default: one for this step
+             kernels:Kernels|None=None, # Of the whole run; default: one for this step
             ) -> StepRun:
     """Execute one notebook and judge what came of it.
     Raises UsageError before anything runs; a failure while running is in the answer."""
-    if kernel is None:
-        with kernels(settings, [step]) as kernel: return run_step(settings, step, given, run_dir, lessons, kernel)
+    if kernels is None:
+        with contextlib.closing(Kernels(settings, [step])) as kernels:
+            return run_step(settings, step, given, run_dir, lessons, kernels)
     papermill = _papermill()
     source, ws = settings.paths.notebooks/f"{step}.ipynb", Workspace(settings.paths.workspace)
     values = fitting(given, parameters(source), step)
@@ -222,7 +229,7 @@ def run_step(settings:Settings, step:str,
             atomic_write(run.notebook, json.dumps(nb if lessons else without_lessons(nb), indent=1))
             papermill.execute_notebook(
                 run.notebook, run.notebook, values, kernel_name="python3", engine_name=_engine(papermill),
-                km=kernel(step),
+                km=kernels.of(step),
                 progress_bar={"desc": f"  {step}", "leave": False, "disable": None,
                               "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells, {elapsed}"})
         run.error, run.exit_code = _failure(run.notebook)
@@ -231,7 +238,7 @@ def run_step(settings:Settings, step:str,
         if not run.error or run.error.startswith("only"):
             run.error = f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
             run.exit_code = 2 if isinstance(e, OSError) else CRASHED
-    finally: kernel.stop(step)
+    finally: kernels.stop(step)
     run.seconds, run.result = time.monotonic() - start, ws.read_result(step)
     if not run.error and run.result is None:
         run.error, run.exit_code = "all cells ran, but no result was written", CRASHED
@@ -311,7 +318,7 @@ def run_pipeline(settings:Settings,
     known = {s: parameters(settings.paths.notebooks/f"{s}.ipynb") for s in steps}
     anywhere = {k: v for s in steps for k, v in known[s].items()}
     fitting(given, anywhere, "churn run")
-    with one_run(settings) as ws, _for_kernels(settings), kernels(settings, steps) as kernel:
+    with one_run(settings) as ws, _for_kernels(settings), contextlib.closing(Kernels(settings, steps)) as kernels:
         run = PipelineRun(new_run_dir(ws))
         say(f"run {run.run_dir.name} in {_short(ws.root)}")
         for step in steps:
@@ -321,7 +328,7 @@ def run_pipeline(settings:Settings,
             base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset),
                     "customers": 0}
             run.steps.append(done := run_step(settings, step, _for_step({**base, **given}, known[step]), run.run_dir,
-                                              lessons, kernel))
+                                              lessons, kernels))
             say(line(done))
             if done.error: break
         write_report(settings, run)

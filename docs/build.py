@@ -104,7 +104,7 @@ def signature(lines:list[str], node:ast.AST) -> str:
     start, end = min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0].lineno - 1
     return "\n".join(lines[start - 1:max(end, node.lineno)])
 
-def described(lines:list[str], node, notebook_url:str, level:int=2, inside:str="") -> str:
+def described(lines:list[str], node, level:int=2, inside:str="") -> str:
     "Heading, head and docstring of a function or class, and of a class its public methods."
     name, words = inside + node.name, ast.get_docstring(node) or ""
     head = signature(lines, node)
@@ -112,7 +112,7 @@ def described(lines:list[str], node, notebook_url:str, level:int=2, inside:str="
         head = "\n".join([head, *(l for n in node.body if isinstance(n, ast.AnnAssign) for l in lines[n.lineno - 1:n.end_lineno])])
     parts = [f'<h{level} id="{name}"><code>{name}</code></h{level}>', prose(html.escape(words, quote=False)), code(head)]
     if isinstance(node, ast.ClassDef):
-        parts += [described(lines, n, notebook_url, 3, f"{node.name}.") for n in node.body
+        parts += [described(lines, n, 3, f"{node.name}.") for n in node.body
                   if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and not n.name.startswith("_") and ast.get_docstring(n)]
     return "\n".join(parts)
 
@@ -124,14 +124,14 @@ def reference(module:Path) -> Page|None: # None: exports nothing
     shown = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not n.name.startswith("_")]
     if not origin or not shown: return None
     intro = f'<h1 id="{module.stem}"><code>churn_nb.{module.stem}</code></h1>{prose(ast.get_docstring(tree) or "")}<p>Explained in <a href="../nbs/{origin[1]}.ipynb">{origin[1]}</a>.</p>'
-    return finished(Page(f"api/{module.stem}.html", module.stem, intro + "\n".join(described(lines, n, origin[1]) for n in shown), f"churn_nb/{module.name}", module.stem))
+    return finished(Page(f"api/{module.stem}.html", module.stem, intro + "\n".join(described(lines, n) for n in shown), f"churn_nb/{module.name}", module.stem))
 
 def last_run(workspace:Path) -> list[Page]:
     "The report of the last run in a workspace, and its executed notebooks."
     reports = sorted((workspace/"reports").glob("[0-9]*.html"))
     if not reports:
         return [finished(Page("run.html", "The last run", '<h1 id="run">The last run</h1><p>There was none where this site was built. <code>make pipeline</code> makes one; then build the site again.</p>', short="The last run"))]
-    body = reports[-1].read_text().split("</style>", 1)[1].removesuffix("</html>").replace("<h1>", '<h1 id="run">').replace("<h2>", '<h2>')
+    body = reports[-1].read_text().split("</style>", 1)[1].removesuffix("</html>").replace("<h1>", '<h1 id="run">')
     run = workspace/"runs"/reports[-1].stem
     pages = [notebook(n, f"run/{n.stem}.html", f"runs/{n.name}") for n in sorted(run.glob("*.ipynb"))]
     for p in pages: p.text, p.short, p.base = "", f"run: {p.short}", f"nbs/{Path(p.url).stem}.ipynb" # a search should find the lessons themselves

@@ -4,7 +4,8 @@ from pathlib import Path
 import httpx, pandas as pd, pytest
 from churn_nb.bundle import current_bundle, verify_bundle
 from churn_nb.features import with_request_time
-from churn_nb.pipeline import STEPS
+from churn_nb.pipeline import STEPS, Kernels
+from churn_nb.settings import load_settings
 from serving import free_port, wait_for
 
 CHURN = str(Path(sys.executable).with_name("churn"))
@@ -221,6 +222,17 @@ def test_killed_in_a_step_the_next_run_just_works(ran, step):
     again = churn("step", step, *FEW, "--workspace", ws)
     assert again.returncode in (0, 1) and "FAILED" not in again.stdout, again.stdout + again.stderr
     assert verify_bundle(current_bundle(ws/"bundle")).version == served
+
+def test_kernels_are_started_ahead_and_all_are_gone_in_the_end():
+    kernels = Kernels(load_settings(), STEPS)
+    first = kernels.of(STEPS[0])
+    pids = [km.provisioner.pid for km in kernels.started.values()]
+    assert list(kernels.started) == STEPS[:3] and first is kernels.started[STEPS[0]] and all(os.path.exists(f"/proc/{p}") for p in pids)
+    kernels.stop(STEPS[0])
+    kernels.stop(STEPS[0]) # again: nothing happens
+    assert list(kernels.started) == STEPS[1:3]
+    kernels.close()
+    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
 
 def test_a_broken_notebook_ends_with_its_error_and_keeps_production(ran, tmp_path):
     ws, _ = ran

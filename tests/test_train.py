@@ -194,6 +194,17 @@ def test_the_search_stops_where_the_loss_on_the_judged_date_is_smallest(fitted):
     at = {n: t.log_loss(B.y, t.predict(t.fit(t.with_rounds(model, n), *A[:2]), B.X)) for n in (best - 1, best, best + 1)}
     assert min(at, key=at.get) == best and t.log_loss(B.y, p) == pytest.approx(at[best], rel=1e-12)
 
+def test_fits_side_by_side_are_those_of_one_after_another(rows, names):
+    part = t.matrices(rows, names)["train"]
+    found = [[(x.kind, t.variant(x.model), x.losses, x.rounds) for trials in t.search(configured("unused", train__n_jobs=n), part).values() for x in trials] for n in (1, 3)]
+    assert found[0] == found[1] and len(found[0]) == 9
+
+def test_the_schema_of_typical_rows_is_that_of_all(rows):
+    from mlflow.data.pandas_dataset import from_pandas
+    odd = rows.assign(gap=np.where(np.arange(len(rows)) == 150, np.nan, 1.), text="a")
+    for r in (rows, odd): assert from_pandas(t.typical(r)).schema == from_pandas(r).schema
+    assert from_pandas(odd[:100]).schema != from_pandas(odd).schema, "the gap comes later"
+
 def test_customer_and_date_are_no_features(names): assert not {"customer_id", "event_timestamp", "churn", "split"} & set(names)
 
 def test_a_constant_rescaling_of_amounts_does_not_break_the_scaling():
