@@ -23,9 +23,9 @@ def server(tiny_bundle):
     "A real API process over `tiny_bundle`."
     with serving(tiny_bundle) as s: yield s
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    "A browser; see `browser.needs_chromium`."
+    "A browser; see `browser.needs_chromium`. One for a module, as Playwright leaves its event loop running in the thread while it is open."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
