@@ -96,7 +96,7 @@ def challenge(model, # serve.Model
     return [Line(at, i, job.champion, p, v, q) for i, p, q in zip(_plain(job.ids), job.p, q) if np.isfinite(q)]
 
 def _plain(ids:list) -> list:
-    return [i if i is None else int(i) for i in ids] # a serve.TextKey is written as its number
+    return [i if i is None else int(i) for i in ids] # a rows.TextKey is written as its number
 
 # %% ../nbs/25_shadow.ipynb #59b193aa
 class Shadow:

@@ -9,6 +9,7 @@ from churn_nb.bundle import BundleError, Feature, SelfTest, manifest_json, parse
 from churn_nb.categories import UNSEEN, entity_key
 from churn_nb.guard import check_onnx
 from churn_nb.request_log import read_requests
+from churn_nb.rows import RowReader, TextKey
 from churn_nb.serve import Model, create_app
 from churn_nb.settings import load_settings
 from churn_nb.shadow import Shadow, read_shadow
@@ -281,12 +282,12 @@ def test_a_log_of_two_models_one_with_a_number_where_the_other_has_a_text(tmp_pa
 def test_a_challenger_with_other_words_is_asked_in_its_own(tmp_path):
     ours = Model.load(put_own(tmp_path))
     features = [FEATURES[3], FEATURES[1], FEATURES[2], msgspec.structs.replace(FEATURES[0], values=["monatlich", "jährlich"])]
-    theirs = serve.RowReader(features)
+    theirs = RowReader(features)
     seen = []
     challenger = SimpleNamespace(manifest=SimpleNamespace(version="2", names=theirs.names, features=features), reader=theirs,
                                  dictionary=theirs.dictionary, predict=lambda X: seen.append(X) or X[:, 0]*0 + .25)
     shadow = Shadow(SimpleNamespace(model=challenger, refresh=lambda: None), tmp_path/"log", Metrics())
-    key = serve.TextKey.read("Kundin 7")
+    key = TextKey.read("Kundin 7")
     shadow.put(ours, np.array([[1, 42, 1, 100], [0, 20, -1, 5]], np.float32), [.5, .5], [key, None])
     shadow.close()
     assert seen[0].tolist() == [[100, 42, 1, 0], [5, 20, -1, 1]]
