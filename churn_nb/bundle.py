@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 import msgspec
 
-# %% ../nbs/13_bundle.ipynb #3e449f91
+# %% ../nbs/13_bundle.ipynb #da58b400
 class BundleError(ValueError):
     "A bundle that can't be written, switched or trusted. One line: the file, what is wrong, what to do."
-
 _again = "write it again with `churn step 04_serve`"
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True): pass
@@ -37,6 +36,7 @@ class FileHash(_Part):
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     bytes: Annotated[int, msgspec.Meta(ge=0)]
 
+# %% ../nbs/13_bundle.ipynb #3e449f91
 class SelfTest(_Part):
     "Rows and the probabilities that the model gave for them when it was exported."
     rows: list[list[float|str|None]]   # Feature values in column order; None is nan
@@ -48,7 +48,7 @@ class Store(_Part):
     feature_service: str
     key: Literal["int", "text"] = "int" # How a caller names a customer; a text is known by its `entity_key`
 
-# %% ../nbs/13_bundle.ipynb #fd7cc6f7
+# %% ../nbs/13_bundle.ipynb #10250306
 class Interval(_Part):
     "A metric of the test rows and its interval over resampled customers."
     value: float|None
@@ -70,6 +70,7 @@ class GateRow(_Part):
     measured: str
     verdict: str     # pass, fail or note
 
+# %% ../nbs/13_bundle.ipynb #fd7cc6f7
 class Card(_Part):
     "What a person wants to know before trusting an answer. All of it may be missing."
     kind: str = ""                      # Of model, such as hist_gradient_boosting
@@ -104,7 +105,7 @@ class Manifest(_Part):
     files: dict[str, FileHash] = {} # Filled in by `write_bundle`
     names = property(lambda self: [f.name for f in self.features])
 
-# %% ../nbs/13_bundle.ipynb #056067e4
+# %% ../nbs/13_bundle.ipynb #85b4daaf
 _plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z") # a file of a bundle
 
 def _nonsense(m:Manifest) -> str|None:
@@ -129,6 +130,7 @@ def _nonsense(m:Manifest) -> str|None:
         return f"reference: {bad[0]} is null but not nullable"
     return _mistyped(m)
 
+# %% ../nbs/13_bundle.ipynb #056067e4
 def _mistyped(m:Manifest) -> str|None:
     "Which feature's values, or which value of a row, are not of the feature's type."
     for f in m.features:
@@ -168,7 +170,7 @@ def manifest_json(m:Manifest) -> bytes:
     # item: a metric may be a NumPy number
     return msgspec.json.format(msgspec.json.encode(m, enc_hook=lambda x: x.item()), indent=1) + b"\n"
 
-# %% ../nbs/13_bundle.ipynb #6ce7758c
+# %% ../nbs/13_bundle.ipynb #0d2a4280
 _manifest_mb = 4 # self test and reference included; ours have some kB
 
 def _read(f:Path, most:int) -> bytes:
@@ -193,6 +195,7 @@ def _read_checked(folder:Path, name:str, want:FileHash) -> bytes:
         raise BundleError(f"{f}: SHA-256 differs from the manifest's; {_again}")
     return data
 
+# %% ../nbs/13_bundle.ipynb #6ce7758c
 def read_bundle(path:str|Path,            # Folder of one version, or a link to it
                 public_key:str|None=None, # `[serve] public_key`: PEM files or PEM text; empty: no signatures
                 max_mb:float=200,         # `[serve] max_model_mb`: of one file
@@ -213,7 +216,7 @@ def verify_bundle(path:str|Path, public_key:str|None=None, max_mb:float=200) -> 
     "The manifest of a bundle whose hashes all hold, and its signature where one is asked for. Raises BundleError."
     return read_bundle(path, public_key, max_mb)[0]
 
-# %% ../nbs/13_bundle.ipynb #4443514c
+# %% ../nbs/13_bundle.ipynb #4d956e9f
 _make_key = "make one with openssl genpkey -algorithm ed25519"
 
 def _pem(text:str, what:str, kind:bytes) -> list[bytes]:
@@ -234,6 +237,7 @@ def _key(load, block:bytes, what:str, **how):
     if "Ed25519" in type(key).__name__: return key
     raise BundleError(f"{what}: not an Ed25519 key without a password; {_make_key}")
 
+# %% ../nbs/13_bundle.ipynb #4443514c
 def public_keys(where:str, # `[serve] public_key`
                ) -> list:  # Ed25519PublicKey
     "The keys that may vouch for a bundle. Raises BundleError."
@@ -291,7 +295,7 @@ def _writing(bundles:Path) -> Iterator[None]:
     except OSError as e:
         raise BundleError(f"{bundles}: {e.strerror or e}; make room or choose another workspace") from None
 
-# %% ../nbs/13_bundle.ipynb #4591741a
+# %% ../nbs/13_bundle.ipynb #04dabc76
 def _kept(place:Path, manifest:Manifest, key) -> bool:
     "Whether the version is there already, sound, equal and signed. Other content under its number raises BundleError."
     try: there = read_bundle(place, max_mb=float("inf"))[0]
@@ -313,6 +317,7 @@ def _signed(place:Path, key) -> bool:
     except (BundleError, OSError): return False
     return True
 
+# %% ../nbs/13_bundle.ipynb #4591741a
 def write_bundle(bundles:Path,      # The folder of all versions; made if missing
                  model:bytes,       # The ONNX file
                  manifest:Manifest, # `files` is filled in here

@@ -51,7 +51,7 @@ def brier_parts(y:np.ndarray, p:np.ndarray # Labels in {0, 1} and probabilities,
     return {"brier": score(p), "miscalibration": score(p) - score(c),
             "discrimination": score(y.mean()) - score(c), "uncertainty": score(y.mean())}
 
-# %% ../nbs/27_calibration.ipynb #222863a7
+# %% ../nbs/27_calibration.ipynb #fb533860
 _EPS = 1e-4 # probabilities nearer to 0 or 1 are treated as this near
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Platt:
         return np.log(p/(1 - p))
     def __call__(self, p:np.ndarray) -> np.ndarray: return 1/(1 + np.exp(-(self.a*self._logit(p) + self.b)))
 
+# %% ../nbs/27_calibration.ipynb #222863a7
 @dataclass(frozen=True)
 class Isotonic:
     "Straight lines between (p, q) knots, both non-decreasing; constant outside (Zadrozny and Elkan, 2002)."
@@ -90,10 +91,9 @@ class Uncalibrated:
     @classmethod
     def fit(cls, y, p): return cls()
     def __call__(self, p:np.ndarray) -> np.ndarray: return np.asarray(p, dtype=np.float64)
-
 CALIBRATORS = {c.name: c for c in (Uncalibrated, Platt, Isotonic)}
 
-# %% ../nbs/27_calibration.ipynb #90c8afd2
+# %% ../nbs/27_calibration.ipynb #d5bddbf6
 def cross_fitted(kind, y:np.ndarray, p:np.ndarray,
                  customers:np.ndarray, # Id of the customer of each row
                  folds:int=5, seed:int=0) -> np.ndarray: # Calibrated probabilities, each by the other folds' correction
@@ -111,6 +111,7 @@ def log_loss(y:np.ndarray, p:np.ndarray) -> float:
     "Mean of -ln of the probability given to what happened; p is kept 1e-7 away from 0 and 1."
     return float(row_terms(np.asarray(y), np.asarray(p, dtype=np.float64))["log_loss"].mean())
 
+# %% ../nbs/27_calibration.ipynb #90c8afd2
 def choose_calibration(y:np.ndarray, p:np.ndarray, customers:np.ndarray, seed:int=0
                       ) -> tuple[Uncalibrated|Platt|Isotonic, # Fitted on all rows; losses by name; q cross-fitted
                                  dict[str, float], np.ndarray]:

@@ -131,7 +131,7 @@ def asking(port:int, key:str|None=None, # One of CHURN_SERVE_API_KEYS, where the
         return "" if r.returncode == 0 else (r.stdout + r.stderr).strip()[-400:] or "the smoke test said nothing"
     return ask
 
-# %% ../nbs/47_deploy.ipynb #3beb9c31
+# %% ../nbs/47_deploy.ipynb #c26a8287
 hook = """#!/bin/sh
 # Written by `churn deploy-hook install`: a push to {branch} is trained, judged and deployed.
 home={home} repo={repo}
@@ -149,6 +149,7 @@ echo "not deployed: $new could not be set up; what was there goes on"; exit 1; }
 done
 """
 
+# %% ../nbs/47_deploy.ipynb #3beb9c31
 def install_hook(repo:Path, home:Path, port:int=8000, branch:str="main", runner:str="systemd",
                  user:bool=False) -> list[str]: # What to do next
     "Write hook, unit and folders; again with other options changes them. Raises DeployError."

@@ -321,7 +321,7 @@ class Description:
         import html
         return f"<pre>{html.escape(self.table())}</pre>"
 
-# %% ../nbs/50_describe.ipynb #c8e2c584
+# %% ../nbs/50_describe.ipynb #84c9a16d
 _words = {"label": ("churn churned is_churn has_churned churn_label churn_flag exited attrition attrition_flag left "
                     "is_left cancelled canceled target label churn_value").split(),
           "entity": ("customer_id customerid customer id user_id userid user client_id clientnum client account_id "
@@ -335,6 +335,7 @@ _yes = {"yes", "y", "true", "t", "1", "1.0", "churn", "churned", "left", "exited
         "cancelled", "canceled", "ja", "oui", "si"}
 _plain = lambda name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
+# %% ../nbs/50_describe.ipynb #c8e2c584
 def find_roles(names:list[str], kind:str, given:dict[str, str|None], file:Path) -> dict[str, str]: # Role -> column
     """Which column has which role.
     Raises DataError for a name that is not there, and where a role that is needed has none."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['levels', 'ks', 'bin_counts', 'psi', 'band', 'benjamini_hochberg', 'FeatureDrift', 'numbers_drift', 'categories_drift',
-           'compare_column', 'DriftReport', 'verdicts', 'drift_report', 'read_table', 'whole_customers']
+           'compare_column', 'DriftReport', 'verdicts', 'drift_report', 'read_table']
 
 # %% ../nbs/03_drift.ipynb #1369042c
 from dataclasses import asdict, dataclass, replace
@@ -299,10 +299,3 @@ def read_table(path:str|Path,  # .csv, .csv.gz, .parquet or .pq
         raise DriftInputError(f"{path}: can't be read as a table: {' '.join(str(e).split())[:200]}") from None
     if not len(frame): raise DriftInputError(f"{path}: no rows; check the window that it was written from")
     return frame
-
-# %% ../nbs/03_drift.ipynb #f2958b78
-def whole_customers(rows:"pd.DataFrame", at_most:int, seed:int=0, customers:str="customer_id") -> "pd.DataFrame":
-    "All rows of randomly chosen customers, in the order of the table; at most so many rows."
-    ids, size = np.unique(rows[customers].to_numpy(), return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(ids))
-    return rows[np.isin(rows[customers], ids[order[np.cumsum(size[order]) <= at_most]])]

@@ -67,7 +67,7 @@ def as_html(report # drift.DriftReport
     return (f"<p>Drift: {badge(report.level)} · {size} · * significant at {report.drift.alpha:g} over all features</p>"
             + table(head, [cells(r) for r in report.rows]))
 
-# %% ../nbs/34_drift_views.ipynb #ec658bd2
+# %% ../nbs/34_drift_views.ipynb #c4af29b0
 def _evidently(report, reference:"pd.DataFrame", current:"pd.DataFrame"):
     "Evidently's drift preset over the columns that it can draw, with the report's own PSI and p-values."
     with warnings.catch_warnings():
@@ -91,6 +91,7 @@ def _evidently(report, reference:"pd.DataFrame", current:"pd.DataFrame"):
         warnings.simplefilter("ignore", RuntimeWarning) # it divides by the deviation of constant columns
         return Report([DataDriftPreset(num_method=name) for name in tests]).run(side(current), side(reference))
 
+# %% ../nbs/34_drift_views.ipynb #ec658bd2
 def evidently_html(report,                   # drift.DriftReport of these very tables
                    reference:"pd.DataFrame", # Columns that are text, all missing or infinite on a side are left out
                    current:"pd.DataFrame",

@@ -82,7 +82,7 @@ def judge(settings:Settings, events:list[dict]) -> list[str|Refusal]:
         if out[-1] == "new": logged[e["event_id"]] = _as_stored(e) # the next one may be the same
     return out
 
-# %% ../nbs/20_events.ipynb #5de06a66
+# %% ../nbs/20_events.ipynb #ec784947
 log = logging.getLogger("churn_nb.events")
 
 def add(settings:Settings, events:list[dict]) -> list[str|Refusal]:
@@ -104,6 +104,7 @@ def behind(settings:Settings) -> list[int]:
                                     WHERE batch > {done} ORDER BY ALL""").fetchall()
     return [c for c, in rows]
 
+# %% ../nbs/20_events.ipynb #5de06a66
 def catch_up(settings:Settings, store) -> int:
     "Refresh the features of all customers that are behind; how many."
     with pushed(settings).lock:
@@ -113,7 +114,7 @@ def catch_up(settings:Settings, store) -> int:
         if len(pushed(settings).files()) > 64: compact(pushed(settings))
     return len(customers)
 
-# %% ../nbs/20_events.ipynb #e1dc29fb
+# %% ../nbs/20_events.ipynb #02cf14f5
 def read_rows(path:Path # CSV, JSON lines or parquet
              ) -> list[dict]:
     "The rows of a file as dicts, empty cells left out. Raises ValueError."
@@ -131,6 +132,7 @@ def read_rows(path:Path # CSV, JSON lines or parquet
     text = lambda v: v.isoformat() if isinstance(v, datetime) else v
     return [{k: text(v) for k, v in r.items() if v is not None and v != ""} if isinstance(r, dict) else r for r in rows]
 
+# %% ../nbs/20_events.ipynb #e1dc29fb
 def push_rows(settings:Settings, store, rows:list) -> tuple[list[str|Refusal], str]:
     "Check, log and refresh. What became of each row, and why the features are not fresh yet (empty: they are)."
     parsed = [parse_event(r) for r in rows]

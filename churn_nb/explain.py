@@ -24,7 +24,7 @@ def shapley(v:np.ndarray, # float64 [2^d]; v[S], bit j of S is feature j
     without = [S[S >> j & 1 == 0] for j in range(d)]
     return np.array([(weight[np.bitwise_count(s)] * (v[s | 1 << j] - v[s])).sum() for j, s in enumerate(without)])
 
-# %% ../nbs/23_explain.ipynb #c618e86e
+# %% ../nbs/23_explain.ipynb #f6dc92c9
 def coalition_values(predict:Callable,     # float32 [N, k] -> [N]
                      x:np.ndarray, reference:np.ndarray, # float32 [k]
                      players:np.ndarray,   # Columns, d of them
@@ -37,13 +37,13 @@ def coalition_values(predict:Callable,     # float32 [N, k] -> [N]
         return X
     S = np.arange(2**len(players))
     return np.concatenate([np.asarray(predict(rows(S[i:i + portion])), np.float64) for i in S[::portion]])
-
 most_exact = 16 # 65,536 rows: a fraction of a second
 
 def differing(x:np.ndarray, reference:np.ndarray) -> np.ndarray: # Columns
     "Where a row is another than the reference; two gaps are alike."
     return np.flatnonzero((x != reference) & ~(np.isnan(x) & np.isnan(reference)))
 
+# %% ../nbs/23_explain.ipynb #c618e86e
 def contributions(predict:Callable,     # float32 [N, k] -> probability [N], each row by itself
                   x:np.ndarray,         # [k]; nan for a gap
                   reference:np.ndarray, # [k]; what the contributions are counted from
@@ -82,7 +82,7 @@ def sampled_contributions(predict:Callable,     # float32 [N, k] -> probability 
     phi[players], se[players] = moves.mean(axis=0), moves.std(axis=0, ddof=1)/np.sqrt(len(moves))
     return phi, se
 
-# %% ../nbs/23_explain.ipynb #5d2d5f60
+# %% ../nbs/23_explain.ipynb #d53fc2ca
 def wants_explanation(query:bytes, # A query string
                       many:bool,   # Of a batch
                      ) -> bool:
@@ -93,6 +93,7 @@ def wants_explanation(query:bytes, # A query string
     if wrong: raise Problem(422, f"explain: {wrong}", [{"field": "explain", "message": wrong}])
     return given == {"true"}
 
+# %% ../nbs/23_explain.ipynb #5d2d5f60
 def explained(model,              # serve.Model
               x:np.ndarray,       # float32 [k]
              ) -> dict:

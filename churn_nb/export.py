@@ -151,7 +151,7 @@ def _encoder(hot:OneHot) -> tuple[list, list, list]: # Inputs; nodes from them t
         parts.append(f"columns_{i}")
     return inputs, [*nodes, node("Concat", parts, ["encoded"], axis=1)], constants
 
-# %% ../nbs/28_export.ipynb #d4dad2a7
+# %% ../nbs/28_export.ipynb #0f029488
 def _split_off(model:BaseEstimator) -> tuple[OneHot|None, BaseEstimator]:
     "A pipeline's first step, where it encodes categories, and what follows it."
     steps = getattr(model, "steps", [])
@@ -174,6 +174,7 @@ def to_onnx(model:BaseEstimator, # Fitted classifier on a matrix of k columns; C
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString()
 
+# %% ../nbs/28_export.ipynb #d4dad2a7
 def _finish(graph, inputs:list, before:list, constants:list, calibrator):
     "Put the encoder in front of a converted model and the correction behind it."
     domains = {o.domain: o for o in graph.opset_import} # a set's order in skl2onnx: another one in every process
@@ -191,7 +192,7 @@ def _finish(graph, inputs:list, before:list, constants:list, calibrator):
     g.initializer.extend([*constants, *more, onnx.numpy_helper.from_array(np.array([1]), "churned"),
                           onnx.numpy_helper.from_array(np.array([-1]), "flat")])
 
-# %% ../nbs/28_export.ipynb #d26425fe
+# %% ../nbs/28_export.ipynb #b5d18c04
 def onnx_predict(model:bytes,                  # ONNX graph
                  X:np.ndarray,                 # float32 (n, k)
                  dictionary:Dictionary|None=None, # Of a graph that takes categories
@@ -206,6 +207,7 @@ def predict(model:BaseEstimator, X:np.ndarray) -> np.ndarray:
     "Probability of churn by the fitted model, one thread, shape (n,)."
     with threadpool_limits(1): return model.predict_proba(X)[:, 1]
 
+# %% ../nbs/28_export.ipynb #d26425fe
 def parity(model:BaseEstimator, exported:bytes, X:np.ndarray, # Rows to compare on, float32 (n, k)
            tolerance:float=1e-5,
            threshold:float|None=None,                         # Decisions at it must agree as well

@@ -63,7 +63,7 @@ def tensor_trouble(t, # TensorProto
     if there != (n := math.prod(t.dims)): return f"{called} is of {n} numbers by its shape and holds {there:g}"
     return None
 
-# %% ../nbs/38_guard.ipynb #719eb366
+# %% ../nbs/38_guard.ipynb #6968e370
 _operators = {
     "": """Abs Add And ArgMax BatchNormalization Cast Clip Concat Constant DequantizeLinear Div Elu Equal Erf Exp Flatten
         Gather Gelu Gemm Greater GreaterOrEqual HardSigmoid Identity IsInf IsNaN LayerNormalization LeakyRelu Less
@@ -80,6 +80,7 @@ _shown = lambda text: ascii(text)[1:61].rstrip("'") # a name from a file, in an 
 
 def _domain(name:str) -> str: return "" if name == "ai.onnx" else name # two names of one
 
+# %% ../nbs/38_guard.ipynb #719eb366
 def part_trouble(part, top, # A message, and the graph that may be there
                 ) -> str|None:
     "Why a part has no place in a model that is served, in a few words; None where it has."
@@ -135,7 +136,7 @@ def check_onnx(data:bytes, manifest:Manifest,
         if trouble: raise BundleError(trouble)
     except BundleError as e: raise BundleError(f"{name}: {e}") from None
 
-# %% ../nbs/38_guard.ipynb #6f8fa618
+# %% ../nbs/38_guard.ipynb #eaca75e3
 _one_bound = threading.Lock() # the limit is one of the process
 
 @contextlib.contextmanager
@@ -157,6 +158,7 @@ def room_for(data:bytes) -> float: # MB
     "How much a process may grow while it loads and tries a model of this size."
     return 1000 + 10*len(data)/10**6
 
+# %% ../nbs/38_guard.ipynb #6f8fa618
 def trust(serve, # settings.serve
          ) -> dict:
     "What `Model.load` asks of a bundle: whose signature, how large at most, and how many rows it is tried with."

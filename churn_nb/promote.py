@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec, numpy as np, pandas as pd
 from .bundle import BundleError, Manifest, signing_key, write_bundle
 from .categories import Dictionary
-from .evaluation import compare, smaller_is_better
+from .evaluation import compare, evaluate, smaller_is_better
+from .export import onnx_predict
 from .guard import check_onnx
 from .quantise import INT8_ROW, precision_cost
 from .registry import (RegistryError, apply_decision, champion, connect, load_int8, load_version, settle,
@@ -22,7 +23,6 @@ from .registry import deploy_champion, history, read_history, rollback # noqa: F
 from .serve import Model
 from .settings import Criterion, Gate, Settings, Workspace
 from .tabular import as_values
-from .train import evaluate, onnx_predict
 
 # %% ../nbs/02_promote.ipynb #1918dc46
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _store_in_int8(graph:onnx.GraphProto, node:onnx.NodeProto):
     graph.initializer.extend([numpy_helper.from_array(q, f"{name}_q"), numpy_helper.from_array(scale, f"{name}_scale")])
     graph.node.insert(0, helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_scale"], [name], axis=1))
 
-# %% ../nbs/39_quantise.ipynb #a6902c17
+# %% ../nbs/39_quantise.ipynb #9549a129
 def quantise_static(model:bytes,                  # Graph with one input of floats, as `to_onnx` makes it of a network
                     X:np.ndarray,                 # Training rows to calibrate on, float32 (n, k)
                     reduce_range:bool|None=None,  # Weights of 7 bits; None: where this machine needs it
@@ -99,6 +99,7 @@ def quantise_static(model:bytes,                  # Graph with one input of floa
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString(deterministic=True)
 
+# %% ../nbs/39_quantise.ipynb #a6902c17
 def quantise_dynamic(model:bytes) -> bytes:
     "The graph with all layers in dynamic int8, for comparison; an answer then depends on its batch."
     from onnxruntime.quantization import QuantType, quantize_dynamic # slow import

@@ -15,12 +15,13 @@ from pathlib import Path
 import filelock, msgspec, numpy as np, requests, sqlalchemy
 from .bundle import (BundleError, GateRow, Manifest, parse_manifest, signing_key, switch_current, switch_shadow,
                              write_bundle)
+from .export import hushed, onnx_predict
 from .guard import check_onnx
 from .quantise import INT8_FILE, INT8_ROW
+from .runs import tracking
 from .settings import Settings, Workspace, atomic_write
-from .train import hushed, onnx_predict, tracking
 
-# %% ../nbs/14_registry.ipynb #d0477101
+# %% ../nbs/14_registry.ipynb #e37271e9
 log = logging.getLogger("churn_nb.registry")
 
 class RegistryError(RuntimeError):
@@ -35,6 +36,7 @@ def _gone(settings:Settings, e:Exception) -> ConnectionError:
     return ConnectionError(f"the registry {uri or 'in the workspace'} does not answer ({said}); "
                            "start it, or change [stores] tracking_uri")
 
+# %% ../nbs/14_registry.ipynb #d0477101
 def reach(settings:Settings, seconds:int=5):
     "Raise ConnectionError, within seconds, where the registry's server does not answer."
     uri = settings.stores.tracking_uri
@@ -70,10 +72,10 @@ def _talking(settings:Settings):
         if type(e) is ConnectionError or not _away(e): raise
         raise _gone(settings, e) from None
 
-# %% ../nbs/14_registry.ipynb #8c5bc9b0
+# %% ../nbs/14_registry.ipynb #c9b0d1d7
 def version_of(client, settings:Settings, alias:str) -> str|None:
     "The version that carries an alias; None where none does."
-    from mlflow.exceptions import MlflowException # slow import, see `train.tracking`
+    from mlflow.exceptions import MlflowException # slow import, see `runs.tracking`
     try: return str(client.get_model_version_by_alias(settings.train.model_name, alias).version)
     except MlflowException as e:
         if e.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"): return None
@@ -81,7 +83,7 @@ def version_of(client, settings:Settings, alias:str) -> str|None:
 
 def _fetch(client, uri:str) -> dict[str, bytes]:
     "The files of an artifact, by name."
-    import mlflow # slow import, see `train.tracking`
+    import mlflow # slow import, see `runs.tracking`
     with tempfile.TemporaryDirectory() as tmp:
         got = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tmp, tracking_uri=client.tracking_uri))
         return {f.name: f.read_bytes() for f in ([got] if got.is_file() else got.iterdir()) if f.is_file()}
@@ -95,6 +97,7 @@ def _readable(settings:Settings, what:str, do:str):
             if _away(e): raise
             raise RegistryError(f"{what} can't be read ({' '.join(str(e).split())[:150]}); {do}") from None
 
+# %% ../nbs/14_registry.ipynb #102ed90c
 def load_version(client, settings:Settings, version:str) -> tuple[Manifest, bytes]:
     """Manifest and ONNX file of a registered version.
     Raises RegistryError where it is not there, or a file is not the one that was registered."""
@@ -110,6 +113,7 @@ def load_version(client, settings:Settings, version:str) -> tuple[Manifest, byte
             raise RegistryError(f"{what}: {file} is not the file that was registered; train again")
     return msgspec.structs.replace(parse_manifest(text, what), version=str(version)), model
 
+# %% ../nbs/14_registry.ipynb #8c5bc9b0
 def load_file(client, settings:Settings, version:str, name:str) -> bytes:
     """A file that was logged with a version, such as `reference.parquet`.
     Raises RegistryError where it is not there, or is not the one that was registered."""
@@ -151,7 +155,7 @@ def read_log(client, settings:Settings) -> list[dict]:
         out.append(entry | {"n": n})
     return out
 
-# %% ../nbs/14_registry.ipynb #3f774ed4
+# %% ../nbs/14_registry.ipynb #eb0f1a8a
 def _entry(action:str, version:str, history:list[dict], why:str="", run_id:str="", git_sha:str="", data_hash:str="",
            checks:list=()) -> dict:
     "What is kept of a decision. `after` is the number of the last change of champion that its writer knows."
@@ -161,9 +165,10 @@ def _entry(action:str, version:str, history:list[dict], why:str="", run_id:str="
             "replaces": last and last["version"], "after": last["n"] if last else 0, "run_id": run_id,
             "git_sha": git_sha, "data_hash": data_hash, "why": why, "checks": [asdict(c) for c in checks]}
 
+# %% ../nbs/14_registry.ipynb #096d0768
 def _append(client, settings:Settings, entry:dict):
     "Add an entry to the log, once. Where many write at the same time, MLflow gives up after three collisions; we go on."
-    from mlflow.exceptions import MlflowException # slow import, see `train.tracking`
+    from mlflow.exceptions import MlflowException # slow import, see `runs.tracking`
     name, text = settings.train.model_name, json.dumps(entry, sort_keys=True)
     if len(text) > 100_000:
         raise RegistryError(f"a decision of {len(text):,} characters; MLflow takes 100,000: shorten the reason")
@@ -179,8 +184,9 @@ def _append(client, settings:Settings, entry:dict):
         if any(e["id"] == entry["id"] for e in read_log(client, settings)): return # it had arrived, the answer had not
     raise RegistryError(f"{log_name(settings)} takes no entry: too many write at once; try again")
 
+# %% ../nbs/14_registry.ipynb #3f774ed4
 def _make_log(client, settings:Settings):
-    from mlflow.exceptions import MlflowException # slow import, see `train.tracking`
+    from mlflow.exceptions import MlflowException # slow import, see `runs.tracking`
     says = (f"The decisions about {settings.train.model_name}, one version an entry. Written by churn_nb; "
             "don't delete or add by hand.")
     try: client.create_registered_model(log_name(settings), description=says)
@@ -265,7 +271,7 @@ def _history(client, settings:Settings) -> list[dict]:
 
 def settle(client, settings:Settings) -> list[dict]: # The history
     "Make aliases, stages, tags and the workspace's file follow the log."
-    from mlflow.exceptions import MlflowException # slow import, see `train.tracking`
+    from mlflow.exceptions import MlflowException # slow import, see `runs.tracking`
     collisions = 0
     with _talking(settings):
         history = None
@@ -315,7 +321,7 @@ def apply_decision(client, settings:Settings, manifest:Manifest,
                        manifest.data_hash, decision.checks)
         return _write(client, settings, entry, doing)
 
-# %% ../nbs/14_registry.ipynb #27ae2bde
+# %% ../nbs/14_registry.ipynb #f162f485
 def _int8_passed(history:list[dict], version:str) -> bool:
     "Whether the last judgement of a version lets its int8 file serve."
     judged = [e["checks"] for e in history if e["version"] == version and e["checks"]]
@@ -338,6 +344,7 @@ def with_precision(client, settings:Settings, manifest:Manifest, history:list[di
         manifest = msgspec.structs.replace(manifest, serves=INT8_FILE, self_test=tested)
     return manifest, {INT8_FILE: int8}
 
+# %% ../nbs/14_registry.ipynb #633920fc
 def with_gate(manifest:Manifest, history:list[dict]) -> Manifest:
     "The manifest, its card with the rows of the gate that first let the version through."
     passed = (e for e in history if e["version"] == manifest.version and e["action"] == "promoted")
@@ -360,6 +367,7 @@ def deploy_champion(settings:Settings) -> Path: # The bundle's folder
         _deploy_shadow(client, settings, bundles, key)
         return folder
 
+# %% ../nbs/14_registry.ipynb #27ae2bde
 def _deploy_shadow(client, settings:Settings, bundles:Path, key):
     "With [serve] shadow the challenger's bundle stands beside the champion's; without, or without a challenger, none."
     if version := version_of(client, settings, "challenger") if settings.serve.shadow else None:
@@ -383,7 +391,7 @@ def lineage(history:list[dict]) -> list[str]:
         elif e["action"] in CHANGES: stack.append(e["version"])
     return stack
 
-# %% ../nbs/14_registry.ipynb #d6472d4e
+# %% ../nbs/14_registry.ipynb #fc91bea8
 def _target(client, settings:Settings, history:list[dict], to:str|None) -> str:
     "The version to return to. Raises RegistryError where there is none, or it was never champion."
     path, tried = lineage(history), [e for e in history if e["action"] in CHANGES]
@@ -401,6 +409,7 @@ def _target(client, settings:Settings, history:list[dict], to:str|None) -> str:
         raise RegistryError(f"version {to} was never champion, no gate let it through; champions were {in_order(was)}")
     return to
 
+# %% ../nbs/14_registry.ipynb #d6472d4e
 def rollback(settings:Settings,
              to:str|None=None,  # Version to return to; None: the one before the present champion
              why:str="",        # Reason, for the history

@@ -19,10 +19,9 @@ from prometheus_client.registry import Collector
 from .bundle import Manifest
 from .categories import Dictionary
 
-# %% ../nbs/30_request_log.ipynb #5a78024f
+# %% ../nbs/30_request_log.ipynb #0666b58a
 log = logging.getLogger("churn_nb.request_log")
 fixed = ("at", "customer_id", "model_version", "probability") # columns before the features
-
 _DAY = 86_400_000 # milliseconds
 
 class Asked(NamedTuple):
@@ -45,6 +44,7 @@ def together(asked:list[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray, lis
     at, X, p = (np.concatenate([getattr(a, n) for a in parts]) for n in ("at", "X", "p"))
     return at, X, p, [i for a in parts for i in a.ids]
 
+# %% ../nbs/30_request_log.ipynb #19f0ae4b
 def joined(asked:list[Asked]) -> list[Asked]:
     "The same rows, those of one model and day as one `Asked`, by time; in the order in which each was last asked."
     groups, last = {}, {}
@@ -60,6 +60,7 @@ def joined(asked:list[Asked]) -> list[Asked]:
         return Asked(at, g[0].manifest, X, p, ids)
     return [one(groups[k]) for k in sorted(groups, key=last.get)]
 
+# %% ../nbs/30_request_log.ipynb #5a78024f
 def columns_of(asked:list[Asked], # Of one model
               ) -> dict[str, np.ndarray]:
     "Requests as columns. Raises ValueError for a feature that can't have a column of its name."
@@ -79,7 +80,7 @@ def _features(m:Manifest, X:np.ndarray) -> dict[str, np.ndarray]:
     texts = any(f.type == "string" for f in getattr(m, "features", ()))
     return Dictionary.of(m.features).decode(X) if texts else dict(zip(m.names, X.T))
 
-# %% ../nbs/30_request_log.ipynb #bce30634
+# %% ../nbs/30_request_log.ipynb #bd2db2b0
 def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     "Write columns, the first one UTC times, over a file. Raises OSError."
     import duckdb # here: who only reads a log doesn't need it
@@ -97,9 +98,9 @@ def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     except duckdb.Error as e: # its text is long, and may quote values; where the system refused, the reason is in it
         why = next((n for n in errno.errorcode if os.strerror(n) in str(e)), 0)
         raise OSError(why, os.strerror(why) if why else f"DuckDB: {type(e).__name__}") from None
-
 _number = count() # of a file among those of this process
 
+# %% ../nbs/30_request_log.ipynb #bce30634
 def add_file(folder:Path, columns:dict[str, np.ndarray]) -> Path: # `<folder>/<UTC date>/<UTC time>-<pid>-<n>.parquet`
     "Add a file to the log, whole or not at all. Raises OSError."
     first = columns["at"][0].item()
@@ -232,7 +233,7 @@ class RequestLog:
             self.warned.add(state)
             log.warning("request log: %s", warning)
 
-# %% ../nbs/30_request_log.ipynb #6d65ff82
+# %% ../nbs/30_request_log.ipynb #ea232872
 def _overlapping(folder:Path, since, until) -> list[Path]:
     "Files that may hold rows of [since, until), by their names."
     key = lambda f: f"{f.parent.name}/{f.name[:6]}"
@@ -247,6 +248,7 @@ def _of_one_type(tables:list) -> list:
     as_text = lambda t: pa.schema([f.with_type(pa.string()) if f.name in texts else f for f in t.schema])
     return [t if t.schema.equals(as_text(t)) else t.cast(as_text(t)) for t in tables]
 
+# %% ../nbs/30_request_log.ipynb #6d65ff82
 def read_requests(folder:str|Path,
                   since=None, until=None, # A time, or text; without an offset UTC. Rows of [since, until)
                   version:str|None=None,  # Of the model; None: all
@@ -276,7 +278,7 @@ def read_requests(folder:str|Path,
     frame.attrs["broken"] = broken
     return frame
 
-# %% ../nbs/30_request_log.ipynb #ba838977
+# %% ../nbs/30_request_log.ipynb #103ce89d
 class _Feature(msgspec.Struct):
     name: str
     n_reference: int
@@ -290,10 +292,10 @@ class _Report(msgspec.Struct):
     level: Literal["none", "warn", "retrain"]
     features: list[_Feature]
     at: datetime|None = None # Without an offset: UTC
-
 _found = {"psi": "Population stability index of a feature", "ks": "Kolmogorov-Smirnov distance of a feature",
           "pvalue": "p-value of a feature's test"}
 
+# %% ../nbs/30_request_log.ipynb #ba838977
 class DriftGauges(Collector):
     "What the last drift report says. Register it: `metrics.registry.register(DriftGauges(path))`."
     def __init__(self, path:str|Path):

@@ -71,7 +71,7 @@ def resting(records:list[dict],   # From `history`
     return (f"the last retrain started {at:%F %H:%M} {_ended(records, last['id'])}; "
             f"the next may start {at + c:%F %H:%M} UTC{behind}")
 
-# %% ../nbs/36_retrain.ipynb #41aa7242
+# %% ../nbs/36_retrain.ipynb #70107588
 @contextlib.contextmanager
 def _holding(settings:Settings, name:str, wait:float):
     "Hold a lock of the workspace; yields whether we have it."
@@ -92,6 +92,7 @@ def _only_one(settings:Settings, wait:float):
             with _holding(settings, ".run.lock", wait) as idle: pass # `pipeline.one_run` has it while steps run
         yield mine and idle
 
+# %% ../nbs/36_retrain.ipynb #41aa7242
 def _moment(now:datetime|None) -> datetime:
     "A moment in UTC. Raises ValueError for one without a time zone."
     now = now or datetime.now(timezone.utc)
@@ -110,7 +111,7 @@ def ready(settings:Settings, now:datetime|None=None) -> tuple[bool, str]: # May 
     why_not = resting(history(settings), settings.drift.cooldown_hours, now)
     return not why_not, why_not or "no retrain is in flight, and the last one is long enough ago"
 
-# %% ../nbs/36_retrain.ipynb #bac01afe
+# %% ../nbs/36_retrain.ipynb #0fc6ee8b
 @dataclass(frozen=True)
 class Outcome:
     "What came of asking for a retrain."
@@ -130,6 +131,7 @@ def _bury(records:list[dict], write:Callable) -> list[dict]: # The records, with
     said = "its process died before it could say what came of it"
     return records + [write("lost", r["id"], r.get("why", ""), said=said) for r in dead]
 
+# %% ../nbs/36_retrain.ipynb #bac01afe
 def _carry_out(write:Callable, why:str, run:Callable[[], int]) -> int:
     "Run between two lines of the file. What `run` raises is recorded and raised again."
     write("started", id := uuid.uuid4().hex, why)

@@ -521,7 +521,7 @@ class Parts:
         if self.limits.warm_store and self.current.model and (where := self.current.model.manifest.store):
             await self.store.warm(where, self.current.model.manifest.names)
 
-# %% ../nbs/04_serve.ipynb #0f7f3e3c
+# %% ../nbs/04_serve.ipynb #a2879f68
 async def _watch(parts:Parts):
     "Once a second: is there another bundle, and are there events that the store has not got yet?"
     while True:
@@ -532,6 +532,7 @@ async def _watch(parts:Parts):
             await parts.events.again()
         except Exception: log.error("the watch over %s failed; trying again", parts.current.path, exc_info=True)
 
+# %% ../nbs/04_serve.ipynb #0f7f3e3c
 @asynccontextmanager
 async def _life(parts:Parts):
     "What runs beside the requests: begun before the first of them, finished after the last."

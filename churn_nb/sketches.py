@@ -127,7 +127,7 @@ def sketch_pvalue(a:ColumnSketch, b:ColumnSketch) -> float:
     D, bound = sketch_ks(a, b)
     return float(np.clip(kstwo.sf(max(D - bound, 0.), max(1, round(a.n*b.n/(a.n + b.n)))), 0, 1))
 
-# %% ../nbs/31_sketches.ipynb #a9fdbe57
+# %% ../nbs/31_sketches.ipynb #bbab09ad
 def _cuts(a:ColumnSketch, bins:int) -> tuple[np.ndarray, np.ndarray]: # Values to cut below, values to cut above
     v, c = a.points()
     if not len(v): return np.empty(0), np.empty(0)
@@ -143,6 +143,7 @@ def _reach(share:np.ndarray, missing:np.ndarray, s:ColumnSketch): # Least and la
     off = np.where(missing, 0, 2*s.error*s.n/rows) # the missing were counted
     return np.maximum(share - off, np.minimum(share, .5/rows)), np.minimum(share + off, 1)
 
+# %% ../nbs/31_sketches.ipynb #a9fdbe57
 def sketch_psi(a:ColumnSketch, # Reference
                b:ColumnSketch, # Current
                bins:int,       # Quantile bins of the reference
@@ -198,7 +199,7 @@ class FrameSketch:
             raise DriftInputError(f"a frame sketch that can't be read: {' '.join(str(e).split())[:80]}") from None
         return out
 
-# %% ../nbs/31_sketches.ipynb #ab2ae721
+# %% ../nbs/31_sketches.ipynb #ec8b028a
 def sketch_parquet(path:str|Path,               # A parquet file, or a folder of them
                    columns:list[str]|None=None, # Default: the numeric ones
                    batch_rows:int=65_536, k:int=2000) -> FrameSketch:
@@ -220,6 +221,7 @@ def sketch_parquet(path:str|Path,               # A parquet file, or a folder of
             raise DriftInputError(f"{f}: can't be read as parquet: {' '.join(str(e).split())[:160]}") from None
     return out
 
+# %% ../nbs/31_sketches.ipynb #ab2ae721
 def sketch_table(reference:FrameSketch, current:FrameSketch, bins:int=10) -> "pd.DataFrame":
     "Both statistics of every column with their bounds, largest PSI first. Raises DriftInputError where columns differ."
     import pandas as pd

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Split', 'dictionary_of', 'matrices', 'recency_baseline', 'fit', 'candidates', 'variant', 'folds_of', 'time_folds',
-           'stopped', 'with_rounds', 'Trial', 'at_once', 'search', 'tracking', 'git_sha', 'typical', 'provenance',
-           'describe_run', 'Candidate', 'train_candidate', 'baseline_of', 'train_all', 'log_test_metrics',
-           'slice_groups', 'rival', 'importance', 'reference_row', 'monotone_in_recency', 'expired', 'make_manifest',
-           'facts_of', 'card_of', 'markdown_table', 'model_card', 'reference_file', 'register', 'train']
+           'stopped', 'with_rounds', 'Trial', 'at_once', 'search', 'Candidate', 'train_candidate', 'baseline_of',
+           'train_all', 'log_test_metrics', 'slice_groups', 'rival', 'importance', 'reference_row',
+           'monotone_in_recency', 'expired', 'make_manifest', 'facts_of', 'card_of', 'reference_file', 'register',
+           'train']
 
 # %% ../nbs/01_train.ipynb #1723a4e2
-import hashlib, itertools, json, os, subprocess, tempfile, warnings
+import hashlib, itertools, json, os, tempfile, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -34,20 +34,20 @@ from .bgnbd import fit_bgnbd, from_features, p_no_purchase
 from .bundle import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
 from .calibration import (
     Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
-from .calibration import CALIBRATORS # noqa: F401 # for who asks this module
+from .card import model_card
 from .categories import Dictionary
-from .drift import whole_customers
+from .clusters import whole_customers
 from .evaluation import compare, deciles, evaluate, gain_table, intervals, slices
 from .export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
-from .export import floor32 # noqa: F401 # for who asks this module
 from .features import feature_descriptions, feature_names, perishable
 from .log import log_hash
 from .quantise import int8_of
-from .settings import BUILT_IN, Settings, Workspace
+from .runs import describe_run, git_sha, provenance, tracking
+from .settings import Settings
 from .snapshot import horizon, key_of
 from .tabular import acceptable, as_values, base_rate, customer_folds, encoded, manifest_features, table_slices
 
-# %% ../nbs/01_train.ipynb #50ea7f1f
+# %% ../nbs/01_train.ipynb #44c7ed50
 class Split(NamedTuple):
     "The rows of one split, in columns that belong together."
     X: np.ndarray         # float32 (n, k)
@@ -60,6 +60,7 @@ def dictionary_of(rows:pd.DataFrame, names:list[str]) -> Dictionary:
     "Which features are categories, with the texts that the training rows hold."
     return Dictionary.learn(rows[rows.split == "train"], names)
 
+# %% ../nbs/01_train.ipynb #50ea7f1f
 def matrices(rows:pd.DataFrame, # Rows of all splits, as `training_rows` gives them
              names:list[str],   # Features, in column order
              dictionary:Dictionary|None=None, # Default: that of the training rows
@@ -132,7 +133,7 @@ def time_folds(dates:np.ndarray, # As-of date of each row
     judged = [d for d in np.unique(dates) if (dates + L <= d).any()]
     return [(np.flatnonzero(dates + L <= d), np.flatnonzero(dates == d)) for d in judged[-n:]]
 
-# %% ../nbs/01_train.ipynb #0fab9683
+# %% ../nbs/01_train.ipynb #a3cf1382
 def stopped(model:BaseEstimator, A:Split, B:Split, patience:int=5) -> tuple[np.ndarray, int|None]: # p on B; rounds
     "Fit on A for as many rounds as make the loss on B smallest, and predict B. Models without rounds are just fitted."
     inner = core(model)
@@ -152,6 +153,7 @@ def stopped(model:BaseEstimator, A:Split, B:Split, patience:int=5) -> tuple[np.n
             if len(path) - best >= patience: break
     return path[best - 1][1], best
 
+# %% ../nbs/01_train.ipynb #0fab9683
 def with_rounds(model:BaseEstimator, rounds:int|None) -> BaseEstimator:
     "A fresh copy that will be fitted for so many trees or passes."
     model = clone(model)
@@ -209,57 +211,6 @@ def search(settings:Settings, part:Split, dictionary:Dictionary|None=None
                       for kind, models in kinds.items() for m in (models if folds else models[:1])], settings, "search")
     return {kind: sorted((t for t in trials if t.kind == kind), key=lambda t: t.loss) for kind in kinds}
 
-# %% ../nbs/01_train.ipynb #f9da9758
-def tracking(settings:Settings):
-    "Point MLflow at the configured store, make the experiment where it is missing, and return an `MlflowClient`."
-    with hushed(): import mlflow # seconds to import; evaluation and export don't need it
-    ws = Workspace(settings.paths.workspace)
-    mlflow.set_tracking_uri(settings.stores.tracking_uri or f"sqlite:///{ws.mlflow_db.resolve()}")
-    with hushed():
-        client = mlflow.MlflowClient()
-        if client.get_experiment_by_name(settings.train.experiment) is None:
-            location = None if settings.stores.tracking_uri else ws.artifacts.resolve().as_uri()
-            try: client.create_experiment(settings.train.experiment, location)
-            except mlflow.MlflowException as e: # another pipeline made it meanwhile
-                if e.error_code != "RESOURCE_ALREADY_EXISTS": raise
-        mlflow.set_experiment(settings.train.experiment)
-    return client
-
-# %% ../nbs/01_train.ipynb #908dbb46
-def git_sha() -> str:
-    "The commit that is checked out, with `-dirty` where files differ from it; `unknown` outside a repository."
-    r = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-                       capture_output=True, text=True)
-    return r.stdout.strip() if r.returncode == 0 else "unknown"
-
-def typical(rows:pd.DataFrame) -> pd.DataFrame:
-    """The first rows, and for each column with gaps the first row that has one:
-    a schema inferred from these is that of all rows."""
-    gaps = rows.isna().to_numpy()
-    return rows.iloc[sorted({*range(min(len(rows), 100)), *gaps.argmax(axis=0)[gaps.any(axis=0)].tolist()})]
-
-def provenance(settings:Settings, rows:pd.DataFrame) -> tuple[list, dict]: # (MLflow dataset, split) each; tags
-    "Where a run comes from: the rows as MLflow's dataset records, and data set, data hash and commit."
-    from mlflow.data.code_dataset_source import CodeDatasetSource # slow imports, see `tracking`
-    from mlflow.data.pandas_dataset import from_pandas
-    h = log_hash(settings)
-    tracked = settings.data.dataset in BUILT_IN and settings.data.dataset != "simulated"
-    source = CodeDatasetSource(tags={"hash": h} | ({"dvc": f"data/{settings.data.dataset}.csv.dvc"} if tracked else {}))
-    record = lambda part, split: from_pandas(
-        part, source=source, targets="churn", digest=h.removeprefix("md5:"), name=f"{settings.data.dataset}_{split}")
-    inputs = [(record(part, split), split) for split, part in rows.groupby("split", sort=False)]
-    for data, split in inputs: # a schema of all rows takes seconds
-        vars(data)["schema"] = record(typical(data.df), split).schema
-    return inputs, {"dataset": settings.data.dataset, "data_hash": h, "git_sha": git_sha()}
-
-def describe_run(settings:Settings, made_from:tuple[list, dict]):
-    "Attach to the active run what every run must know: data with hash, commit, seed."
-    import mlflow # slow import, see `tracking`
-    inputs, tags = made_from
-    for data, split in inputs: mlflow.log_input(data, context=split)
-    mlflow.set_tags(tags)
-    mlflow.log_param("seed", settings.train.seed)
-
 # %% ../nbs/01_train.ipynb #42709c4d
 @dataclass
 class Candidate:
@@ -278,7 +229,7 @@ def _judge(y:np.ndarray, p:np.ndarray, settings:Settings) -> dict[str, float]:
 
 def _log_trials(trials:list[Trial]):
     "A nested run for every variant that was tried."
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     for t in trials:
         with mlflow.start_run(run_name=f"{t.kind}: {variant(t.model)}", nested=True):
             mlflow.log_params({"variant": variant(t.model), "rounds": t.rounds})
@@ -289,7 +240,7 @@ def train_candidate(name:str, model:BaseEstimator, # Fitted on the training rows
                     data:dict[str, Split], made_from:tuple[list, dict],
                     settings:Settings, trials:list[Trial]=()) -> Candidate:
     "Calibrate and judge one fitted model inside an MLflow run of its own, which knows all about it."
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     V = data["validation"]
     with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
         p = predict(model, V.X)
@@ -317,7 +268,7 @@ def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings, dicti
              ) -> tuple[Candidate, list[Candidate]]: # The baseline; the candidates, one of each kind
     "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
     tracking(settings)
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     found = search(settings, data["train"], dictionary)
     name, simple = baseline_of(settings)
     chosen = {name: (simple, []), **{kind: (clone(trials[0].model), trials) for kind, trials in found.items()}}
@@ -331,7 +282,7 @@ def train_all(data:dict[str, Split], rows:pd.DataFrame, settings:Settings, dicti
 # %% ../nbs/01_train.ipynb #49238fb3
 def log_test_metrics(c:Candidate, data:dict[str, Split], settings:Settings) -> dict[str, float]:
     "Evaluate on the test rows and record the result in the candidate's run as `test_...`."
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     metrics = _judge(data["test"].y, predict(c.model, data["test"].X), settings)
     with hushed(), mlflow.start_run(run_id=c.run_id): mlflow.log_metrics({f"test_{m}": v for m, v in metrics.items()})
     return metrics
@@ -437,47 +388,6 @@ def card_of(c:Candidate, facts:dict) -> Card:
     return Card(kind=c.name, intervals={m: Interval(**v) for m, v in facts["intervals"].items()},
                 reliability=[Group(**g) for g in facts["reliability"]])
 
-_cell = lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)
-
-def markdown_table(records:list[dict]) -> str:
-    "Records as a Markdown table."
-    lines = [list(records[0]), ["---"]*len(records[0]), *([_cell(v) for v in r.values()] for r in records)]
-    return "\n".join("| " + " | ".join(l) + " |" for l in lines)
-
-# %% ../nbs/01_train.ipynb #a61f3d88
-def model_card(c:Candidate, manifest:Manifest, facts:dict, rows:pd.DataFrame) -> str:
-    "What a person must know before using the model, in Markdown."
-    spans = rows.groupby("split", sort=False).agg(
-        rows=("churn", "size"), customers=("customer_id", "nunique"), churned=("churn", "mean"),
-        first=("event_timestamp", lambda t: f"{t.min():%F}"), last=("event_timestamp", lambda t: f"{t.max():%F}"))
-    metrics = [{"metric": m, "value": v["value"], "95 % from": v["low"], "to": v["high"],
-                "baseline": manifest.metrics.get(f"baseline_{m}", "")} for m, v in facts["intervals"].items()]
-    m, moved = manifest, facts.get("monotone_in_recency")
-    behaviour = f"Correction: {m.calibration}." + (
-        f" With the last purchase brought 10 % nearer, the risk rose for {moved['risen']:.1%} of {moved['rows']} rows, "
-        f"by at most {moved['worst']:.3f}." if moved else "")
-    looks_at = [{"feature": k, "rise of log-loss when shuffled": v} for k, v in facts["importance"].items()]
-    texts = any(f.values for f in m.features)
-    inputs = [{"feature": f.name, **({"values": f"{len(f.values)} texts"} if texts else {}), "from": f.min, "to": f.max,
-               "may be missing": f.nullable, "meaning": f.description} for f in m.features]
-    return "\n\n".join([
-        f"# {m.name}: {c.name.replace('_', ' ')}",
-        ("Probability that a customer buys nothing in the days after the as-of date. " if moved else
-         "Probability that a customer is labelled as one who left. ")
-        + f"Data set `{m.dataset}`, {m.data_hash}; code {m.git_sha}; run {m.run_id}.",
-        "## For what, and for what not",
-        f"To choose whom to make an offer: act at {m.threshold:g} or above, which is an offer of "
-        f"{m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}. Not for decisions "
-        "about a single person that matter to them; not for customers "
-        + ("without a purchase." if moved else "unlike those of the table."),
-        "## Data", markdown_table(spans.reset_index().to_dict("records")),
-        "## On the test rows", markdown_table(metrics), "## By slice", markdown_table(facts["slices"]),
-        "## What it looks at", markdown_table(looks_at),
-        "## Behaviour",
-        behaviour,
-        "## Inputs", markdown_table(inputs),
-    ]) + "\n"
-
 # %% ../nbs/01_train.ipynb #37ecae6e
 def reference_file(rows:pd.DataFrame, exported:bytes, settings:Settings, dictionary:Dictionary|None=None) -> bytes:
     "Training rows of some customers as parquet: customer_id, event_timestamp, features, churn, probability."
@@ -489,7 +399,7 @@ def reference_file(rows:pd.DataFrame, exported:bytes, settings:Settings, diction
 
 def _log_bytes(name:str, content:bytes):
     "A file of the active run."
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/name).write_bytes(content)
         mlflow.log_artifact(str(Path(d)/name))
@@ -502,7 +412,7 @@ def register(c:Candidate, exported:bytes, manifest:Manifest,
              more:dict[str, bytes]|None=None, # Further files by name, such as the reference rows
             ) -> str:           # The new version
     "Log model, manifest, card and further files into the candidate's run, register, and make it the challenger."
-    import mlflow # slow import, see `tracking`
+    import mlflow # slow import, see `runs.tracking`
     dictionary, text = Dictionary.of(manifest.features), manifest_json(manifest).decode()
     # texts make a second input of the graph, which is fed by name
     example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=manifest.names)
@@ -546,7 +456,7 @@ def train(settings:Settings,
     against = {} if theirs is None else {
         "against_bgnbd": asdict(compare(T.y, predict(winner.model, X), theirs, T.customer, "log_loss"))}
     version = register(winner, exported, manifest, data["train"].X[:5], settings,
-                       model_card(winner, manifest, facts, rows),
+                       model_card(winner.name, manifest, facts, rows),
                        {"reference.parquet": reference_file(rows, exported, settings, dictionary),
                         "facts.json": json.dumps(facts, indent=1).encode(),
                         # the tool that quantises takes one input, of floats

@@ -100,13 +100,14 @@ def together(reference:pd.DataFrame, current:pd.DataFrame, names:list[str], seed
     except ValueError as e: return {"why": str(e)} # too few rows
     return found | {"psi": auc_as_psi(found["low"])}
 
-# %% ../nbs/35_watch.ipynb #cf1369aa
+# %% ../nbs/35_watch.ipynb #2a1aa87e
 def _summary(w:LossWatch) -> dict:
     "What is told of a sequential test."
     n = sum(h["rows"] for h in w.history)
     return {"baseline": w.baseline, "margin": w.margin, "rows": n, "days": w.days, "alarm": w.alarm,
             "alarm_at": w.alarm_at, "loss": sum(h["loss"]*h["rows"] for h in w.history)/n, "log_wealth": w.log_wealth}
 
+# %% ../nbs/35_watch.ipynb #5b3dda08
 @dataclass(frozen=True, repr=False)
 class Watched:
     "What is known of the model in production."
@@ -131,6 +132,7 @@ class Watched:
     def __repr__(self): return f"Watched(version {self.version}, level={self.level!r}, {self.report!r})"
     def _repr_html_(self): return self.report._repr_html_()
 
+# %% ../nbs/35_watch.ipynb #cf1369aa
 def watch(settings:Settings,
           now:datetime|None=None,       # Default: the wall clock
           data_now:datetime|None=None,  # Default: the present of the data

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
-from churn_nb import distances, drift as d
+from churn_nb import clusters, distances, drift as d
 from churn_nb.settings import load_settings
 
 RULES = load_settings(environ={}).drift.model_copy(update={"bins": 10, "alpha": .05, "psi_warn": .1, "psi_retrain": .25, "permutations": 199})
@@ -203,10 +203,10 @@ def test_repeated_customers_are_kept_whole():
 
 def test_whole_customers_are_chosen_whole_and_again():
     t = pd.DataFrame({"customer_id": np.repeat(np.arange(100), 7), "x": range(700)})
-    some = d.whole_customers(t, 350, seed=1)
+    some = clusters.whole_customers(t, 350, seed=1)
     assert len(some) <= 350 and len(some) > 300 and set(some.groupby("customer_id").size()) == {7} and some.x.is_monotonic_increasing
-    assert some.equals(d.whole_customers(t, 350, seed=1)) and not some.equals(d.whole_customers(t, 350, seed=2))
-    assert d.whole_customers(t, 700).equals(t)
+    assert some.equals(clusters.whole_customers(t, 350, seed=1)) and not some.equals(clusters.whole_customers(t, 350, seed=2))
+    assert clusters.whole_customers(t, 700).equals(t)
 
 # Text
 

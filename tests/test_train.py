@@ -6,7 +6,9 @@ from hypothesis import given, settings as hyp, strategies as st
 from sklearn.base import clone
 import churn_nb.export
 from churn_nb import train as t
+from churn_nb.calibration import CALIBRATORS
 from churn_nb.data import pointer_md5
+from churn_nb.export import floor32
 from churn_nb.features import feature_names, training_rows
 from churn_nb.settings import Workspace, load_settings
 
@@ -31,7 +33,7 @@ halfway = st.floats(width=32, allow_nan=False, allow_infinity=False).map(lambda 
 thresholds = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.floats(-1e-37, 1e-37), halfway, st.sampled_from([float(F32.max), 3.5e38, -3.5e38, 1e-46, -1e-46, 0., -0., .1, 1/3]))
 
 def keeps(threshold, more=()):
-    floor, x = t.floor32(threshold), np.concatenate([around(threshold), np.array(more, np.float32)])
+    floor, x = floor32(threshold), np.concatenate([around(threshold), np.array(more, np.float32)])
     assert float(floor) == float(np.float32(floor)) and floor.dtype == np.float64 and floor <= threshold
     np.testing.assert_array_equal(x <= np.float32(floor), x.astype(np.float64) <= threshold)
 
@@ -46,7 +48,7 @@ def test_floor32_of_infinity_is_infinity(threshold): keeps(threshold)
 
 def test_floor32_of_an_array_is_that_of_its_elements():
     v = np.random.default_rng(0).normal(0, 1e3, (40, 5))
-    assert np.array_equal(t.floor32(v), [[t.floor32(x) for x in row] for row in v])
+    assert np.array_equal(floor32(v), [[floor32(x) for x in row] for row in v])
 
 # Parity, on the real rows of a small store
 
@@ -99,11 +101,11 @@ def test_parity_on_every_split_threshold(fitted, name):
     assert t.parity(model, exported, X) == d.max()
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("kind", list(t.CALIBRATORS))
+@pytest.mark.parametrize("kind", list(CALIBRATORS))
 def test_the_corrected_graph_is_the_corrected_model(fitted, name, kind):
     data, models = fitted
     V, T = data["validation"], data["test"]
-    whole = t.Calibrated(models[name][0], t.CALIBRATORS[kind].fit(V.y, t.predict(models[name][0], V.X)))
+    whole = t.Calibrated(models[name][0], CALIBRATORS[kind].fit(V.y, t.predict(models[name][0], V.X)))
     exported = t.to_onnx(whole, T.X.shape[1])
     for X in (T.X, t.probes(whole, T.X), np.where(np.isnan(T.X), T.X, T.X*np.float32(1e6))):
         assert t.parity(whole, exported, X, threshold=.7512) <= 1e-5 # not .8: a forest says exactly that, and a tie may fall either way
@@ -266,7 +268,7 @@ def test_every_run_says_what_it_was(recorded, rows):
         d = run.data
         assert {m: d.metrics[f"validation_{m}"] for m in result["validation"][name]} == result["validation"][name]
         assert d.params["seed"] == "42" and (d.tags["data_hash"], d.tags["git_sha"].removesuffix("-dirty"), d.tags["dataset"]) == (f"md5:{md5}", head, "cdnow")
-        assert d.params["calibration"] == min(t.CALIBRATORS, key=lambda c: d.metrics[f"calibration_{c}"])
+        assert d.params["calibration"] == min(CALIBRATORS, key=lambda c: d.metrics[f"calibration_{c}"])
         assert run.info.status == "FINISHED" and {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration.png"}
         inputs = run.inputs.dataset_inputs
         assert {i.dataset.digest for i in inputs} == {md5} and all(i.dataset.name.startswith("cdnow") and md5 in i.dataset.source for i in inputs)
