@@ -19,9 +19,7 @@ from pygments.lexers import PythonLexer, TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
 ROOT, HERE = Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent
-GROUPS = {"Start": ["index", "bench/RESULTS.md", "bench/CAPACITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "run"],
-          "The five lessons": range(0, 10), "Data, store, pipeline": range(10, 23), "Models and statistics": range(23, 40),
-          "Serving": range(40, 50), "Your own data": range(50, 60)}
+START = ["nbs/index.ipynb", "bench/RESULTS.md", "bench/CAPACITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "run"]
 PLAIN = HtmlFormatter(cssclass="highlight")
 
 @dataclass
@@ -150,13 +148,14 @@ class Site:
         self.by_source = {p.source: p.url for p in self.pages if p.source and not p.source.startswith("churn_nb/")} | {"README.md": "index.html"}
 
     def groups(self) -> list[tuple[str, list[Page]]]:
+        "The menu: notebooks by subject, in the order of the tables of the index; one that is in no table is missed aloud."
         by = {p.source or p.url.removesuffix(".html"): p for p in self.pages}
-        out = []
-        for name, which in GROUPS.items():
-            keys = [f"nbs/{w}.ipynb" if w == "index" else w for w in which] if isinstance(which, list) else [
-                s for s in sorted(by) if (m := re.match(r"nbs/(\d\d)_", s)) and int(m[1]) in which]
-            out.append((name, [by[k] for k in keys if k in by]))
-        return [*out, ("Functions", self.api)]
+        out = {"Start": START, "The five lessons": [s for s in sorted(by) if re.match(r"nbs/0\d_", s)]}
+        for subject, row in re.findall(r"^\| \*\*(.+?)\*\* \|(.+)$", (ROOT/"README.md").read_text(), re.M):
+            out[subject] = re.findall(r"\((nbs/\d\d_\w+\.ipynb)\)", row)
+        listed = {s for sources in out.values() for s in sources}
+        self.broken += [f"nbs/index.ipynb: {s} is in none of its tables" for s in sorted(by) if s.startswith("nbs/") and s not in listed]
+        return [*((name, [by[s] for s in sources if s in by]) for name, sources in out.items()), ("Functions", self.api)]
 
     def target(self, link:str, page:Page) -> str: # From the top of the site
         "Where a link of a page leads; files of the repository become pages."
