@@ -2,7 +2,7 @@
 import json, subprocess, sys, time
 from pathlib import Path
 import httpx
-from serving import free_port
+from serving import free_ports
 
 WEED = Path(sys.executable).parent/"weed"
 
@@ -13,7 +13,7 @@ class SeaweedFS:
         (self.folder/"data").mkdir(parents=True)
         (self.folder/"s3.json").write_text(json.dumps({"identities": [{"name": "ci", "credentials": [{"accessKey": self.key, "secretKey": self.secret}],
                                                                       "actions": ["Admin", "Read", "List", "Tagging", "Write"]}]}))
-        p = {n: free_port() for n in ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")}
+        p = dict(zip(names := ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc"), free_ports(len(names))))
         self.url = f"http://127.0.0.1:{p['s3']}"
         ports = [f"-{n}.port{'.grpc' if grpc else ''}={p[n + ('.grpc' if grpc else '')]}" for n in ("master", "volume", "filer", "s3") for grpc in (0, 1)]
         with open(self.folder/"log", "wb") as log:
@@ -23,7 +23,7 @@ class SeaweedFS:
         end = time.monotonic() + 90
         while time.monotonic() < end and self.process.poll() is None:
             try:
-                if httpx.get(self.url, timeout=5).status_code in (200, 403): return self
+                if (r := httpx.get(self.url, timeout=5)).status_code == 403 and r.text.startswith("<?xml"): return self # an S3, which asks who asks
             except httpx.TransportError: pass
             time.sleep(.1)
         self.__exit__()

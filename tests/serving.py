@@ -71,8 +71,10 @@ def serving(workspace, **serve):
     finally: s.stop()
 
 def rss_mb(pid): return int(next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")).split()[1]) / 1024
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as s: return s.getsockname()[1]
+def free_ports(n):
+    "Different ones: a port that was closed may be given again at once, so all are held until the last is chosen."
+    with contextlib.ExitStack() as held: return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
+def free_port(): return free_ports(1)[0]
 def wait_for(what, seconds=90.):
     "Poll until `what()` is true; the last value. Generous: a busy machine must not fail a test that is not about time."
     end = time.monotonic() + seconds

@@ -5,7 +5,7 @@ from pathlib import Path
 import filelock
 import httpx
 
-from serving import free_port
+from serving import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ class Triton:
     "A tritonserver on free loopback ports, over one model repository; stopped by its own pid."
     def __init__(self, repository, scratch, *options, ports=None):
         self.repository, self.scratch, self.options = Path(repository), Path(scratch), options
-        self.http, self.grpc, self.metrics = ports or [free_port() for _ in range(3)]
+        self.http, self.grpc, self.metrics = ports or free_ports(3)
         self.url, self.log, self.process = f"http://127.0.0.1:{self.http}", self.scratch/"triton.log", None
         self.python = triton_python()
         self.backends()

@@ -14,11 +14,12 @@ def can_not() -> str:
     "Why containers can't be had here; empty where they can. Installs what Debian has."
     if os.geteuid(): return "root is needed"
     if not shutil.which("apt-get"): return "the base images are made with Debian's tools"
-    if missing := [p for t, p in TOOLS.items() if not shutil.which(t)]:
-        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], env=env, stdout=subprocess.DEVNULL)
-        done = subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, capture_output=True, text=True)
-        if done.returncode: return f"{', '.join(missing)} can't be installed: {done.stderr.strip()[-300:]}"
+    with filelock.FileLock("/tmp/churn-apt.lock"): # two test runs side by side
+        if missing := [p for t, p in TOOLS.items() if not shutil.which(t)]:
+            env, wait = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "-oDPkg::Lock::Timeout=600"
+            subprocess.run(["apt-get", wait, "update", "-qq"], env=env, stdout=subprocess.DEVNULL)
+            done = subprocess.run(["apt-get", wait, "install", "-y", "-qq", "--no-install-recommends", *missing], env=env, capture_output=True, text=True)
+            if done.returncode: return f"{', '.join(missing)} can't be installed: {done.stderr.strip()[-300:]}"
     return ""
 
 def run(*command, ok=True, **kw):

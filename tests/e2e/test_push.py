@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT/"tests"), str(Path(__file__).parent)]
 import containers  # noqa: E402
 from s3 import SeaweedFS  # noqa: E402
-from serving import free_port  # noqa: E402
+from serving import free_port, free_ports  # noqa: E402
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 KEY = "a-key-for-the-smoke-test"
@@ -99,7 +99,8 @@ class Shop:
     "All that is around the repository; everything on loopback, stopped by pid."
     def __init__(self, here, database):
         self.database, self.here, self.pushes, self.stop = database, here, 0, []
-        self.port, self.registry, self.mlflow = free_port(), f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        self.port, registry, mlflow = free_ports(3)
+        self.registry, self.mlflow = f"127.0.0.1:{registry}", f"http://127.0.0.1:{mlflow}"
         self.url = f"http://127.0.0.1:{self.port}"
     def process(self, *command, env=None, log):
         p = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=open(self.here/log, "wb"), stderr=subprocess.STDOUT)
