@@ -32,6 +32,15 @@ def chromium():
         yield browser
         browser.close()
 
+@pytest.fixture(scope="module")
+def measured(request):
+    "Where coverage is measured, commands and servers that the module's tests start count as well."
+    with pytest.MonkeyPatch.context() as m:
+        if request.config.getoption("cov_source", None):
+            m.setenv("COVERAGE_PROCESS_START", str(ROOT/"pyproject.toml"))
+            m.setenv("COVERAGE_FILE", str(ROOT/".coverage"))
+        yield
+
 # Feature stores
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ from pathlib import Path
 import httpx, pytest
 from serving import free_port
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 

@@ -5,6 +5,8 @@ import httpx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from serving import Server, put_live, rss_mb, serving, wait_for
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
 GOOD = json.dumps(ROW).encode()
 LANE, LONG = "application/json", "application/json; charset=utf-8" # a content type that the lane does not take

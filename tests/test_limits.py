@@ -9,6 +9,8 @@ from churn_nb.lane import LaneProtocol
 from churn_nb.limits import Guard, guarded, read_keys
 from churn_nb.web import ServeError
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 OLD, NEW = "the-old-key-0123456789", "the-new-key-0123456789"
 PATHS = ["/", "/docs", "/openapi.json", "/model", "/metrics", "/v2", "/v2/health/live", "/v2/models/churn", "/nowhere", "/livez/", "//livez", "/LIVEZ", "/livez/../model", "/%6civez/x"]
 

@@ -8,6 +8,8 @@ from browser import needs_chromium
 from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
 from serving import Server, probability, put_live, serving, wait_for
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 BAD = "<script>alert(1)</script>"
 CARD = Card(kind="hist_gradient_boosting", decided="2026-02-03T06:12:00+00:00",
             intervals={"log_loss": Interval(value=.412, low=.401, high=.424), "auc": Interval(value=.8, low=.78, high=.82)},

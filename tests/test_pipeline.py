@@ -8,6 +8,8 @@ from churn_nb.pipeline import STEPS, Kernels
 from churn_nb.settings import load_settings
 from serving import free_port, wait_for
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 CHURN = str(Path(sys.executable).with_name("churn"))
 FEW = ["-p", "customers=500"]
 

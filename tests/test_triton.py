@@ -9,6 +9,8 @@ from churn_nb.settings import load_settings
 from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
 from serving import manifest, onnx_model, put_live, wait_for
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 def put(ws, version="1", bias=0., **config):
