@@ -60,10 +60,11 @@ def without_lessons(nb, # A notebook; not changed
     A notebook without such a part stays whole."""
     import nbformat # papermill's; `churn serve` does without
     out, in_step = nbformat.from_dict(json.loads(json.dumps(nb))), False
-    if not any(c.cell_type == "markdown" and c.source.startswith("## The step") for c in out.cells): return out
+    headings = lambda c: re.findall("^## .*", c.source, re.M) if c.cell_type == "markdown" else []
+    if not any(h.startswith("## The step") for c in out.cells for h in headings(c)): return out
     for c in out.cells:
-        if c.cell_type == "markdown" and c.source.startswith("## "):
-            in_step = c.source.startswith("## The step") or in_step and not c.source.startswith("## What can go wrong")
+        for h in headings(c):
+            in_step = h.startswith("## The step") or in_step and not h.startswith("## What can go wrong")
         tags = set(c.metadata.get("tags", []))
         kept = in_step or tags & {"parameters", "step"} or re.match(r"#\|\s*(export|hide)", c.source)
         if c.cell_type == "code" and ("lesson" in tags or not kept):
