@@ -32,6 +32,7 @@ def test_notebooks_are_lessons(nb):
     cells = json.loads(nb.read_text())["cells"]
     head = "".join(cells[0]["source"])
     assert head.startswith("# ") and "\n> " in head, "title and one-sentence summary"
+    assert nb.stem == "index" or "will be able to" in re.sub(r"\s+", " ", head), "what its reader will be able to do"
     assert len(cells) <= 92
     for c in cells:
         src = "".join(c["source"])
@@ -47,6 +48,15 @@ def test_notebooks_are_lessons(nb):
             assert not imports or len(imports) == len(lines), f"imports mixed with code: {lines[:3]}"
             if (n := len(src.splitlines())) > 25 and not imports: # only what can't be cut: one function, one class, one table
                 assert any(x.end_lineno - x.lineno + 1 >= .75*n for x in ast.parse(src).body), f"a cell of {n} lines holds several things: {lines[:3]}"
+
+@pytest.mark.parametrize("name", ["00_features", "01_train", "02_promote", "03_drift", "04_serve", "10_settings", "11_data", "12_pipeline"])
+def test_lessons_of_the_course_end_with_a_summary_and_three_exercises(name):
+    cells = json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"]
+    *_, short, exercises = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    assert short.startswith("## In short") and short.count("\n|") > 5
+    assert exercises.startswith("## Exercises") and re.findall(r"^\d\. \*\*", exercises, re.M) == [f"{i}. **" for i in (1, 2, 3)]
+    solutions = [c for c in cells if "solution" in c["metadata"].get("tags", [])]
+    assert solutions == cells[-3:] and all(c["metadata"]["jupyter"]["source_hidden"] and "test_" in "".join(c["source"]) for c in solutions)
 
 def test_steps_have_parameters():
     for nb in NOTEBOOKS:
