@@ -196,14 +196,14 @@ def act(tmp_path):
     repo, fakes = tmp_path/"repo", tmp_path/"fakes"
     fakes.mkdir()
     local = []
-    for used in sorted({u.split(" ")[0] for p in PATHS for u in re.findall(r"uses: (.+)", p.read_text())}):
+    for used in sorted({u.split(" ")[0] for p in LINTED for u in re.findall(r"uses: (.+)", p.read_text())}):
         action = tmp_path/"actions"/used.split("@")[0].replace("/", "-")
         action.mkdir(parents=True)
         (action/"action.yml").write_text(f"name: stand-in\nruns:\n  using: composite\n  steps:\n    - run: echo a stand-in for {used.split('@')[0]}\n      shell: bash\n")
         local += ["--local-repository", f"{used}={action}"]
     shutil.copytree(ROOT/".github", repo/".github")
     shutil.copy(ROOT/"settings.ini", repo)
-    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill {fakes}/dvc .venv/bin/; mkdir -p work/feast; touch work/feast/feature_store.yaml work/feast/registry.db\n")
+    (repo/"Makefile").write_text(f"setup data:\n\t@mkdir -p .venv/bin; ln -sf {fakes}/churn {fakes}/python {fakes}/papermill {fakes}/dvc .venv/bin/; mkdir -p work/feast; touch work/feast/feature_store.yaml work/feast/registry.db\nsite:\n\t@mkdir -p build/site; echo the site was made\n")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q", "-b", "main", "."], ["add", "-A"], ["commit", "-qm", "."]): subprocess.run([*git, *command], cwd=repo, check=True)
     (repo/".github/deploy.sh").write_text(f'#!/bin/bash\necho "deploy.sh $IMAGE $VERSION $OVERLAY" >> {tmp_path}/calls\n. {fakes}/deploy\n')
@@ -234,6 +234,14 @@ def test_the_drift_workflow_asks_for_a_training_where_and_only_where_drift_says_
 def test_a_drift_workflow_that_is_not_set_up_says_so_and_does_nothing(act, options):
     returned, said, calls = act("drift", *options)
     assert returned == 0 and calls == [] and "No drift check: set the repository variables" in said and "stand-in" not in said
+
+@needs_act
+@pytest.mark.parametrize("wanted, code, published", [("yes", 0, True), ("yes", 1, True), ("no", 0, False), ("yes", 70, False)])
+def test_the_site_is_published_where_it_is_wanted_and_a_run_ended_in_order(act, wanted, code, published):
+    returned, said, calls = act("site", "--var", f"CHURN_PAGES={wanted}", churn=f"exit {code}", event="push")
+    assert (returned, calls) == (code > 1, ["churn run -p customers=2000"]), said
+    assert ("the site was made" in said) == ("a stand-in for actions/upload-artifact" in said) == (code < 2)
+    assert ("a stand-in for actions/upload-pages-artifact" in said) == ("a stand-in for actions/deploy-pages" in said) == published
 
 @needs_act
 @pytest.mark.parametrize("fails, code, ran", [("nothing", 0, 5), ("02_promote", 1, 4), ("01_train", 70, 2)])
