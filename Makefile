@@ -53,10 +53,10 @@ test-outputs: ## nbval: every stored output is what the code gives today
 	@$(BIN)/python tests/compared.py
 	@$(BIN)/python -m pytest -q --nbval --nbval-sanitize-with nbs/.nbval.cfg -p no:cacheprovider -n 2 --dist loadfile nbs
 
-test-code: ## pytest: what a cell can't hold, with coverage of churn_nb
+test-code: ## pytest: what a cell can't hold, with coverage of churn_nb; many tests wait for processes, so three run side by side
 	@echo "== pytest: pipeline, API, command line, faults"
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
 
 e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the images, a push that ends in a running service
 	@echo "== e2e: a fresh clone in an empty environment; images; beside them, from a push to a running service"

@@ -39,8 +39,10 @@ def parse_event(row:msgspec.Raw|dict, # JSON, or a row of a file
             msgspec.convert(row, Event, strict=False)
         return msgspec.structs.asdict(e) | {"event_timestamp": utc(e.event_timestamp)}
     except ClockError as e: return {"field": "event_timestamp", "message": str(e)}
-    except (msgspec.DecodeError, OverflowError) as e:
-        return {k: v for k, v in invalid(e).errors[0].items() if k in ("field", "message")}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as e:
+        said = invalid(e).errors[0]
+        fields = ", ".join(Event.__struct_fields__)
+        return {"field": said["field"], "message": said["message"].replace("see `features` of /model", f"known: {fields}")}
 
 # %% ../nbs/20_events.ipynb #962f4a52
 _content = ["customer_id", "event_timestamp", "amount", "quantity"]

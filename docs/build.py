@@ -151,8 +151,10 @@ class Site:
         "The menu: notebooks by subject, in the order of the tables of the index; one that is in no table is missed aloud."
         by = {p.source or p.url.removesuffix(".html"): p for p in self.pages}
         out = {"Start": START, "The five lessons": [s for s in sorted(by) if re.match(r"nbs/0\d_", s)]}
-        for subject, row in re.findall(r"^\| \*\*(.+?)\*\* \|(.+)$", (ROOT/"README.md").read_text(), re.M):
-            out[subject] = re.findall(r"\((nbs/\d\d_\w+\.ipynb)\)", row)
+        index = ROOT/"nbs/index.ipynb"
+        tables = "".join(c.source for c in nbformat.read(index, 4).cells) if index.exists() else ""
+        for subject, row in re.findall(r"^\| \*\*(.+?)\*\* \|(.+)$", tables, re.M):
+            out[subject] = [f"nbs/{book}" for book in re.findall(r"\((\d\d_\w+\.ipynb)\)", row)]
         listed = {s for sources in out.values() for s in sources}
         self.broken += [f"nbs/index.ipynb: {s} is in none of its tables" for s in sorted(by) if s.startswith("nbs/") and s not in listed]
         return [*((name, [by[s] for s in sources if s in by]) for name, sources in out.items()), ("Functions", self.api)]

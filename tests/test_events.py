@@ -315,6 +315,16 @@ def test_no_json_is_a_server_error(inside, body, known):
     assert r.status_code in (200, 422), (r.status_code, r.text, body)
     assert r.json()["fresh" if r.status_code == 200 else "errors"]
 
+@pytest.mark.parametrize("body", [b'{"\xff\xfeevent_id": 1}', b'{"event_id": "\xff"}', b'{"x": ' + b"["*5000 + b"]"*5000 + b"}", b'{"event_timestamp": "\\ud800"}'],
+                         ids=["a name that is not UTF-8", "a value that is not UTF-8", "deep", "half a character"])
+def test_bytes_that_no_decoder_takes_end_nothing(inside, body):
+    "Nor do they take others down with them: a good event in the same list is taken."
+    s, c, ids = inside
+    for sent in (body, b"[" + body + b"," + json.dumps(event(6_500_000, ids[1])).encode() + b"]"):
+        r = c.post("/events", content=sent, headers=JSON)
+        assert r.status_code in (400, 422) and r.json()["errors"], (r.status_code, r.text)
+    assert c.post("/events", json=event(6_500_000, ids[1])).status_code == 200
+
 def test_events_at_the_ends_of_the_calendar(inside):
     "Whatever is taken leaves the features computable."
     s, c, ids = inside

@@ -10,6 +10,7 @@ from churn_nb.calibration import CALIBRATORS
 from churn_nb.data import pointer_md5
 from churn_nb.export import floor32
 from churn_nb.features import feature_names, training_rows
+from churn_nb.runs import typical
 from churn_nb.settings import Workspace, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,7 +205,7 @@ def test_fits_side_by_side_are_those_of_one_after_another(rows, names):
 def test_the_schema_of_typical_rows_is_that_of_all(rows):
     from mlflow.data.pandas_dataset import from_pandas
     odd = rows.assign(gap=np.where(np.arange(len(rows)) == 150, np.nan, 1.), text="a")
-    for r in (rows, odd): assert from_pandas(t.typical(r)).schema == from_pandas(r).schema
+    for r in (rows, odd): assert from_pandas(typical(r)).schema == from_pandas(r).schema
     assert from_pandas(odd[:100]).schema != from_pandas(odd).schema, "the gap comes later"
 
 def test_customer_and_date_are_no_features(names): assert not {"customer_id", "event_timestamp", "churn", "split"} & set(names)
