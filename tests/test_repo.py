@@ -33,7 +33,7 @@ def test_notebooks_are_lessons(nb):
     head = "".join(cells[0]["source"])
     assert head.startswith("# ") and "\n> " in head, "title and one-sentence summary"
     assert nb.stem == "index" or "will be able to" in re.sub(r"\s+", " ", head), "what its reader will be able to do"
-    assert len(cells) <= 92
+    assert len(cells) <= 90
     for c in cells:
         src = "".join(c["source"])
         for o in c.get("outputs", []):
