@@ -40,9 +40,8 @@ def parse_event(row:msgspec.Raw|dict, # JSON, or a row of a file
         return msgspec.structs.asdict(e) | {"event_timestamp": utc(e.event_timestamp)}
     except ClockError as e: return {"field": "event_timestamp", "message": str(e)}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as e:
-        said = invalid(e).errors[0]
-        fields = ", ".join(Event.__struct_fields__)
-        return {"field": said["field"], "message": said["message"].replace("see `features` of /model", f"known: {fields}")}
+        said = invalid(e, f"known: {', '.join(Event.__struct_fields__)}").errors[0]
+        return {k: v for k, v in said.items() if k in ("field", "message")}
 
 # %% ../nbs/20_events.ipynb #962f4a52
 _content = ["customer_id", "event_timestamp", "amount", "quantity"]

@@ -72,7 +72,7 @@ def unexpected() -> Problem:
     "What a caller hears of a bug."
     return Problem(500, "unexpected error; the log has it under this X-Request-Id")
 
-# %% ../nbs/16_web.ipynb #40bf70dc
+# %% ../nbs/16_web.ipynb #ad67c1e2
 class InvalidRows(ValueError):
     "Rows that the model can't be asked. `errors` lists {field, message} and in a batch the row; the text is one line."
     def __init__(self, errors:list[dict], malformed:bool=False):
@@ -80,11 +80,14 @@ class InvalidRows(ValueError):
         super().__init__("; ".join(shown) + f" (and {len(errors) - 5} more)" * (len(errors) > 5))
         self.errors, self.malformed = errors[:20], malformed
 
+# %% ../nbs/16_web.ipynb #40bf70dc
 _words = {"`float | null`": "a number or null", "`str | null`": "text or null", "`float`": "a number",
           "`int`": "a whole number",
           "`str`": "text", "`bool`": "true/false", "`object`": "an object", "`array`": "a list"}
 
-def invalid(e:Exception) -> InvalidRows:
+def invalid(e:Exception,
+            known:str="see `features` of /model", # Where the fields that may be sent are named
+           ) -> InvalidRows:
     "What msgspec reports on a JSON body, as row, field and plain words."
     if not isinstance(e, msgspec.ValidationError):
         return InvalidRows([{"field": "body", "message": f"not valid JSON: {e}"[:200]}], True)
@@ -92,7 +95,7 @@ def invalid(e:Exception) -> InvalidRows:
     m = re.match(r"(?:\[(\d+)\])?(?:\.(.*))?", path.removesuffix("`"), re.S)
     field, unknown = m[2] or "body", re.search("unknown field `(.*)`", text, re.S)
     if lacking := re.search("missing required field `(.*)`", text, re.S): field, text = lacking[1], "missing"
-    if unknown: field, text = unknown[1], "unknown field; see `features` of /model"
+    if unknown: field, text = unknown[1], f"unknown field; {known}"
     for k, v in _words.items(): text = text.replace(k, v)
     row = {"row": int(m[1])} if m[1] else {}
     return InvalidRows([row | {"field": field[:100], "message": text if unknown else text.replace("`", "").lower()}])

