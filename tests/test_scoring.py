@@ -1,12 +1,13 @@
 "Files in, scored files out: every row is somewhere, kills cost a portion, memory stays where it is."
-import csv, gzip, io, json, os, resource, signal, subprocess, sys, termios
+import csv, gzip, io, json, os, resource, signal, subprocess, sys, tempfile, termios
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, onnxruntime as ort, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings as rules, strategies as st
 from churn_nb.categories import Dictionary
 from churn_nb.data import DataError
 from churn_nb.explain import contributions
-from churn_nb.scoring import Format, changes, csv_text, numbers, open_source, portions, score_file
+from churn_nb.scoring import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
 from churn_nb.serve import Model
 from serving import probability, put_live, settings_for, wait_for
 
@@ -134,6 +135,50 @@ def test_every_row_rejected_is_code_2_and_a_later_good_run_takes_the_old_rejects
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap\n")
     none = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.parquet")
     assert (none.rows, none.exit_code, len(pd.read_parquet(tmp_path/"out.parquet"))) == (0, 0, 0)
+
+def files_in(folder): return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file() and "ws" not in f.parts}
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("how", ["as it is", "through ..", "symlink", "hardlink"])
+@pytest.mark.parametrize("what", ["the source", "the output", "the description"])
+def test_rejects_never_replace_a_file_of_the_run(live, tmp_path, what, how, good):
+    settings, model = live
+    used = {"the source": tmp_path/"base.csv", "the output": tmp_path/"scored.csv", "the description": tmp_path/"dataset.toml"}
+    used["the source"].write_text(f"age,usage_minutes,gap\n42,1,\n{'43' if good else 'old'},2,\n")
+    used["the description"].write_text('[csv]\ndelimiter = ","\n')
+    used["the output"].write_text("probability\n.5\n") # of an earlier run
+    (tmp_path/"sub").mkdir()
+    rejects = used[what] if how == "as it is" else tmp_path/"sub"/".."/used[what].name if how == "through .." else tmp_path/"link.csv"
+    if how == "symlink": rejects.symlink_to(used[what])
+    if how == "hardlink": os.link(used[what], rejects)
+    before = files_in(tmp_path)
+    with pytest.raises(DataError, match=f"is {what} of this run"):
+        score_file(settings, model, used["the source"], used["the output"], rejects, describe=used["the description"])
+    assert files_in(tmp_path) == before and not list(tmp_path.glob("*.parts"))
+
+def test_the_default_path_of_rejects_is_checked_as_any_other(live, tmp_path):
+    settings, model = live
+    (tmp_path/"scored.rejects.csv").write_text("age,usage_minutes,gap\n42,1,\n")
+    with pytest.raises(DataError, match="is the source of this run"): score_file(settings, model, tmp_path/"scored.rejects.csv", tmp_path/"scored.csv")
+    (tmp_path/"in.csv").write_text("age,usage_minutes,gap\n42,1,\n")
+    with pytest.raises(DataError, match="is not a rejects file"): score_file(settings, model, tmp_path/"in.csv", tmp_path/"scored.csv")
+    assert (tmp_path/"scored.rejects.csv").read_text() == "age,usage_minutes,gap\n42,1,\n"
+
+@rules(max_examples=50, deadline=None)
+@given(st.binary(max_size=200))
+def test_a_file_that_is_no_rejects_file_is_left_as_it_is(content):
+    with tempfile.TemporaryDirectory() as folder:
+        (there := Path(folder)/"scored.rejects.csv").write_bytes(content)
+        with pytest.raises(DataError, match="is not a rejects file"): check_rejects(there, {})
+        assert there.read_bytes() == content
+
+def test_parts_in_a_folder_of_somebody_else_are_refused_and_kept(live, tmp_path):
+    settings, model = live
+    (tmp_path/"in.csv").write_text("age,usage_minutes,gap\n42,1,\n")
+    (tmp_path/"out.csv.parts").mkdir()
+    (tmp_path/"out.csv.parts"/"000000.parquet").write_text("mine")
+    with pytest.raises(DataError, match="holds files that `churn score` did not write"): score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv")
+    assert (tmp_path/"out.csv.parts"/"000000.parquet").read_text() == "mine" and not (tmp_path/"out.csv").exists()
 
 def test_texts_in_a_parquet_column_of_numbers_and_numbers_of_other_types(live, tmp_path):
     settings, model = live
