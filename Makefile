@@ -6,6 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 export UV_NATIVE_TLS ?= true
+# No telemetry of what the notebooks use, however a kernel starts; `churn_nb` sets the same when it is imported.
+export ORT_DISABLE_TELEMETRY ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export DVC_NO_ANALYTICS ?= 1
+export DO_NOT_TRACK ?= 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help

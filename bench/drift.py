@@ -9,7 +9,7 @@ column by column before anything is reported. Writes drift.json (every measureme
 """
 import importlib.metadata, json, os, statistics, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
-from peers import ROOT, environment
+from peers import ROOT, TELEMETRY_OFF, environment
 from report import bars, folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
 
 BINS = 10
@@ -139,7 +139,7 @@ def run_here(engine:str, path:str):
     print(json.dumps({"seconds": round(statistics.median(seconds), 5), "repeats": len(seconds), "peak_mb": peak_mb(), "values": values, "version": f"{package} {importlib.metadata.version(package)}"}))
 
 def run(engine:str, path:Path, python:str) -> dict:
-    env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | {"DO_NOT_TRACK": "1", "NML_DISABLE_USAGE_LOGGING": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | TELEMETRY_OFF | {"NML_DISABLE_USAGE_LOGGING": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     r = subprocess.run([python, __file__, "--run", engine, path], capture_output=True, text=True, env=env, check=False, timeout=900)
     if r.returncode: raise RuntimeError(" ".join((r.stderr.strip().splitlines() or ["no message"])[-1].split())[:200])
     return json.loads(r.stdout.splitlines()[-1])

@@ -11,7 +11,7 @@ pipeline.md and pipeline.png.
 import json, os, re, resource, statistics, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
-from peers import ROOT, environment
+from peers import ROOT, TELEMETRY_OFF, environment
 from report import bars, folder, goal, growth_table, grown, options, recorded, spread, table, where, write
 
 BIN = Path(sys.executable).parent
@@ -22,7 +22,7 @@ OWNERS = [("Feast", r"/feast/"), ("MLflow", r"/(mlflow|alembic|sqlalchemy)/"), (
           ("kernels and papermill", r"")]
 PARTS = ("training", "Feast", "MLflow")
 
-def environ() -> dict: return {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | {"PYTHONWARNINGS": "ignore"}
+def environ() -> dict: return {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | TELEMETRY_OFF | {"PYTHONWARNINGS": "ignore"}
 
 def run(folder:Path, customers:int, *before:str) -> dict:
     "One run into a new folder: seconds, of each step, and the highest memory of one of its processes so far."

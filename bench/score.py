@@ -13,7 +13,7 @@ import importlib.metadata, json, os, pickle, shutil, statistics, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from peers import ROOT, environment
+from peers import ROOT, TELEMETRY_OFF, environment
 from report import bars, folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
 
 COLUMNS, PORTION = 20, 50_000
@@ -142,7 +142,7 @@ def run_here(engine:str, kind:str, folder:Path):
     print(json.dumps({"seconds": round(seconds, 3), "peak_mb": peak, "at_risk": float((want >= .5).mean()), "version": f"{package} {importlib.metadata.version(package)}", **getattr(work, "more", {})}), flush=True)
 
 def run(engine:str, kind:str, folder:Path, python:str=sys.executable) -> dict:
-    env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | {"OMP_NUM_THREADS": "2"}
+    env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ} | TELEMETRY_OFF | {"OMP_NUM_THREADS": "2"}
     r = subprocess.run([python, __file__, "--run", engine, kind, folder], capture_output=True, text=True, env=env, check=False, timeout=900)
     if r.returncode: sys.exit(f"{engine}: {r.stderr.strip().splitlines()[-1:]}")
     return json.loads(r.stdout.splitlines()[-1])

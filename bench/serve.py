@@ -14,7 +14,7 @@ Writes serve.json, serve.md and serve.png.
 import http.client, json, os, re, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time, warnings
 from collections import deque
 from pathlib import Path
-from peers import ROOT, environment
+from peers import ROOT, TELEMETRY_OFF, environment
 from report import exponent, folder, goal, options, recorded, spread, table, where, write
 
 LADDERS = {"ASGI": {"asgi_empty": "empty endpoint", "asgi_decode": "+ body read, decoded by msgspec", "asgi_session": "+ ONNX Runtime, a run a request",
@@ -102,7 +102,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as s: self.port = s.getsockname()[1]
         self.name, self.mark, self.log = name, f"BENCH_SERVE={os.getpid()}-{self.port}", folder/f"{name}.log"
         env = {k: os.environ[k] for k in ("PATH", "HOME", "BENCH_TRITON") if k in os.environ} | dict([self.mark.split("=")]) | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"} | ({"PYTHONPATH": pythonpath} if pythonpath and name.startswith("ours") else {})
+            "GIT_PYTHON_REFRESH": "quiet"} | TELEMETRY_OFF | ({"PYTHONPATH": pythonpath} if pythonpath and name.startswith("ours") else {})
         env["PATH"] = f"{Path(python).parent}:{env.get('PATH', '')}"
         self.began = time.perf_counter()
         self.process = subprocess.Popen(["taskset", "-c", "1", python, str(Path(__file__).with_name("servers.py")), name.removesuffix("_raw"), str(self.port), str(folder)],

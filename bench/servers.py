@@ -7,6 +7,8 @@ their defaults and without request tracking or access logs; tuned by nobody. Wha
 import asyncio, json, logging, os, shutil, sys, time, uuid
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") # of this process and of Triton's, before they import it
+
 ANSWER = {"churn_risk": 1, "probability": .5, "threshold": .44, "model_version": "1", "missing_features": []}
 BODY = json.dumps(ANSWER).encode()
 

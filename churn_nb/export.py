@@ -7,10 +7,10 @@ __all__ = ['hushed', 'LogScale', 'floor32', 'OneHot', 'to_onnx', 'onnx_predict',
 
 # %% ../nbs/28_export.ipynb #29fe07c3
 import contextlib, copy, io, logging, warnings
+from .calibration import Calibrated, Isotonic, Platt, core
 import numpy as np, onnx, onnxruntime as ort
 from sklearn.base import BaseEstimator, TransformerMixin
 from threadpoolctl import threadpool_limits
-from .calibration import Calibrated, Isotonic, Platt, core
 from .categories import Dictionary
 
 # %% ../nbs/28_export.ipynb #4e682d5c

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 import typer
+from . import TELEMETRY_OFF
 from .settings import Settings, SettingsError, Workspace, WorkspaceError, atomic_write, load_settings
 
 # %% ../nbs/12_pipeline.ipynb #3611521e
@@ -141,8 +142,7 @@ def _engine(papermill, seconds:float=1.) -> str:
 def _for_kernels(settings:Settings):
     "What the notebooks' kernels must see: the settings file of this run, and no one's telemetry."
     mine = {"CHURN_SETTINGS": str(settings.file)} if settings.file else {}
-    mine |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
-             "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    mine |= TELEMETRY_OFF | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "False", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     before = {k: os.environ.get(k) for k in mine}
     os.environ.update(mine)
     try: yield

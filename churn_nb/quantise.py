@@ -9,9 +9,9 @@ __all__ = ['INT8_FILE', 'INT8_ROW', 'ruler', 'to_marks', 'from_marks', 'instruct
 # %% ../nbs/39_quantise.ipynb #337bab3c
 import re, tempfile, time
 from pathlib import Path
+from .export import hushed
 import numpy as np, onnx, onnxruntime as ort
 from onnx import helper, numpy_helper
-from .export import hushed
 
 # %% ../nbs/39_quantise.ipynb #72eb058c
 def ruler(lo:float, hi:float, qmin:int=0, qmax:int=255) -> tuple[float, int]: # scale, zero

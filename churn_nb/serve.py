@@ -6,18 +6,6 @@
 __all__ = ['log', 'Answer', 'CategoryAnswer', 'Model', 'CurrentModel', 'Challenger', 'Scoring', 'lookups', 'store_away',
            'check_known', 'known', 'Predict', 'info_routes', 'Api', 'Parts', 'create_app', 'run_server']
 
-# %% ../nbs/04_serve.ipynb #12494617
-import asyncio, gc, logging, os, signal, threading, time
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Self
-import msgspec, numpy as np, onnxruntime as ort
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from msgspec import UNSET
-from starlette.responses import Response
-from starlette.routing import Route
-
 # %% ../nbs/04_serve.ipynb #50be9d43
 from . import __version__
 from .batching import Batcher, Busy, Late
@@ -37,6 +25,18 @@ from .store import FeastOnline, StoreAway
 from .triton import BackendAway, TritonBackend
 from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, ServeError, Traffic, events_body,
                           is_loopback, json_only, listen, predict_paths, problems_everywhere, read_body, spans)
+
+# %% ../nbs/04_serve.ipynb #12494617
+import asyncio, gc, logging, os, signal, threading, time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+import msgspec, numpy as np, onnxruntime as ort
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from msgspec import UNSET
+from starlette.responses import Response
+from starlette.routing import Route
 
 # %% ../nbs/04_serve.ipynb #2f345660
 def _session(model:bytes, threads:int) -> ort.InferenceSession:

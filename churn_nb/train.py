@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from .bgnbd import fit_bgnbd, from_features, p_no_purchase
 import matplotlib.pyplot as plt, numpy as np, onnx, onnxruntime as ort, pandas as pd
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
@@ -30,7 +31,6 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from .bgnbd import fit_bgnbd, from_features, p_no_purchase
 from .bundle import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
 from .calibration import (
     Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)

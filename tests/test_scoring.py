@@ -2,8 +2,10 @@
 import csv, gzip, io, json, os, resource, signal, subprocess, sys, tempfile, termios
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np, onnxruntime as ort, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings as rules, strategies as st
+import churn_nb # noqa: F401 # before onnxruntime: its telemetry
+import onnxruntime as ort
 from churn_nb.categories import Dictionary
 from churn_nb.data import DataError
 from churn_nb.explain import contributions

@@ -3,7 +3,8 @@
 Triton finds it as the backend `onnxruntime`, so configurations written for NVIDIA's own load unchanged. The scheduler, the dynamic batcher, model control,
 statistics and protocols are Triton's; only the graph is run here."""
 import os, json
-import onnxruntime as ort
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") # before the import
+import onnxruntime as ort # noqa: E402
 import numpy as np
 import triton_python_backend_utils as pb
 
