@@ -417,6 +417,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.features.apply_store': ('features.html#apply_store', 'churn_nb/features.py'),
                                    'churn_nb.features.as_of_dates': ('features.html#as_of_dates', 'churn_nb/features.py'),
                                    'churn_nb.features.build': ('features.html#build', 'churn_nb/features.py'),
+                                   'churn_nb.features.customers_to_use': ('features.html#customers_to_use', 'churn_nb/features.py'),
                                    'churn_nb.features.entity_frame': ('features.html#entity_frame', 'churn_nb/features.py'),
                                    'churn_nb.features.feature_descriptions': ('features.html#feature_descriptions', 'churn_nb/features.py'),
                                    'churn_nb.features.feature_names': ('features.html#feature_names', 'churn_nb/features.py'),

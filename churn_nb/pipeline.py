@@ -321,13 +321,13 @@ def run_pipeline(settings:Settings,
     fitting(given, anywhere, "churn run")
     with one_run(settings) as ws, _for_kernels(settings), contextlib.closing(Kernels(settings, steps)) as kernels:
         run = PipelineRun(new_run_dir(ws))
+        base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset)}
+        if "00_features" in steps: base["customers"] = 0 # later steps take what the features were built with
         say(f"run {run.run_dir.name} in {_short(ws.root)}")
         for step in steps:
             if step == "04_serve" and run.refused and not run.steps[-1].result["champion"]:
                 say("  04_serve     skipped: the gate refused, and there is no champion to serve")
                 break
-            base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset),
-                    "customers": 0}
             run.steps.append(done := run_step(settings, step, _for_step({**base, **given}, known[step]), run.run_dir,
                                               lessons, kernels))
             say(line(done))

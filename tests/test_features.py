@@ -306,6 +306,24 @@ def test_rows_are_built_again_only_where_something_changed(small, tmp_path):
     f.training_rows(configured(s.paths.workspace, features__label_days=60, paths__data=str(data)), 60)
     assert all(files(s)[n] != t for n, t in before.items())
 
+def test_a_step_takes_the_customers_that_the_workspace_was_built_with(small, tmp_path):
+    "What a step is not told it must not decide anew: `papermill nbs/02_promote.ipynb` on a workspace of all customers would keep 2,000 of them."
+    s = copy_of(small, tmp_path)
+    before = files(s)
+    for lesson in (True, False): assert [f.customers_to_use(s, n, lesson) for n in (0, 7, 2000)] == [0, 7, 2000]
+    assert f.customers_to_use(s, -1, lesson=True) == 2000 and f.customers_to_use(s, -1, lesson=False) == N
+    f.training_rows(s, f.customers_to_use(s, -1, lesson=False))
+    assert files(s) == before
+    assert f.customers_to_use(configured(tmp_path/"new"), -1, lesson=False) == 0, "all, as in a run"
+
+def test_a_rebuild_says_what_changed(small, tmp_path, caplog):
+    s = copy_of(small, tmp_path)
+    f.training_rows(s, N)
+    assert not caplog.messages
+    f.training_rows(s, 60)
+    (said,) = caplog.messages
+    assert f"are built again: customers was {N} and is 60" in said
+
 def test_a_pushed_event_is_in_the_next_rows(small, tmp_path):
     "It moves a label whose window it lies in, and no feature of before."
     from churn_nb.events import push_rows

@@ -79,6 +79,16 @@ def test_promote_again_is_refused_and_rollback_has_nothing_to_return_to(ran):
     back = churn("rollback", "--workspace", ws)
     assert back.returncode == 2 and back.stderr.strip() == "churn: nothing to roll back to: nothing was champion before version 1"
 
+def test_a_step_alone_keeps_the_features_of_the_run(ran):
+    "It is not told how many customers there are: it takes those of the workspace."
+    ws, _ = ran
+    before = {f: f.stat().st_mtime_ns for f in (ws/"feast").rglob("*") if f.is_file()}
+    alone = churn("step", "02_promote", "--workspace", ws)
+    assert alone.returncode == 1 and "version 2 refused" in alone.stdout
+    assert {f: f.stat().st_mtime_ns for f in (ws/"feast").rglob("*") if f.is_file()} == before
+    parameters = json.loads((executed(ws)[-1]/"02_promote.ipynb").read_text())["metadata"]["papermill"]["parameters"]
+    assert "customers" not in parameters
+
 def test_rollback_from_the_command_line(ran):
     ws, _ = ran
     never = churn("rollback", "--to", "2", "--workspace", ws)
@@ -170,10 +180,11 @@ def test_the_service_is_watched_and_retrained(ran, tmp_path):
     elsewhere = churn("drift", "--workspace", runner, env={"CHURN_STORES_TRACKING_URI": f"sqlite:///{ws}/mlflow.db"})
     assert elsewhere.returncode == 3 and (runner/"reports"/"drift.json").exists(), elsewhere.stdout + elsewhere.stderr
     assert found["model_version"] == "1" and {f["name"] for f in found["features"] if f["level"] == "retrain"} >= {"spend_total", "recency_days"}
+    runs = len(executed(ws))
     once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
     assert once.returncode == 1 and "version 3 refused" in once.stdout, once.stdout + once.stderr
     again = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
-    assert again.returncode == 0 and again.stdout.startswith("cooling down: ") and not executed(ws)[3:]
+    assert again.returncode == 0 and again.stdout.startswith("cooling down: ") and len(executed(ws)) == runs + 1
     assert [json.loads(line)["action"] for line in (ws/"retrains.jsonl").read_text().splitlines()] == ["started", "finished", "declined"]
 
 def test_serve_answers_raw_features_and_customer_ids(ran):
