@@ -55,7 +55,7 @@ test-notebooks: data ## nbdev-test: every notebook runs, alone, in a temporary w
 	@$(BIN)/nbdev-test --n-workers 2 --timing
 
 test-outputs: ## nbval: every stored output is what the code gives today
-	@$(BIN)/python tests/compared.py
+	@$(BIN)/python tests/support/compared.py
 	@$(BIN)/python -m pytest -q --nbval --nbval-sanitize-with nbs/.nbval.cfg -p no:cacheprovider -n 2 --dist loadfile nbs
 
 test-code: ## pytest: what a cell can't hold, with coverage of churn_nb; many tests wait for processes, so three run side by side

@@ -1,9 +1,17 @@
-"What nbval is told about the notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and pictures are compared, too."
+"""What pytest is told about notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and
+pictures are compared, too. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent/"tests"))
+sys.path.insert(0, str(Path(__file__).parent/"tests"/"support"))
+import churn_nb # noqa: E402, F401 # telemetry is off before anything else is imported
+import warm_process # noqa: E402
 from compared import comparing_pictures # noqa: E402
+
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None): warm_process.start(config)
+
+def pytest_unconfigure(config): warm_process.stop(config)
 
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -8,8 +8,7 @@ import filelock
 import pytest
 from browser import CHROMIUM, FLAGS
 from serving import free_port, put_live, serving
-
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):

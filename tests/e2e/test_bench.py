@@ -3,11 +3,10 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WRITES = {"quantise": "quantise.md", "drift": "drift.md", "features": "features.md", "score": "score.md", "batching": "batching.md", "serve": "serve.md", "pipeline": "pipeline.md", "capacity": "CAPACITY.md"}
 
 @pytest.mark.parametrize("what", WRITES)

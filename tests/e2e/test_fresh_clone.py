@@ -2,10 +2,8 @@
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pytest
-
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT/"tests"))
-from serving import free_port # noqa: E402
+from paths import ROOT
+from serving import free_port
 
 def bare_env(port):
     "Nothing from the shell but where programs and the home folder are."

@@ -2,14 +2,12 @@
 import concurrent.futures, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 import httpx, numpy as np, pandas as pd, pytest, redis, yaml
-
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT/"tests"), str(Path(__file__).parent)]
-from containers import LIMITS, PYTHON, TRITON, Container, build_target, can_not, image, podman  # noqa: E402
-from churn_nb.bundle import Store  # noqa: E402
-from churn_nb.features import feature_names  # noqa: E402
-from churn_nb.store import FeastOnline  # noqa: E402
-from serving import free_port, probability, put_live  # noqa: E402
+from paths import ROOT
+from containers import LIMITS, PYTHON, TRITON, Container, build_target, can_not, image, podman 
+from churn_nb.bundle import Store 
+from churn_nb.features import feature_names 
+from churn_nb.store import FeastOnline 
+from serving import free_port, probability, put_live 
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
 why = can_not()

@@ -6,12 +6,10 @@ a cluster of one node behind it (cluster.py), `docker` (passed on to buildah, po
 import json, os, re, shutil, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 import httpx, pytest, yaml
-
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT/"tests"), str(Path(__file__).parent)]
-import containers  # noqa: E402
-from s3 import SeaweedFS  # noqa: E402
-from serving import free_port, free_ports  # noqa: E402
+from paths import ROOT, SUPPORT
+import containers 
+from s3 import SeaweedFS 
+from serving import free_port, free_ports 
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 KEY = "a-key-for-the-smoke-test"
@@ -22,7 +20,7 @@ STUBS = {
 "docker": f'''#!{PYTHON}
 "Stand-in for Docker: buildah builds, podman pushes, skopeo looks."
 import os, subprocess, sys
-sys.path[:0] = [{str(ROOT/"tests/e2e")!r}, {str(ROOT/"tests")!r}]
+sys.path[:0] = [{str(SUPPORT)!r}]
 from containers import build, BASES
 a = sys.argv[1:]
 print("[stand-in: docker] " + " ".join(a[:2]), file=sys.stderr)
@@ -38,7 +36,7 @@ else: sys.exit(f"this stand-in does not know: docker {{' '.join(a)}}")
 ''',
 "kubectl": f'''#!/bin/sh
 [ "$1" = kustomize ] || echo "[stand-in: kubectl] $*" >&2
-exec {PYTHON} {ROOT}/tests/e2e/cluster.py "$@"
+exec {PYTHON} {ROOT}/tests/support/cluster.py "$@"
 ''',
 "kustomize": f'''#!{PYTHON}
 "Stand-in for `kustomize edit set image NAME=IMAGE@DIGEST ...`."
@@ -139,7 +137,7 @@ class Shop:
         podman = [shutil.which("podman"), "--runtime", shutil.which("runc"), "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
         (self.here/"cluster/service.json").write_text(json.dumps({"port": self.port, "kubectl": shutil.which("kubectl"), "podman": podman, "secrets": {"api-keys": KEY},
                                                                   "services": {"churn-redis:6379": f"127.0.0.1:{self.valkey.port}"}}))
-        self.process(PYTHON, ROOT/"tests/e2e/cluster.py", "service", env={"CLUSTER": str(self.here/"cluster")}, log="service.log")
+        self.process(PYTHON, ROOT/"tests/support/cluster.py", "service", env={"CLUSTER": str(self.here/"cluster")}, log="service.log")
     def state(self): return json.loads(f.read_text()) if (f := self.here/"cluster/state.json").exists() else {"serving": None, "coming": None}
 
     def forge(self):

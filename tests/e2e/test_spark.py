@@ -2,9 +2,8 @@
 Spark is 450 MB and needs Java, so it lives in an environment of its own, `.bench/spark`, and runs as a process of its own: this file."""
 import os, re, subprocess, sys, warnings
 from datetime import datetime
-from pathlib import Path
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"bench"))
 from peers import SPARK_OPTIONS, events_sql, no_spark, spark_python # noqa: E402
 WINDOWS = [24, 168, 720, 2160]

@@ -1,0 +1,146 @@
+"What holds for the repository as a whole."
+import ast, base64, io, json, os, re, shutil, subprocess, sys, zipfile
+from pathlib import Path
+import compared, pytest
+import matplotlib.pyplot as plt, numpy as np
+from compared import alike
+from paths import ROOT
+
+BIN = Path(sys.executable).parent
+TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+
+EXPORTED = ["ruff", "check", "--isolated", "--line-length", "160", "--select", "E9,F,B", "--ignore", "B905,B023,B007,B008,B017", "churn_nb"]
+
+def copy_of_tracked(to):
+    for f in TRACKED:
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/f, to/f, follow_symlinks=False)
+    return to
+
+def test_export_clean_and_readme_are_in_step(tmp_path):
+    "Exporting, cleaning and rendering README again changes no file."
+    top = copy_of_tracked(tmp_path)
+    for command in ([BIN/"nbdev-export"], [BIN/"nbdev-clean"], ["make", "readme", f"BIN={BIN}"]):
+        subprocess.run(command, cwd=top, check=True, capture_output=True)
+    differ = [str(f) for f in TRACKED if (f.parts[0] in ("nbs", "churn_nb") or f.name == "README.md") and (top/f).read_bytes() != (ROOT/f).read_bytes()]
+    assert not differ, f"run `make export`: {differ}"
+    assert sum(f.parts[0] == "churn_nb" and f.suffix == ".py" for f in TRACKED) == len(list((top/"churn_nb").glob("*.py")))
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_lessons(nb):
+    cells = json.loads(nb.read_text())["cells"]
+    head = "".join(cells[0]["source"])
+    assert head.startswith("# ") and "\n> " in head, "title and one-sentence summary"
+    assert nb.stem == "index" or "will be able to" in re.sub(r"\s+", " ", head), "what its reader will be able to do"
+    assert len(cells) <= 90
+    for c in cells:
+        src = "".join(c["source"])
+        for o in c.get("outputs", []):
+            text = json.dumps(o)
+            assert o["output_type"] != "error" and "Warning" not in text
+            assert not re.search(r"/(home|root|tmp|work|Users)/", text), f"a path of a machine in an output: {text[:200]}"
+            for k, v in o.get("data", {}).items():
+                if k.startswith("image/png"): assert len("".join(v)) * 3 / 4 <= 60_000, "picture over 60 kB"
+        if c["cell_type"] == "code": # nbdev processes imports apart from other code
+            lines = [ln for ln in src.splitlines() if ln.strip() and not ln.startswith(("#", " ", ")"))]
+            imports = [ln for ln in lines if ln.startswith(("import ", "from "))]
+            assert not imports or len(imports) == len(lines), f"imports mixed with code: {lines[:3]}"
+            if (n := len(src.splitlines())) > 25 and not imports: # only what can't be cut: one function, one class, one table
+                assert any(x.end_lineno - x.lineno + 1 >= .75*n for x in ast.parse(src).body), f"a cell of {n} lines holds several things: {lines[:3]}"
+
+@pytest.mark.parametrize("name", ["00_features", "01_train", "02_promote", "03_drift", "04_serve", "10_settings", "11_data", "12_pipeline"])
+def test_lessons_of_the_course_end_with_a_summary_and_three_exercises(name):
+    cells = json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"]
+    *_, short, exercises = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    assert short.startswith("## In short") and short.count("\n|") > 5
+    assert exercises.startswith("## Exercises") and re.findall(r"^\d\. \*\*", exercises, re.M) == [f"{i}. **" for i in (1, 2, 3)]
+    solutions = [c for c in cells if "solution" in c["metadata"].get("tags", [])]
+    assert solutions == cells[-3:] and all(c["metadata"]["jupyter"]["source_hidden"] and "test_" in "".join(c["source"]) for c in solutions)
+
+def test_steps_have_parameters():
+    for nb in NOTEBOOKS:
+        if nb.stem[0] == "0":
+            tagged = [c for c in json.loads(nb.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+            assert len(tagged) == 1, nb.name
+
+def test_lock_pins_everything_by_hash_and_names_no_address():
+    text = (ROOT/"requirements.lock").read_text()
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    pins = re.findall(r"^([a-z0-9._-]+)==\S+", text, re.M)
+    assert len(pins) > 200 and all("==" in ln for ln in text.splitlines() if re.match(r"[a-z]", ln))
+    assert text.count("--hash=sha256:") >= len(pins)
+
+def test_no_tracked_file_names_a_machine():
+    for f in TRACKED:
+        if (ROOT/f).suffix in (".csv", ".lock") or "remote" in f.parts: continue
+        text = (ROOT/f).read_text(errors="replace")
+        assert not re.search(r"/(root|home/\w+)/\.?\w+", text.replace("/home/user", "")), f
+
+def test_wheel_carries_the_settings_and_every_module(tmp_path):
+    top = copy_of_tracked(tmp_path/"src")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, top], check=True, capture_output=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = set(wheel.namelist())
+    assert {f"churn_nb/{m.name}" for m in (ROOT/"churn_nb").glob("*.py")} <= names
+    assert wheel.read("churn_nb/settings.ini") == (ROOT/"settings.ini").read_bytes()
+    wheel.extractall(tmp_path/"bare")
+    shown = subprocess.run([sys.executable, "-c", "from churn_nb.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],
+                           cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"bare")}, capture_output=True, text=True, check=True).stdout.split()
+    assert shown == [str(tmp_path/"bare/churn_nb/__init__.py"), "8000", str(tmp_path/"work")]
+
+def test_workflows_are_valid():
+    flows = sorted((ROOT/".github/workflows").glob("*.yaml"))
+    assert flows
+    subprocess.run([BIN/"check-jsonschema", "--builtin-schema", "vendor.github-workflows", *flows], check=True)
+    subprocess.run([BIN/"actionlint", *flows], check=True)
+
+def test_nbdev_commands_answer_to_both_names():
+    for name in ("test", "export", "clean", "prepare"):
+        assert all((BIN/f"nbdev{sep}{name}").exists() for sep in "-_"), name
+
+@pytest.mark.parametrize("path", sorted((ROOT/"nbs").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+def test_lessons_never_reach_for_the_configured_services(path):
+    "A demonstration in a notebook that writes to a registry or store takes its settings from `step_settings`."
+    code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    if path.stem == "10_settings": return # where it is made
+    assert "workspace or temporary_workspace()" not in code, "use step_settings(workspace)"
+    assert 'load_settings({"paths.workspace": temporary_workspace()})' not in code, "use step_settings()"
+
+def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
+    "14_registry registers, promotes and rolls back models called churn_predictor: in a registry of its own."
+    server = tmp_path/"company.db"
+    env = {**os.environ, "CHURN_STORES_TRACKING_URI": f"sqlite:///{server}", "PYTHONWARNINGS": "ignore"}
+    r = subprocess.run([sys.executable, "-m", "papermill", "--cwd", ROOT/"nbs", ROOT/"nbs"/"14_registry.ipynb", tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert not server.exists()
+
+@pytest.mark.parametrize("nb", ["04_serve", "10_settings", "42_batching"]) # a long one, a short one, and one with event loops
+def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
+    "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
+    done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+
+@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
+def test_linters_find_nothing(command):
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "k8s/README.md", "data/README.md", "bench/RESULTS.md", "bench/CAPACITY.md"])
+def test_links_lead_somewhere(page):
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", (ROOT/page).read_text()) if "://" not in x]
+    assert [x for x in links if not ((ROOT/page).parent/x).exists()] == []
+
+def test_the_count_of_compared_outputs_does_not_fall(capsys):
+    assert compared.main() == 0, capsys.readouterr().out
+
+def test_pictures_are_compared_as_they_are_seen():
+    "One pixel more is the same picture, a bar that is longer is not; another size neither."
+    def png(bar, dot=0, size=100):
+        x = np.ones((size, 100, 3))
+        x[40:60, :bar] = 0
+        x[:1, :dot] = 0
+        out = io.BytesIO()
+        plt.imsave(out, x, format="png")
+        return base64.b64encode(out.getvalue()).decode()
+    assert alike(png(50), png(50, dot=1)) and not alike(png(50), png(52)) and not alike(png(50), png(50, size=90))
