@@ -76,12 +76,12 @@ def test_what_is_in_the_image(api):
     assert run("sh", "-c", "ls /srv/churn/work/bundle").stdout.split() == ["README"] and run("sh", "-c", "find / -xdev -name '*.ipynb' -o -xdev -name '.git'").stdout == ""
     assert run("sh", "-c", "ls -d ~root/.cache/pip /tmp/tools /src").returncode
 
-def test_nobody_who_is_not_asked_may_serve_the_world(api):
+def test_a_container_without_api_keys_refuses_to_serve(api):
     done = podman("run", "--rm", "--network", "none", *LIMITS, api, ok=False)
     said = [line for line in done.stderr.splitlines() if not line.startswith("time=")] # Podman's: no systemd here
     assert done.returncode == 2 and len(said) == 1 and "CHURN_SERVE_API_KEYS" in said[0]
 
-def test_a_prediction_from_a_locked_container_and_a_swap_under_load(api, tmp_path):
+def test_a_locked_container_predicts_and_swaps_models_under_load(api, tmp_path):
     volume = bundle(tmp_path)
     with Container(api, "serve", port=free_port(), options=(*LOCKED, *volume)) as c:
         assert c.ready()["model_version"] == "1"

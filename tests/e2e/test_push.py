@@ -215,7 +215,7 @@ class Callers:
         self.thread.join(60)
         return self.seen
 
-def test_a_good_push_ends_with_the_new_version_answering_behind_the_same_port(shop):
+def test_a_good_push_deploys_the_new_version_without_failed_requests(shop):
     "First a model trained on one month only; then, on the same port, one that has seen all of them and is really better."
     months = re.search(r"^train_as_of = .*$", (shop.dev/"settings.ini").read_text(), re.M)[0]
     shop.edit("settings.ini", months, "train_as_of = 1997-10-01")
@@ -266,7 +266,7 @@ def test_a_push_with_ruined_data_is_refused_at_the_gate(shop):
     assert as_before(shop, images)
     assert '"verdict": "refused"' in (shop.here/"artifacts/run/results/02_promote.json").read_text() and "refused" in shop.notebook("02_promote")
 
-def test_a_push_whose_container_fails_its_smoke_test_is_rolled_back(shop):
+def test_a_push_failing_its_smoke_test_is_rolled_back(shop):
     "A setting lets no request through; and the gate was told to ask for less, or the same model would not pass it again."
     images = shop.tags()
     shop.edit("k8s/base/api.yaml", "            - name: CHURN_SERVE_HOST", '            - name: CHURN_SERVE_MAX_BODY_BYTES\n              value: "10"\n            - name: CHURN_SERVE_HOST')
@@ -283,7 +283,8 @@ def test_a_push_whose_container_fails_its_smoke_test_is_rolled_back(shop):
     shop.git("reset", "-q", "--hard", "HEAD~1")
 
 @pytest.mark.parametrize("what", ["an unknown data set", "a broken notebook", "a missing secret", "the registry away"])
-def test_what_goes_wrong_says_so_in_the_last_line_of_its_step_and_changes_nothing(shop, what):
+def test_a_failed_push_names_its_cause_and_changes_nothing(shop, what):
+    "The cause is in the last lines of the step that failed."
     images, env, options, before = shop.tags(), {}, shop.bare/"hooks/post-receive", shop.git("rev-parse", "HEAD")
     hook = options.read_text()
     if what == "an unknown data set": shop.edit("settings.ini", "dataset = cdnow", "dataset = nosuch"); says = "[data] dataset"

@@ -232,7 +232,7 @@ BOMBS = {
     "a tree with 2 billion targets": ([N("TreeEnsembleRegressor", ["x"], ["c"], domain="ai.onnx.ml", **tree), *finish], {}, "")}
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_small_file_that_asks_for_more_memory_than_there_is(victim, kind):
+def test_a_small_file_with_huge_memory_demand_is_refused(victim, kind):
     nodes, constants, says = BOMBS[kind]
     model = model_of(nodes, constants, "z2")
     assert len(model) < 5_000_000
@@ -319,7 +319,7 @@ def registry_rows():
     from registries import ROWS
     return ROWS
 
-def test_a_pickle_or_external_data_under_the_models_name_is_refused_by_the_gate(registry, tmp_path):
+def test_the_gate_refuses_a_disguised_pickle_or_external_data(registry, tmp_path):
     "The registry's tag agrees with the file: who put it there could write the tag as well."
     s, marker = registry.world("disguised", champions=1), tmp_path/"marker"
     target = tmp_path/"target"

@@ -18,4 +18,4 @@ def test_costs_no_more_than_it_did(name, most):
     found = count(name)
     assert all(x <= y for x, y in zip(*(v if isinstance(v, list) else [v] for v in (found, most)), strict=True)), (found, most)
 
-def test_the_guard_sees_what_is_done_twice(): assert 1.9 < count("twice") < 2.1
+def test_counting_detects_work_done_twice(): assert 1.9 < count("twice") < 2.1

@@ -229,7 +229,8 @@ BAD = {"unknown customer": ({"customer_id": 10**9}, "customer_id", "no customer"
        "fraction": ({"quantity": 1.5}, "quantity", ""), "before the calendar": ({"event_timestamp": "0001-01-01T00:00:00+14:00"}, "event_timestamp", ""),
        "too much": ({"amount": 1e300}, "amount", ""), "true": ({"customer_id": True}, "customer_id", "")}
 
-def test_a_list_with_refused_events_names_row_and_field_and_takes_the_others(shop):
+def test_refused_events_are_named_and_the_others_are_accepted(shop):
+    "Each error names the row and the field of its event."
     s, c, ids = shop
     good = {**GOOD, "customer_id": ids[5]}
     assert c.post("/events", json={**good, "event_id": 5_200_000}).status_code == 200
@@ -448,7 +449,7 @@ def test_push_without_the_store_is_logged_and_materialize_heals(copied, own_valk
     assert churn(capsys, "doctor", *ws)[0] == 0
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
-def test_the_api_while_the_store_is_away(copied, own_valkey, serve, how):
+def test_the_api_serves_while_the_store_is_unavailable(copied, own_valkey, serve, how):
     s = copied("few", stores__online=f"redis://127.0.0.1:{own_valkey.port}")
     model_of(s.paths.workspace, ["transactions_total"])
     ids = customers(s)
@@ -495,7 +496,7 @@ def test_what_was_logged_before_a_restart_becomes_fresh_by_itself(copied, serve)
     total = load_log(s, 40).customer_id.value_counts()[i]
     assert wait_for(lambda: of(c, i) == total), "the features stay behind the log until another event comes"
 
-def test_a_wrong_password_is_a_store_that_is_away(copied, own_valkey, serve, monkeypatch):
+def test_a_wrong_password_means_an_unavailable_store(copied, own_valkey, serve, monkeypatch):
     import redis
     redis.Redis(port=own_valkey.port).config_set("requirepass", "the-right-one")
     monkeypatch.setenv("CHURN_REDIS_PASSWORD", "the-right-one")

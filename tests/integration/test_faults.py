@@ -40,7 +40,8 @@ def logged(workspace):
 
 # --- the process ---
 
-def test_kill_9_under_load_loses_at_most_the_last_interval_and_a_restart_goes_on(tmp_path, capsys):
+def test_kill_9_loses_at_most_one_log_interval(tmp_path, capsys):
+    "The server is killed under load; a restarted one continues the log."
     put_live(tmp_path)
     every, sent, before = .5, 0, set()
     for k in range(2):
@@ -66,7 +67,8 @@ def test_kill_9_under_load_loses_at_most_the_last_interval_and_a_restart_goes_on
     with serving(tmp_path) as s: assert ask(s.url, request(numbered(9_999_999)))[0][0] == 200
     assert 9_999_999 in logged(tmp_path) and before < set(logged(tmp_path))
 
-def test_sigterm_answers_what_is_under_way_writes_the_log_and_exits_with_0(tmp_path):
+def test_sigterm_answers_open_requests_and_writes_the_log(tmp_path):
+    "The server accepts no new connection and exits with 0."
     put_live(tmp_path)
     s = Server(tmp_path, request_log_seconds=3600)
     half = [(connect(s.url), request(numbered(i), kind)) for i, kind in ((7, "application/json"), (8, "application/json; charset=utf-8"))]
@@ -86,7 +88,7 @@ def test_sigterm_answers_what_is_under_way_writes_the_log_and_exits_with_0(tmp_p
     load.end()
     assert {i for a in load.answered for i, _ in a} | {7, 8} <= set(logged(tmp_path))
 
-def test_a_client_that_does_not_finish_does_not_hold_up_the_end(tmp_path):
+def test_an_unfinished_request_does_not_delay_shutdown(tmp_path):
     put_live(tmp_path)
     s = Server(tmp_path, body_seconds=2)
     held = [connect(s.url) for _ in range(3)]
@@ -106,7 +108,7 @@ class Over(Server):
         self.code = first + "\n" + Server.code.replace("json.loads(sys.argv[1])", f"json.loads(sys.argv[1]) | {over or {}!r}")
         super().__init__(workspace, **serve)
 
-def test_with_the_registry_away_the_last_good_bundle_is_served(tmp_path):
+def test_with_the_registry_unavailable_the_last_good_bundle_is_served(tmp_path):
     put_live(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as hangs: # accepts and never answers
         s = Over(tmp_path, {"stores.tracking_uri": f"http://127.0.0.1:{hangs.getsockname()[1]}", "stores.online": "redis://127.0.0.1:9"})
@@ -120,7 +122,8 @@ SPOILT = {"truncated": lambda b: (b/"model.onnx").write_bytes((b/"model.onnx").r
               bytes([(d := (b/"model.onnx").read_bytes())[0] ^ 1]) + d[1:]), "no model": lambda b: (b/"model.onnx").unlink(), "no manifest": lambda b: (b/"manifest.json").unlink(),
           "half a manifest": lambda b: (b/"manifest.json").write_bytes((b/"manifest.json").read_bytes()[:200]), "a folder": lambda b: ((b/"model.onnx").unlink(), (b/"model.onnx").mkdir())}
 
-def test_a_spoilt_bundle_is_refused_loudly_while_the_old_one_answers_and_at_a_start(tmp_path):
+def test_a_corrupt_bundle_is_refused_while_the_old_one_serves(tmp_path):
+    "Each refusal is logged as an error. A server that starts with a corrupt bundle answers 503 until a good one is there."
     put_live(tmp_path)
     with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c:
         for k, (what, spoil) in enumerate(SPOILT.items()):
@@ -156,7 +159,7 @@ def test_where_nothing_can_be_written_predictions_go_on(tmp_path):
 
 CLOCK = "import time\nreal, at = time.time, {path!r}\ndef moved():\n    with open(at) as f: return real() + float(f.read())\ntime.time = moved"
 
-def test_a_clock_that_jumps_changes_no_answer_and_ends_no_connection(tmp_path):
+def test_a_clock_jump_changes_no_answer_and_closes_no_connection(tmp_path):
     put_live(tmp_path)
     offset = tmp_path/"offset"
     def jump(seconds):
@@ -186,7 +189,7 @@ def test_a_clock_that_jumps_changes_no_answer_and_ends_no_connection(tmp_path):
     finally: s.stop()
     assert s.process.returncode == 0 and not [line for line in s.logged() if line["level"] == "error"]
 
-def test_a_process_that_stood_still_throws_nobody_out(tmp_path):
+def test_a_paused_process_closes_no_connection(tmp_path):
     put_live(tmp_path)
     with serving(tmp_path, header_seconds=1.5, body_seconds=1.5, idle_seconds=1.5) as s:
         assert ask(s.url, request())[0][0] == 200

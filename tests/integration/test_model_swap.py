@@ -127,7 +127,7 @@ def wide(version, n=3_000_000, bias=0.):
     m.graph.initializer.append(numpy_helper.from_array(np.zeros(n, np.float32), "big"))
     return m.SerializeToString(), manifest(version, bias)
 
-def test_the_first_answer_of_a_new_model_has_no_load_in_it(tmp_path):
+def test_loading_a_model_does_not_delay_its_first_answer(tmp_path):
     "Compared with the load itself, which goes on in a thread: what a client sees in between is far from it."
     from churn_nb.serve import Model
     b = tmp_path/"bundle"
@@ -187,7 +187,7 @@ def test_keys_made_by_openssl_work_and_others_are_refused(tmp_path):
     with pytest.raises(BundleError): signing_key(environ={"CHURN_SIGNING_KEY": str(tmp_path/"locked.pem")})
 
 @pytest.mark.parametrize("text", ["/no/such/file", "hunter2-hunter2", "-----BEGIN PRIVATE KEY-----\nhunter2-hunter2\n-----END PRIVATE KEY-----", "-----BEGIN hunter2-hunter2", "hunter2\0", "/dev/zero", "/"])
-def test_what_is_wrong_with_a_private_key_is_said_without_it(text):
+def test_private_key_errors_do_not_reveal_the_key(text):
     with pytest.raises(BundleError, match="^CHURN_SIGNING_KEY: ") as e: signing_key(environ={"CHURN_SIGNING_KEY": text})
     assert "hunter2" not in str(e.value) and "\n" not in str(e.value) and e.value.__cause__ is None and e.value.__suppress_context__ | (e.value.__context__ is None)
 
@@ -216,7 +216,7 @@ def test_the_settings_know_public_keys_and_not_the_private_one(tmp_path):
 @pytest.fixture(scope="module")
 def registry(registries): return registries("sqlite")
 
-def test_what_is_deployed_is_signed_and_nothing_is_decided_without_a_key(registry, monkeypatch, caplog):
+def test_deployed_bundles_are_signed_and_decisions_need_the_key(registry, monkeypatch, caplog):
     from churn_nb import promote as p
     from registries import ROWS
     key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()

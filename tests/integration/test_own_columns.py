@@ -101,7 +101,7 @@ def test_unknown_customers_and_ids_that_are_none(served):
     r = served.post("/predict", json={"customer_id": "leer"})
     assert r.status_code == 503 and "no Vorwahl for a customer" in r.json()["detail"]
 
-def test_both_ways_through_a_real_server_say_the_same(tmp_path):
+def test_both_paths_of_a_real_server_answer_the_same(tmp_path):
     put_own(tmp_path)
     with serving(tmp_path, request_log=0.) as s, httpx.Client(base_url=s.url, timeout=90) as c:
         for row in (EXAMPLE, EXAMPLE | {"Vertragsart": None, "Vorwahl": "neu"}, EXAMPLE | {"Vertragsart": ""}):
@@ -112,7 +112,7 @@ def test_both_ways_through_a_real_server_say_the_same(tmp_path):
 
 # --- what the API says of itself ---
 
-def test_the_card_and_the_docs_hold_the_files_own_words(served):
+def test_the_model_card_and_docs_hold_the_files_own_words(served):
     card = served.get("/model").json()
     assert card["example"] == EXAMPLE and card["features"][0]["values"] == ["jährlich", "monatlich"]
     doc = served.get("/openapi.json").json()["paths"]["/predict"]["post"]
@@ -161,7 +161,7 @@ TEXTS = {"name": "categories", "datatype": "BYTES", "shape": [2, 2], "data": ["m
 ROWS = [EXAMPLE, {"Vertragsart": None, "Alter": 20., "Vorwahl": "neu", "Größe": None}]
 def as_bytes(*texts): return b"".join(len(b := t.encode()).to_bytes(4, "little") + b for t in texts)
 
-def test_v2_lists_and_takes_both_inputs_as_json_and_as_bytes(served):
+def test_v2_lists_both_inputs_and_takes_json_or_bytes(served):
     assert [(t["name"], t["datatype"], t["shape"]) for t in served.get("/v2/models/churn").json()["inputs"]] == [
         ("features", "FP32", [-1, 2]), ("categories", "BYTES", [-1, 2])]
     assert [t["data_type"] for t in served.get("/v2/models/churn/config").json()["input"]] == ["TYPE_FP32", "TYPE_STRING"]
@@ -179,7 +179,7 @@ def test_v2_lists_and_takes_both_inputs_as_json_and_as_bytes(served):
     ([NUMBERS, TEXTS | {"data": ["a"]}], "1 values"), ([NUMBERS, TEXTS | {"data": [1, 2, 3, 4]}], "expected text or null, got a whole number"),
     ([NUMBERS, TEXTS | {"data": ["monatlich", None, "monatlich", "408"]}], "Vorwahl: may not be missing"),
     ([NUMBERS, TEXTS | {"parameters": {"binary_data_size": "x"}}], "expected a number of bytes")])
-def test_v2_says_what_is_wrong(served, inputs, says):
+def test_v2_errors_name_the_cause(served, inputs, says):
     r = v2(served, inputs)
     assert r.status_code == 400
     with pytest.raises(ValueError, match=says): raise ValueError(r.json()["detail"])
@@ -218,7 +218,7 @@ def test_an_older_manifest_loads_and_is_one_of_numbers():
     old = parse_manifest(json.dumps(m).encode())
     assert old == parse_manifest(manifest_json(manifest())) and old.store.key == "int"
 
-def test_a_graph_must_take_what_its_manifest_says(tmp_path):
+def test_a_graph_must_take_what_its_manifest_declares(tmp_path):
     check_onnx(graph(), own_manifest())
     with pytest.raises(BundleError, match=r"input is features float \[N, 3\], the manifest says features float \[N, 2\]; categories string \[N, 2\]"):
         check_onnx(onnx_model(), own_manifest())
@@ -237,7 +237,7 @@ def test_a_model_of_texts_alone_has_one_input(tmp_path):
         assert r.status_code == 200 and len(r.json()["outputs"][0]["data"]) == 2
         assert v2(c, [NUMBERS]).status_code == 400
 
-def test_triton_is_told_of_both_inputs():
+def test_the_triton_configuration_lists_both_inputs():
     text = triton_config("churn", *signature(graph()))
     assert 'name: "features" data_type: TYPE_FP32 dims: [ 2 ]' in text and 'name: "categories" data_type: TYPE_STRING dims: [ 2 ]' in text
 
@@ -268,7 +268,8 @@ def test_the_request_log_holds_texts_and_no_ids(tmp_path, monkeypatch):
     assert log.customer_id.tolist()[3] == entity_key("Kundin 7")
     assert all(b"Kundin" not in f.read_bytes() for f in tmp_path.glob("requests/*/*"))
 
-def test_a_log_of_two_models_one_with_a_number_where_the_other_has_a_text(tmp_path):
+def test_a_log_column_with_numbers_and_texts_reads_as_text(tmp_path):
+    "Two models wrote it: the column is a number for one and a text for the other."
     from churn_nb.request_log import RequestLog
     number = [Feature(name="Vorwahl")]
     text = [Feature(name="Vorwahl", type="string", values=["408"])]

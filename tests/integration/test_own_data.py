@@ -94,7 +94,7 @@ def test_training_rows_of_a_table_are_feasts_own(learned):
     for n in names: assert (got[n].to_numpy() == want[n].to_numpy())[want[n].notna()].all() and got[n].isna().tolist() == want[n].isna().tolist(), n
 
 @pytest.mark.parametrize("learned", ["simulated"], indirect=True)
-def test_the_simulated_world_is_learned_to_within_a_few_hundredths_of_its_truth(learned):
+def test_the_model_learns_the_simulated_truth_within_two_hundredths(learned):
     s, rows, _, _ = learned
     truth = pd.read_parquet(s.paths.data/"simulated_truth.parquet").rename(columns={"as_of": "event_timestamp"})
     test = rows[rows.split == "test"].merge(truth.assign(event_timestamp=truth.event_timestamp.astype(rows.event_timestamp.dtype)), on=["customer_id", "event_timestamp"])
@@ -137,7 +137,7 @@ def test_one_command_gives_a_model_a_report_and_an_api(own):
     page = next(f for f in (ws/"reports").glob("2*.html")).read_text()
     assert "Kündigungsgrund: it is filled only for those who left" in page and "Vertrag" in page and "TypedDict" in page and "base rate" in page
 
-def test_the_api_knows_the_customers_by_the_ids_of_the_file(own):
+def test_the_api_accepts_the_customer_ids_of_the_file(own):
     ws, file, _ = own
     server = Server(ws)
     try:
@@ -214,7 +214,7 @@ def test_a_log_gets_dates_windows_and_features(tmp_path):
     got = online(open_store(s), [entity_key(f"C-{one}")], s).iloc[0]
     assert got.transactions_total == (d.customer_id == one).sum() and got.spend_total == pytest.approx(d[d.customer_id == one].amount.sum(), abs=.01)
 
-def test_too_short_a_log_says_what_would_fit(tmp_path):
+def test_a_short_log_is_refused_with_a_fitting_horizon(tmp_path):
     days = pd.date_range("2025-01-01", periods=80).strftime("%F")
     pd.DataFrame({"customer": [f"c{i % 30}" for i in range(400)], "at": [days[i % 80] for i in range(400)], "amount": 9.5}).to_csv(tmp_path/"orders.csv", index=False)
     r = churn("run", "--events", tmp_path/"orders.csv", "--horizon", "8w", "--workspace", tmp_path/"work")

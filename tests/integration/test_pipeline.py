@@ -61,7 +61,7 @@ def test_executed_notebooks_results_and_report_are_kept(ran):
     assert "<script" not in page and "http" not in page.replace("http-equiv", "").replace("http://127.0.0.1:8000", "") # nothing from elsewhere
     assert (ws/"reports"/"drift_evidently.html").stat().st_size > 10_000
 
-def test_history_tells_both_decisions_with_their_numbers(ran):
+def test_history_shows_both_decisions_with_their_numbers(ran):
     ws, _ = ran
     said = churn("history", "--workspace", ws)
     assert said.returncode == 0
@@ -71,7 +71,7 @@ def test_history_tells_both_decisions_with_their_numbers(ran):
     assert all({"criterion", "required", "measured", "verdict"} == set(c) for r in records for c in r["checks"])
     assert [c["verdict"] for c in records[1]["checks"] if c["criterion"].startswith("log_loss against champion")] == ["fail"]
 
-def test_promote_again_is_refused_and_rollback_has_nothing_to_return_to(ran):
+def test_promoting_twice_and_rollback_without_predecessor_are_refused(ran):
     ws, _ = ran
     again = churn("promote", "--workspace", ws)
     assert again.returncode == 1 and "version 2: refused" in again.stdout
@@ -142,7 +142,7 @@ def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
         assert refused.returncode == 2 and "--stream" in refused.stderr and len(refused.stderr.splitlines()) == 1
     assert churn("drift", tmp_path/"a.csv").returncode == 2 and churn("drift", tmp_path/"a.csv", tmp_path/"b.csv", "--customers", "who").returncode == 2
 
-def test_the_service_is_watched_and_retrained(ran, tmp_path):
+def test_the_service_is_monitored_and_retrained(ran, tmp_path):
     "Nothing asked, what training was like, another world; then one retraining, which the gate refuses: the data are the same."
     ws, _ = ran
     look = lambda: churn("drift", "--workspace", ws, "--json", tmp_path/"w.json")
@@ -235,7 +235,7 @@ def test_killed_in_a_step_the_next_run_just_works(ran, step):
     assert again.returncode in (0, 1) and "FAILED" not in again.stdout, again.stdout + again.stderr
     assert verify_bundle(current_bundle(ws/"bundle")).version == served
 
-def test_kernels_are_started_ahead_and_all_are_gone_in_the_end():
+def test_kernels_start_ahead_and_all_end_on_close():
     kernels = Kernels(load_settings(), STEPS)
     first = kernels.of(STEPS[0])
     pids = [km.provisioner.pid for km in kernels.started.values()]

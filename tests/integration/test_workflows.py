@@ -29,7 +29,8 @@ def test_linters_would_find_something(tmp_path):
     assert subprocess.run([BIN/"actionlint", bad], capture_output=True).returncode
 
 @pytest.mark.parametrize("path", LINTED, ids=lambda p: p.stem)
-def test_every_action_is_pinned_to_a_commit_with_its_version_beside_it(path):
+def test_every_action_is_pinned_to_a_commit(path):
+    "The version stands beside it in a comment, and an action has one version everywhere."
     used = re.findall(r"uses: (.+)", path.read_text())
     assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", u) for u in used), used
     other = {}
@@ -37,7 +38,7 @@ def test_every_action_is_pinned_to_a_commit_with_its_version_beside_it(path):
     assert all(len(v) == 1 for v in other.values()), "one version of an action everywhere"
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_job_has_a_limit_of_time_and_names_its_rights(name):
+def test_every_job_has_a_timeout_and_named_permissions(name):
     job = JOBS[name]
     assert 0 < job["timeout-minutes"] <= 60
     assert job["permissions"] == {"drift.not-set-up": {}, "drift.check": {"contents": "read", "id-token": "write"}, "drift.dispatch": {"actions": "write", "contents": "read"}, "mlops.train": {"contents": "read", "id-token": "write"}, "mlops.image": {"contents": "read", "packages": "write"},
@@ -53,7 +54,7 @@ def test_workflows_give_no_rights_and_run_one_at_a_time():
     assert len(on["drift"]["schedule"]) == 1 and re.fullmatch(r"\d+ \d+ \* \* \*", on["drift"]["schedule"][0]["cron"])
     assert on["mlops"]["push"] == {"branches": ["main"]} and "reason" in on["mlops"]["workflow_dispatch"]["inputs"]
 
-def test_what_is_kept_is_kept_always_and_the_notebooks_come_in_order():
+def test_artifacts_are_always_kept_and_notebooks_run_in_order():
     for job in ("drift.check", "mlops.train"):
         last = JOBS[job]["steps"][-1]
         assert last["uses"].startswith("actions/upload-artifact@") and last["if"] == "always()"
@@ -85,7 +86,8 @@ def runner(tmp_path):
     return run
 
 @pytest.mark.parametrize("code, ends, says", [(0, 0, ""), (3, 0, "::warning"), (2, 2, "::error"), (4, 4, "::error"), (70, 70, "::error")])
-def test_the_check_passes_on_its_exit_code_and_fails_only_where_there_is_no_report(runner, code, ends, says):
+def test_the_drift_check_fails_only_without_a_report(runner, code, ends, says):
+    "Its exit code is an output for the next job in every case."
     runner.fake("churn", f"echo 'drift: so and so'; echo why >&2; exit {code}", ".venv/bin")
     done, output, summary, called = runner(steps("drift.check")["drift"]["run"])
     assert (done.returncode, output, called) == (ends, f"code={code}\n", "churn drift --json drift.json\n")
@@ -100,18 +102,19 @@ def test_only_the_days_that_are_looked_at_are_fetched(runner):
     runner.fake("aws", "exit 1")
     assert runner(steps("drift.check")["fetch the days that are looked at"]["run"], REQUESTS="s3://shop/requests")[0].returncode == 1
 
-def test_what_is_not_set_up_is_told(runner):
+def test_a_missing_setup_is_reported(runner):
     done, _, summary, _ = runner(steps("drift.not-set-up")["say so"]["run"])
     assert done.returncode == 0 and "::notice title=No drift check::" in done.stdout and "CHURN_REQUESTS" in summary
 
 @pytest.mark.parametrize("code", [0, 1, 2, 4, 70])
-def test_the_gate_ends_the_job_with_its_own_code_and_a_refusal_is_told(runner, code):
+def test_the_job_ends_with_the_gates_exit_code(runner, code):
+    "A refusal is reported as an error of the workflow."
     runner.fake("churn", f"echo version 2 judged; exit {code}", ".venv/bin")
     done, _, summary, called = runner(steps("mlops.train")["02_promote, the gate"]["run"])
     assert (done.returncode, called, summary) == (code, "churn step 02_promote\n", "version 2 judged\n")
     assert ("::error title=The gate refused::" in done.stdout) == (code == 1)
 
-def test_a_step_that_fails_is_not_hidden_by_what_shows_it(runner):
+def test_showing_results_does_not_hide_a_failed_step(runner):
     runner.fake("churn", "exit 70", ".venv/bin")
     for name in ("00_features", "01_train", "03_drift", "04_serve, the bundle"): assert runner(steps("mlops.train")[name]["run"], CUSTOMERS="0")[0].returncode == 70
 
@@ -222,7 +225,7 @@ SET_UP = ("--var", "CHURN_REQUESTS=s3://shop/requests", "--var", "CHURN_STORES_T
 
 @needs_act
 @pytest.mark.parametrize("code, ends, dispatched", [(0, 0, False), (3, 0, True), (2, 1, False), (4, 1, False)])
-def test_the_drift_workflow_asks_for_a_training_where_and_only_where_drift_says_so(act, code, ends, dispatched):
+def test_the_drift_workflow_requests_training_only_on_drift(act, code, ends, dispatched):
     returned, said, calls = act("drift", *SET_UP, churn=f"echo drift; exit {code}")
     assert (returned, calls[0]) == (ends, "churn drift --json drift.json"), said
     assert (calls[-1] == "gh workflow run mlops.yaml --ref main -f reason=drift") == dispatched and (len(calls) > 1) == dispatched
@@ -231,13 +234,13 @@ def test_the_drift_workflow_asks_for_a_training_where_and_only_where_drift_says_
 
 @needs_act
 @pytest.mark.parametrize("options", [(), SET_UP[:2], SET_UP[2:]], ids=["nothing", "requests only", "registry only"])
-def test_a_drift_workflow_that_is_not_set_up_says_so_and_does_nothing(act, options):
+def test_an_unconfigured_drift_workflow_does_nothing_and_reports_it(act, options):
     returned, said, calls = act("drift", *options)
     assert returned == 0 and calls == [] and "No drift check: set the repository variables" in said and "stand-in" not in said
 
 @needs_act
 @pytest.mark.parametrize("wanted, code, published", [("yes", 0, True), ("yes", 1, True), ("no", 0, False), ("yes", 70, False)])
-def test_the_site_is_published_where_it_is_wanted_and_a_run_ended_in_order(act, wanted, code, published):
+def test_the_site_is_published_after_a_completed_run_if_wanted(act, wanted, code, published):
     returned, said, calls = act("site", "--var", f"CHURN_PAGES={wanted}", churn=f"exit {code}", event="push")
     assert (returned, calls) == (code > 1, ["churn run -p customers=2000"]), said
     assert ("the site was made" in said) == ("a stand-in for actions/upload-artifact" in said) == (code < 2)
@@ -245,7 +248,7 @@ def test_the_site_is_published_where_it_is_wanted_and_a_run_ended_in_order(act, 
 
 @needs_act
 @pytest.mark.parametrize("fails, code, ran", [("nothing", 0, 5), ("02_promote", 1, 4), ("01_train", 70, 2)])
-def test_the_training_workflow_stops_where_a_step_fails_and_keeps_what_ran(act, fails, code, ran):
+def test_the_training_workflow_stops_on_failure_and_keeps_artifacts(act, fails, code, ran):
     returned, said, calls = act("mlops", churn=f'if [ "$2" = {fails} ]; then exit {code}; fi')
     steps = ["churn step 00_features -p customers=0", *(f"churn step {n}" for n in ("01_train", "03_drift", "02_promote", "04_serve"))]
     assert calls == steps[:ran]
@@ -257,7 +260,8 @@ ALL_SET = ("--var", "CHURN_STORES_TRACKING_URI=http://mlflow", "--var", "CHURN_I
 
 @needs_act
 @pytest.mark.parametrize("fails, ends", [("nothing", "deployed"), ("gate", "refused"), ("build", "put back"), ("push", "put back"), ("deploy", "put back")])
-def test_the_gate_decides_whether_an_image_is_built_and_what_is_not_deployed_is_no_champion(act, fails, ends):
+def test_only_a_deployed_model_stays_champion(act, fails, ends):
+    "The gate decides whether an image is built; a version that is promoted and not deployed is rolled back."
     returned, said, calls = act("mlops", *ALL_SET, churn='if [ "$2" = 02_promote ]; then exit 1; fi' if fails == "gate" else "exit 0",
                                 docker=f'if [ "$1" = {fails} ]; then exit 1; fi; if [ "$1" = image ]; then echo registry.example/churn@sha256:0; fi', deploy=f"exit {int(fails == 'deploy')}")
     assert returned == int(fails != "nothing") and "customers=900" in calls[0], said
@@ -286,7 +290,7 @@ esac
     ("", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; the version before it answers again"),
     ("undo", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; and there was nothing to put back, or it does not start either"),
 ], ids=["good", "refused", "not ready", "another version", "nothing before"])
-def test_a_deployment_is_asked_and_put_back_where_it_does_not_answer(server, tmp_path, fails, version, code, last):
+def test_a_deployment_that_fails_its_smoke_test_is_undone(server, tmp_path, fails, version, code, last):
     (tmp_path/"k8s/overlays/prod").mkdir(parents=True)
     shutil.copytree(ROOT/".github", tmp_path/".github")
     for name, text in (("kubectl", KUBECTL), ("kustomize", '#!/bin/bash\necho "kustomize $*" >> "$CALLED"\n')):

@@ -89,7 +89,7 @@ def one(line, *args, **kw):
     return answer(f)
 
 @pytest.mark.parametrize("path", GOOD)
-def test_a_mangled_body_is_told_what_is_wrong(server, lines, path):
+def test_a_mangled_body_gets_a_descriptive_error(server, lines, path):
     @given(mangled(GOOD[path]) | st.binary(max_size=100))
     @hyp(max_examples=300, deadline=None, suppress_health_check=quiet)
     def check(body): told(path, one(lines(server.url), body, path=path)) # on one connection: each answer is the answer to its question

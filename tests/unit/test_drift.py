@@ -165,7 +165,7 @@ def test_a_large_psi_of_few_rows_is_not_drift():
 def test_adjusted_pvalues_are_scipys(p):
     assert d.benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p), abs=1e-15)
 
-def test_false_alarms_of_the_whole_report_are_rare_on_tables_as_they_come():
+def test_false_alarms_of_a_whole_report_are_rare():
     "Ties, missing values, text, a constant: nothing moved, 13 features, 250 reports."
     rng, alarms = np.random.default_rng(3), 0
     def table(n):

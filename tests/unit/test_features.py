@@ -124,7 +124,7 @@ got = t.f.point_in_time(t.table(log), [dt.date(1997, 4, 1)], [24])
 t.same(t.as_dict(got), t.brute(log, t.AS_OF[:1], [24]))
 assert str(got.event_timestamp.dt.tz) == "UTC" and t.f.labels(t.table(log), [dt.date(1997, 4, 1)], 90).churn.tolist() == [0]
 '''
-def test_a_date_means_its_midnight_in_utc_in_any_time_zone():
+def test_a_date_means_midnight_utc_in_any_time_zone():
     subprocess.run([sys.executable, "-c", IN_LOS_ANGELES], check=True, env={"TZ": "America/Los_Angeles", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT/'tests'}"})
 
 @quick(60)
@@ -249,7 +249,7 @@ def test_old_windows_are_missing_and_nothing_else(small):
         keep = [*f.LIFETIME, *OF_THE_MOMENT]
         assert (bits(got, keep) == bits(want.sort_values("customer_id"), keep)).all() and got[f.LIFETIME].notna().all(axis=None)
 
-def test_features_of_the_moment_are_one_in_all_places(small):
+def test_request_time_features_are_equal_in_all_places(small):
     "On-demand view, function and SQL at random moments, to the microsecond, for customers who did not buy since the stored row."
     s, _, log = small
     store, rng, parts, names = f.apply_store(s), np.random.default_rng(3), [], ["customer_id", "event_timestamp"]
@@ -301,7 +301,7 @@ def test_rows_are_built_again_only_where_something_changed(small, tmp_path):
     f.training_rows(configured(s.paths.workspace, features__label_days=60, paths__data=str(data)), 60)
     assert all(files(s)[n] != t for n, t in before.items())
 
-def test_a_step_takes_the_customers_that_the_workspace_was_built_with(small, tmp_path):
+def test_a_step_keeps_the_customers_of_the_workspace(small, tmp_path):
     "What a step is not told it must not decide anew: `papermill nbs/02_promote.ipynb` on a workspace of all customers would keep 2,000 of them."
     s = copy_of(small, tmp_path)
     before = files(s)
@@ -311,7 +311,7 @@ def test_a_step_takes_the_customers_that_the_workspace_was_built_with(small, tmp
     assert files(s) == before
     assert f.customers_to_use(configured(tmp_path/"new"), -1, lesson=False) == 0, "all, as in a run"
 
-def test_a_rebuild_says_what_changed(small, tmp_path, caplog):
+def test_a_rebuild_logs_what_changed(small, tmp_path, caplog):
     s = copy_of(small, tmp_path)
     f.training_rows(s, N)
     assert not caplog.messages

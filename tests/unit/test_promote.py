@@ -47,7 +47,7 @@ def registry(registries): return registries("sqlite")
 
 # Deciding, deploying, taking back
 
-def test_a_worse_and_an_equal_challenger_are_refused_and_every_number_is_kept(registry):
+def test_a_worse_or_equal_challenger_is_refused_and_recorded(registry):
     s = registry.world("refused", 0, "strong")
     assert p.run_gate(s, ROWS)[0].promoted
     for v, which in (("2", "weak"), ("3", "strong")):
@@ -69,7 +69,7 @@ def test_what_else_refuses(registry):
     assert not p.decide(m, model, (msgspec.structs.replace(m, features=m.features[::-1]), model), ROWS, gate(beat_champion=[])).promoted
     assert not p.decide(m, model, None, ROWS, gate(floors=[], beat_baseline=[])).promoted
 
-def test_nobody_to_judge_or_to_deploy(registry):
+def test_without_a_model_gate_deploy_and_rollback_are_refused(registry):
     s = registry.world("nobody")
     for f in (lambda: p.deploy_champion(s), lambda: p.run_gate(s, ROWS), lambda: p.rollback(s), lambda: p.rollback(s, to="1")): refused(f)
     assert registry.state(s) == ({}, {}, [], None)
@@ -103,7 +103,8 @@ def test_deploying_twice_is_deploying_once_and_old_bundles_stay(registry):
     assert p.deploy_champion(s) == p.deploy_champion(s) == bundles/"2"
     assert tree(bundles/"1") == first and sorted(f.name for f in bundles.iterdir() if not f.name.startswith(".")) == ["1", "2", "current"]
 
-def test_a_bundle_carries_the_rows_that_let_it_through_first_also_where_it_stood_in_shadow_before(registry):
+def test_a_bundle_carries_the_gate_rows_of_its_first_promotion(registry):
+    "Also where the version was deployed as shadow before."
     s = registry.world("card", 1, "strong")
     on = s.model_copy(update={"serve": s.serve.model_copy(update={"shadow": True})})
     bundles, card = Workspace(s.paths.workspace).bundles, lambda v: read_bundle(bundles/v)[0].card

@@ -50,7 +50,7 @@ def test_notebooks_are_lessons(nb):
                 assert any(x.end_lineno - x.lineno + 1 >= .75*n for x in ast.parse(src).body), f"a cell of {n} lines holds several things: {lines[:3]}"
 
 @pytest.mark.parametrize("name", ["00_features", "01_train", "02_promote", "03_drift", "04_serve", "10_settings", "11_data", "12_pipeline"])
-def test_lessons_of_the_course_end_with_a_summary_and_three_exercises(name):
+def test_course_notebooks_end_with_summary_and_three_exercises(name):
     cells = json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"]
     *_, short, exercises = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
     assert short.startswith("## In short") and short.count("\n|") > 5
@@ -116,7 +116,7 @@ def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
     assert not server.exists()
 
 @pytest.mark.parametrize("nb", ["04_serve", "10_settings", "42_batching"]) # a long one, a short one, and one with event loops
-def test_nbdev_test_runs_a_notebook_under_the_name_that_people_type(nb):
+def test_the_nbdev_test_command_runs_a_notebook(nb):
     "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
     done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr

@@ -63,14 +63,15 @@ def test_ctrl_c_ends_it_in_order(tmp_path):
     s.process.stdout.close()
     assert "Traceback" not in s.logfile.read_text()
 
-def test_a_taken_port_and_an_open_address_are_refused_in_one_line(tiny_bundle):
+def test_a_taken_port_or_open_address_is_refused(tiny_bundle):
+    "The error is one line."
     s = settings_for(tiny_bundle)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ServeError, match=f"port {taken.getsockname()[1]}: .*choose another"): run_server(s, port=taken.getsockname()[1])
     for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
         with pytest.raises(ServeError, match="reachable from other machines"): run_server(s, host=host, port=0)
 
-def test_it_starts_without_a_bundle_and_takes_the_first_that_comes(tmp_path):
+def test_the_server_starts_without_a_bundle_and_takes_the_first(tmp_path):
     with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c:
         assert "churn run" in s.greeting
         for path in ("/livez", "/v2/health/live", "/openapi.json", "/metrics"): assert c.get(path).status_code == 200
@@ -151,7 +152,7 @@ def test_bad_input_is_named(api, path, body, status, field):
     assert e["field"] == field and e["message"] and field in r.json()["detail"]
     if body.startswith(b"[" + ok + b", "): assert path == "/predict/batch" and e["row"] == 1
 
-def test_a_model_that_overflows_says_so_instead_of_null(tmp_path):
+def test_a_model_that_overflows_gives_an_error_instead_of_null(tmp_path):
     rows = [[1., 2., 3.]]
     m = manifest(self_test=SelfTest(rows=rows, probability=probability(np.array(rows) * 1000).tolist()))
     write_bundle(tmp_path/"bundle", onnx_model(scale=1000.), m); switch_current(tmp_path/"bundle", "1")
@@ -163,11 +164,11 @@ def test_a_model_that_overflows_says_so_instead_of_null(tmp_path):
     assert is_problem(r) and r.status_code == 400 and "no probability" in r.json()["detail"]
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp"])
-def test_a_body_must_say_that_it_is_json(api, kind):
+def test_a_body_must_be_declared_as_json(api, kind):
     r = api.post("/predict", content=ok, headers={"Content-Type": kind} if kind else {})
     assert is_problem(r) and r.status_code == 415 and "application/json" in r.json()["detail"]
 
-def test_json_with_a_charset_is_json_and_a_compressed_body_is_not(api):
+def test_a_charset_is_accepted_and_a_compressed_body_refused(api):
     assert api.post("/predict", content=ok, headers={"Content-Type": "application/json; charset=utf-8"}).status_code == 200
     r = api.post("/predict", content=ok, headers=JSON | {"Content-Encoding": "gzip"})
     assert is_problem(r) and r.status_code == 415
@@ -238,14 +239,15 @@ def by_id(tiny_bundle, monkeypatch):
     monkeypatch.setattr("churn_nb.serve.FeastOnline", StandIn)
     return TestClient(create_app(settings_for(tiny_bundle)))
 
-def test_ids_and_features_mix_in_one_batch_with_one_call_to_the_store(by_id):
+def test_ids_and_features_mix_in_a_batch(by_id):
+    "The store is called once for the batch."
     StandIn.calls = 0
     got = by_id.post("/predict/batch", json=[{"customer_id": 2}, row([50, 10, 1]), {"customer_id": 1}]).json()
     np.testing.assert_allclose([a["probability"] for a in got], probability([[30, 100, np.nan], [50, 10, 1], [30, 100, 2]]), atol=1e-6)
     assert [a["missing_features"] for a in got] == [["gap"], [], []] and StandIn.calls == 1
 
 @pytest.mark.parametrize("warm, calls", [("no", 0), ("yes", 1)])
-def test_the_store_is_opened_before_ready_where_the_settings_say_so(tiny_bundle, monkeypatch, warm, calls):
+def test_the_store_is_opened_before_ready_if_configured(tiny_bundle, monkeypatch, warm, calls):
     monkeypatch.setattr("churn_nb.serve.FeastOnline", StandIn)
     StandIn.calls = 0
     with TestClient(create_app(settings_for(tiny_bundle, warm_store=warm))) as c: assert c.get("/readyz").status_code == 200 and StandIn.calls == calls
@@ -256,7 +258,7 @@ def test_an_unknown_customer_is_404_and_named(by_id):
     r = by_id.post("/predict/batch", json=[{"customer_id": 1}, {"customer_id": 99}])
     assert r.status_code == 404 and r.json()["errors"][0]["row"] == 1
 
-def test_a_value_that_the_model_needs_and_the_store_lacks_is_not_guessed(by_id):
+def test_a_required_value_missing_in_the_store_is_503(by_id):
     r = by_id.post("/predict", json={"customer_id": 3})
     assert is_problem(r) and r.status_code == 503 and "no age" in r.json()["detail"] and r.headers["retry-after"]
 
@@ -346,7 +348,7 @@ def test_tritonclient_gets_the_same_numbers_in_json_and_binary(client, n, binary
     assert p.dtype == np.float32 and p.shape == (n, 1) and r.get_response()["model_version"] == "1" and r.get_response()["id"] == "r1"
     np.testing.assert_allclose(p[:, 0], probability(X), atol=1e-6)
 
-def test_null_in_json_is_a_gap_where_the_feature_may_be_missing(api):
+def test_null_in_json_is_accepted_for_nullable_features(api):
     send = lambda data: api.post("/v2/models/churn/infer", json={"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 3], "data": data}]})
     assert send([[1, 2, None]]).json()["outputs"][0]["data"] == send([1, 2, 0]).json()["outputs"][0]["data"]
     r = send([None, 2, 3])
@@ -383,10 +385,10 @@ def test_no_lie_about_binary_data_is_a_5xx(api, shape, size, tail, off):
     (onnx_model(bias=1.), {}, "self test"), (onnx_model(k=4), {}, r"\[N, 4\]"),
     (onnx_model(), {"input": "x"}, "x float"), (onnx_model(), {"output": "label"}, "label float"),
     (b"no graph", {}, "not an ONNX file"), (b"", {}, "not an ONNX file")])
-def test_a_bundle_with_right_hashes_and_a_wrong_model_is_refused(tmp_path, model, change, says):
+def test_a_wrong_model_with_right_hashes_is_refused(tmp_path, model, change, says):
     with pytest.raises(BundleError, match=says): Model.load(write_bundle(tmp_path, model, manifest(**change)))
 
-def test_a_feature_is_nullable_only_if_the_model_has_an_answer_without_it(tmp_path):
+def test_a_model_must_predict_without_its_nullable_features(tmp_path):
     m = onnx.load_from_string(onnx_model())
     del m.graph.node[:2]; m.graph.node[0].input[0] = "features" # without the two nodes that turn nan into 0
     rows = [[1., 2., 3.]]
@@ -431,7 +433,7 @@ def test_swapping_under_load_gives_no_failed_and_no_mixed_answer(tmp_path):
     assert not wrong and set(seen) >= {"1", "2"} and len(seen) > 50
     assert [(r["level"], r["still_serving"]) for r in refusals] == [("error", "2")] and "model.onnx" in refusals[0]["message"]
 
-def test_an_unchanged_bundle_is_loaded_once_and_a_refused_one_reported_once(tmp_path, caplog):
+def test_unchanged_bundles_load_once_and_refusals_are_logged_once(tmp_path, caplog):
     put_live(tmp_path)
     current = create_app(settings_for(tmp_path)).state.current
     first = current.model
@@ -502,7 +504,7 @@ def test_the_openapi_document_has_real_examples_and_covers_every_route(api):
     assert features["properties"]["gap"]["type"] == ["number", "null"]
     assert api.get("/docs").status_code == 200
 
-def test_the_page_needs_nothing_from_elsewhere(api):
+def test_the_status_page_needs_nothing_from_elsewhere(api):
     r = api.get("/")
     csp = r.headers["content-security-policy"]
     assert r.headers["content-type"].startswith("text/html") and "default-src 'none'" in csp and "unsafe" not in csp

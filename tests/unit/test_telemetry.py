@@ -19,7 +19,7 @@ def device_files(home, first):
     subprocess.run([sys.executable, "-c", first + SESSION], env=env, check=True, timeout=300)
     return [f for f in home.rglob("*") if "icrosoft" in str(f)]
 
-def test_onnxruntime_leaves_a_device_id_where_nobody_forbids_it(tmp_path):
+def test_onnxruntime_leaves_a_device_id_unless_forbidden(tmp_path):
     "Or the next test could not fail."
     assert device_files(tmp_path, "")
 

@@ -103,7 +103,7 @@ def test_parity_on_every_split_threshold(fitted, name):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", list(CALIBRATORS))
-def test_the_corrected_graph_is_the_corrected_model(fitted, name, kind):
+def test_the_calibrated_graph_is_the_calibrated_model(fitted, name, kind):
     data, models = fitted
     V, T = data["validation"], data["test"]
     whole = t.Calibrated(models[name][0], CALIBRATORS[kind].fit(V.y, t.predict(models[name][0], V.X)))
@@ -179,7 +179,7 @@ def test_the_file_is_the_same_in_every_process():
 
 @quick(100)
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 4))
-def test_no_fold_trains_on_a_label_from_after_the_date_it_is_judged_on(days, label_days, n):
+def test_folds_train_only_on_labels_known_at_their_date(days, label_days, n):
     dates = np.datetime64("1997-01-01") + np.array(days, "timedelta64[D]")
     folds = t.time_folds(dates, label_days, n)
     assert len(folds) <= n
@@ -189,7 +189,7 @@ def test_no_fold_trains_on_a_label_from_after_the_date_it_is_judged_on(days, lab
         rest = np.setdiff1d(np.arange(len(dates)), a)
         assert (dates[rest] + np.timedelta64(label_days, "D") > dates[b][0]).all() # and none that was known is left out
 
-def test_the_search_stops_where_the_loss_on_the_judged_date_is_smallest(fitted):
+def test_early_stopping_finds_the_smallest_validation_loss(fitted):
     data, _ = fitted
     model = t.candidates(configured("unused"))["hist_gradient_boosting"][0]
     A, B = data["train"], data["validation"]
@@ -258,7 +258,7 @@ def recorded(runs):
 
 def runs_of(client, s): return client.search_runs([client.get_experiment_by_name(s.train.experiment).experiment_id], max_results=1000)
 
-def test_every_run_says_what_it_was(recorded, rows):
+def test_every_run_records_its_provenance(recorded, rows):
     client, s, result = recorded
     every = {r.info.run_name: r for r in runs_of(client, s)}
     parent, found = every["training"], {k: r for k, r in every.items() if k in ("recency_baseline", *KINDS)}
@@ -289,7 +289,7 @@ def test_every_variant_that_was_tried_is_a_nested_run(recorded):
             folds = [m.value for m in client.get_metric_history(mine[v].info.run_id, "fold_log_loss")]
             assert len(folds) == 2 and np.mean(folds) == pytest.approx(loss)
 
-def test_the_card_and_the_manifest_tell_how_it_decides(recorded):
+def test_the_model_card_and_manifest_explain_the_decision(recorded):
     client, s, result = recorded
     import mlflow
     card = mlflow.artifacts.load_text(f"runs:/{result['run_id']}/model_card.md")

@@ -29,7 +29,7 @@ def table(n, seed=0):
 
 def X_of(t): return np.column_stack([t[c].to_numpy(zero_copy_only=False).astype(np.float32) for c in ("age", "usage_minutes", "gap")])
 
-def test_parquet_keeps_order_columns_and_types_and_answers_as_the_api(live, tmp_path):
+def test_parquet_keeps_order_and_types_and_scores_like_the_api(live, tmp_path):
     settings, model = live
     pq.write_table(t := table(1234), tmp_path/"in.parquet", row_group_size=100)
     done = score_file(settings, model, tmp_path/"in.parquet", tmp_path/"out.parquet", portion=500)
@@ -42,7 +42,8 @@ def test_parquet_keeps_order_columns_and_types_and_answers_as_the_api(live, tmp_
     assert (done.rows, done.scored, done.rejected, done.at_risk) == (1234, 1234, 0, sum(a.churn_risk for a in answers)) and 0 < done.at_risk < 1234
     assert done.unused == ["id", "joined", "tags"] and not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob("*rejects*"))
 
-def test_reasons_are_of_rows_at_risk_and_equal_to_scoring_each_row_again(live, tmp_path):
+def test_reasons_of_rows_at_risk_equal_scoring_them_again(live, tmp_path):
+    "Rows that are not at risk have no reasons."
     settings, model = live
     pq.write_table(t := table(300), tmp_path/"in.parquet")
     score_file(settings, model, tmp_path/"in.parquet", tmp_path/"out.parquet", reasons=2)
@@ -116,7 +117,7 @@ def test_every_row_is_scored_or_rejected_with_its_number(tmp_path_factory, rows,
     assert numbers_ == [i + 1 for i, ok in enumerate(good) if not ok]
     assert done.exit_code == (2 if rows and not any(good) else 0)
 
-def test_rejects_say_where_what_and_why_and_hold_the_row(live, tmp_path):
+def test_rejects_hold_the_row_its_place_and_the_reason(live, tmp_path):
     settings, model = live
     (tmp_path/"in.csv").write_text("id,age,usage_minutes,gap\na,42,1,\nb,old,1,\nc,42,,\nd,42,1e39,\ne,42\nf,42,1,2,3\ng,42,1,2\n")
     done = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", tmp_path/"bad.csv")
@@ -127,7 +128,8 @@ def test_rejects_say_where_what_and_why_and_hold_the_row(live, tmp_path):
     assert pd.read_csv(tmp_path/"out.csv").id.tolist() == ["a", "g"] and done.exit_code == 0
     assert f"5 of 7 rows rejected; {tmp_path/'bad.csv'} says why" in done.lines()
 
-def test_every_row_rejected_is_code_2_and_a_later_good_run_takes_the_old_rejects_away(live, tmp_path):
+def test_a_file_without_a_valid_row_ends_with_code_2(live, tmp_path):
+    "A later run without rejected rows removes the old rejects file."
     settings, model = live
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap\nx,1,\n")
     done = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv")
@@ -168,13 +170,13 @@ def test_the_default_path_of_rejects_is_checked_as_any_other(live, tmp_path):
 
 @rules(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
-def test_a_file_that_is_no_rejects_file_is_left_as_it_is(content):
+def test_a_foreign_file_at_the_rejects_path_is_kept(content):
     with tempfile.TemporaryDirectory() as folder:
         (there := Path(folder)/"scored.rejects.csv").write_bytes(content)
         with pytest.raises(DataError, match="is not a rejects file"): check_rejects(there, {})
         assert there.read_bytes() == content
 
-def test_parts_in_a_folder_of_somebody_else_are_refused_and_kept(live, tmp_path):
+def test_a_parts_folder_with_foreign_files_is_refused_and_kept(live, tmp_path):
     settings, model = live
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap\n42,1,\n")
     (tmp_path/"out.csv.parts").mkdir()
@@ -182,7 +184,8 @@ def test_parts_in_a_folder_of_somebody_else_are_refused_and_kept(live, tmp_path)
     with pytest.raises(DataError, match="holds files that `churn score` did not write"): score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv")
     assert (tmp_path/"out.csv.parts"/"000000.parquet").read_text() == "mine" and not (tmp_path/"out.csv").exists()
 
-def test_texts_in_a_parquet_column_of_numbers_and_numbers_of_other_types(live, tmp_path):
+def test_parquet_columns_of_other_types_are_read_as_numbers(live, tmp_path):
+    "Texts are read as numbers too; a row whose text is not a number is rejected."
     settings, model = live
     pq.write_table(pa.table({"age": pa.array(["42", "?", "70"]).dictionary_encode(), "usage_minutes": pa.array([310, 1, 100], pa.decimal128(9, 2)), "gap": [True, None, False]}), tmp_path/"in.parquet")
     done = score_file(settings, model, tmp_path/"in.parquet", tmp_path/"out.parquet", reasons=0)
@@ -190,7 +193,8 @@ def test_texts_in_a_parquet_column_of_numbers_and_numbers_of_other_types(live, t
     assert (done.scored, done.rejected) == (2, 1) and pa.types.is_dictionary(out.schema.field("age").type)
     np.testing.assert_allclose(out["probability"].to_numpy(), probability([[42, 310, 1], [70, 100, 0]]), atol=1e-6)
 
-def test_rows_that_are_not_utf8_are_rejected_and_a_description_reads_them(live, tmp_path):
+def test_non_utf8_rows_are_rejected_unless_an_encoding_is_given(live, tmp_path):
+    "The encoding is given by the description of the data set."
     settings, model = live
     (tmp_path/"in.csv").write_bytes("age,usage_minutes,gap,city\n42,1.5,,Köln\n43,2,,Bonn\n".encode("cp1252"))
     assert [score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored, "not UTF-8" in (tmp_path/"out.rejects.csv").read_text()] == [1, True]
@@ -251,7 +255,8 @@ def plans():
     features = [feature("tenure"), feature("plan", nullable=True, values=d.values[1]), feature("spend")]
     return d, fitted, SimpleNamespace(manifest=card(features, reference=[30, "pro", 0]), predict=lambda X: session.run(["probability"], d.feed(X))[0])
 
-def test_categories_by_their_texts_and_unseen_ones_are_scored_and_counted(plans, tmp_path):
+def test_unseen_categories_are_scored_and_counted(plans, tmp_path):
+    "Categories are read by their text, also from a column of integers."
     d, fitted, model = plans
     frame = pd.DataFrame({"plan": ["basic", "pro", "gold", None, "408", "silver"], "spend": [.5]*6, "tenure": [3, 50, 10, 20, 30, 5]})
     frame.to_csv(tmp_path/"in.csv", index=False)
@@ -267,7 +272,7 @@ def test_categories_by_their_texts_and_unseen_ones_are_scored_and_counted(plans,
     done = score_file(settings_for(tmp_path), model, tmp_path/"numbers.parquet", tmp_path/"out.parquet")
     assert abs(pd.read_parquet(tmp_path/"out.parquet").probability[0] - p[4]) < 1e-6 and done.unseen == {"plan": [1, "1"]}
 
-def test_a_category_may_be_called_none_where_its_description_says_so(plans, tmp_path):
+def test_a_description_can_make_none_a_category(plans, tmp_path):
     d, _, model = plans
     pd.DataFrame({"plan": ["none", "NA", ""], "spend": [.5]*3, "tenure": [30]*3}).to_csv(tmp_path/"in.csv", index=False)
     score = lambda **kw: (score_file(settings_for(tmp_path), model, tmp_path/"in.csv", tmp_path/"out.parquet", **kw).unseen, pd.read_parquet(tmp_path/"out.parquet").probability.tolist())
@@ -329,7 +334,8 @@ def test_a_source_that_changes_meanwhile_gives_no_output(live, tmp_path):
     assert not (tmp_path/"out.csv").exists()
     assert score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored == 2
 
-def test_a_full_disk_is_one_line_and_what_was_scored_is_kept(live, tmp_path):
+def test_a_full_disk_keeps_the_scored_chunks(live, tmp_path):
+    "The error is one line."
     settings, model = live
     dirty_csv(tmp_path/"in.csv", 20_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -362,7 +368,8 @@ def dirty_csv(path, n=10_000):
     write_rows(path, [["id", "age", "usage_minutes", "gap"], *rows])
 
 @pytest.mark.parametrize("out", ["out.parquet", "out.csv"])
-def test_a_killed_process_costs_a_portion_and_the_result_is_the_same_to_the_byte(live, tmp_path, out):
+def test_a_killed_run_resumes_and_gives_identical_bytes(live, tmp_path, out):
+    "Only the chunk that was in work is scored again."
     settings, model = live
     dirty_csv(tmp_path/"in.csv")
     process, parts = slow(tmp_path, "in.csv", out, .2), tmp_path/f"{out}.parts"
@@ -418,7 +425,7 @@ def test_a_torn_part_is_scored_again(live, tmp_path):
     assert done.rows == 2000 and 1 <= done.resumed < 4
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_portions_and_threads_change_no_value(live, tmp_path, kind):
+def test_chunks_and_threads_change_no_value(live, tmp_path, kind):
     settings, model = live
     dirty_csv(tmp_path/"in.csv", 3000)
     if kind == "parquet": pq.write_table(table(3000), tmp_path/"in.parquet", row_group_size=700)

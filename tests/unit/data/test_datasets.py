@@ -61,7 +61,7 @@ def test_a_fresh_clone_pulls_and_verifies(tmp_path):
     s = load_settings({"paths.data": str(root/"data"), "paths.workspace": str(tmp_path/"ws")}, environ={})
     assert d.data_hash(s) == f"md5:{want}" and len(d.load_events(s)) == 69_659 and tree(root) == before
 
-def test_what_a_run_writes_beside_the_data_is_no_change_of_the_repository(tmp_path):
+def test_files_written_beside_the_data_are_ignored_by_git(tmp_path):
     root, made = clone(tmp_path), ["data/cdnow.csv", "data/.cdnow.csv.lock"]
     assert not any((root/f).exists() for f in made)
     assert subprocess.run(["git", "check-ignore", *made], cwd=root, capture_output=True, text=True).stdout.split() == made

@@ -92,7 +92,7 @@ def test_a_parquet_log_with_amounts_as_text(read):
     _, out, _ = read(purchases().astype({"amount": str}), "f.parquet", kind="events")
     np.testing.assert_allclose(out.amount, purchases().amount)
 
-def test_rows_of_a_log_that_are_no_purchases_are_counted_and_said(read):
+def test_rows_that_are_not_purchases_are_dropped_and_counted(read):
     df = purchases().astype({"customer": "Int64"})
     df.loc[:9, "amount"], df.loc[10:14, "at"], df.loc[15:17, "customer"] = -1, pd.NaT, pd.NA
     d, _, made = read(df, kind="events")
@@ -101,7 +101,7 @@ def test_rows_of_a_log_that_are_no_purchases_are_counted_and_said(read):
 
 # names
 
-def test_names_are_mended_and_said():
+def test_names_are_normalised_and_every_change_is_reported():
     names, found = clean_names(["a", "a", "A", "", 'b"c\\', " d ", "e\u200b", "Gro\u0308ße"])
     assert names == ["a", "a_", "A__", "column_4", "bc", "d", "e", "Größe"] and len(found) == 7
 

@@ -28,7 +28,7 @@ leaks = {"a number that knows": ("final_bill", lambda df, r: df.churn*100 + r.no
          "empty only for those who left": ("next_bill", lambda df, r: np.where(df.churn, np.nan, r.normal(0, 1, N).round(4)))}
 
 @pytest.mark.parametrize("what", leaks)
-def test_a_column_that_knows_the_answer_is_dropped_and_said(tmp_path, what):
+def test_a_column_that_leaks_the_label_is_dropped_and_reported(tmp_path, what):
     name, make = leaks[what]
     df = clean()
     df[name] = make(df, np.random.default_rng(1))
@@ -50,7 +50,7 @@ useless = {"constant": ("country", lambda df, r: "DE", "same value in all"), "nu
            "an id in text": ("mail", lambda df, r: [f"a{i}@example.org" for i in range(N)], "ids or prose"), "empty": ("fax", lambda df, r: None, "it is empty")}
 
 @pytest.mark.parametrize("what", useless)
-def test_columns_that_mean_nothing_are_dropped_and_said(tmp_path, what):
+def test_columns_that_mean_nothing_are_dropped_and_reported(tmp_path, what):
     name, make, words = useless[what]
     df = clean()
     df[name] = make(df, np.random.default_rng(1))
@@ -62,7 +62,8 @@ def test_the_second_of_two_equal_columns_is_dropped(tmp_path):
     assert d.names == ["tenure", "fee", "plan", "minutes", "nearly"] and said["duplicate"] == [
         "fee_again: equal to fee in all rows; left out", "plan_again: equal to plan in all rows; left out"]
 
-def test_twins_share_a_number_so_that_the_split_keeps_them_together(tmp_path):
+def test_near_duplicate_rows_share_a_number_for_the_split(tmp_path):
+    "So the split keeps them on one side."
     df = clean()
     df = pd.concat([df, df[:40].assign(customer_id=lambda d: d.customer_id + N, fee=lambda d: d.fee*1.0001)])
     d, said = found(tmp_path, df)
@@ -88,7 +89,8 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     assert said["unlabelled"] == ["churn: 10 rows without a label are not used for training"]
     assert prepare(d, tmp_path/"out.parquet")["rows"] == N - 10
 
-def test_mixed_types_count_as_missing_up_to_a_twentieth_and_are_text_beyond(tmp_path):
+def test_few_invalid_numbers_are_missing_and_many_make_text(tmp_path):
+    "The limit is a twentieth of the values."
     mixed = lambda every: clean().assign(fee=lambda df: df.fee.astype(str).where(df.index % every > 0, "unknown"))
     d, said = found(tmp_path, mixed(40))
     assert "fee" not in d.categories and "15 of 600 values are no numbers and count as missing" in said["mixed"][0]
@@ -96,12 +98,12 @@ def test_mixed_types_count_as_missing_up_to_a_twentieth_and_are_text_beyond(tmp_
     assert pd.read_parquet(tmp_path/"out.parquet").fee.isna().sum() == 15
     assert "fee" not in found(tmp_path, mixed(5))[0].names # prices as text are ids or prose
 
-def test_dates_as_text_are_left_out_and_said(tmp_path):
+def test_dates_as_text_are_left_out_and_reported(tmp_path):
     for text in ("2024-03-{:02}", "{}.3.2024", "{}/3/2024"):
         d, said = found(tmp_path, clean().assign(since=[text.format(i % 28 + 1) for i in range(N)]))
         assert "since" not in d.names and "dates as text" in said["date"][0], text
 
-def test_thousands_separators_are_read_and_said(tmp_path):
+def test_thousands_separators_are_read_and_reported(tmp_path):
     d, said = found(tmp_path, clean().assign(revenue=lambda df: (df.fee*1000).map("${:,.2f}".format)))
     assert "have thousands separators" in said["thousands"][0]
     prepare(d, tmp_path/"out.parquet")

@@ -54,7 +54,7 @@ def test_asking_for_another_truth_changes_no_event(small, change):
     people, events = blocks(replace(SMALL, **change), "customers", "events")
     for a, b in zip(read(small), (people, events)): pd.testing.assert_frame_equal(a, b)
 
-def test_lives_do_not_depend_on_how_much_is_logged_of_them(small):
+def test_customer_lives_do_not_depend_on_the_event_rate(small):
     (truth,) = blocks(replace(SMALL, events_per_day=5., late=.5), "truth")
     pd.testing.assert_frame_equal(read(small)[2], truth)
 
@@ -84,7 +84,7 @@ def test_each_kind_has_its_own_numbers(small):
     assert ((log.amount > 0) == pays).all() and ((log.quantity > 0) == pays).all() and ((log.usage_minutes > 0) == uses).all()
     assert (log.kind.value_counts() > 500).all() and (log.amount == log.amount.round(2)).all()
 
-def test_times_lie_in_the_log_and_in_the_life_of_the_customer(daily):
+def test_event_times_lie_within_the_log_and_customer_life(daily):
     people, log, truth = daily
     start, end = pd.Timestamp("2025-01-01", tz="UTC"), pd.Timestamp("2025-03-02", tz="UTC")
     day = log.event_timestamp.dt.normalize()

@@ -74,7 +74,7 @@ def test_weighted_ranking_is_scikit_learns_sample_weight(case, seed):
         np.testing.assert_allclose(r.average_precision(ones, zeros),
                                    [average_precision_score(labels, scores, sample_weight=v) for v in w])
 
-def test_ranking_without_weight_in_a_class_is_nan_without_a_warning(recwarn):
+def test_ranking_a_class_without_weight_gives_nan_silently(recwarn):
     r = e.Ranking(np.array([1, 0]), np.array([.9, .1]))
     assert np.isnan(r.auc(*r.groups(np.array([[1, 0]])))).all()
     assert np.isnan(r.average_precision(*r.groups(np.array([[0, 1]])))).all()
@@ -93,7 +93,8 @@ def test_a_resample_is_the_metric_of_the_copied_rows(case, seed):
 
 # Customers
 
-def test_weights_hold_customers_together_and_draw_as_many_as_there_are():
+def test_cluster_weights_resample_whole_customers():
+    "Each draw has as many customers as there are."
     who = np.repeat(["c", "a", "b"], [3, 1, 2])
     w = np.concatenate(list(e.cluster_weights(who, 400, 1)))
     assert w.shape == (400, 6) and w.dtype.kind == "i"
@@ -141,7 +142,7 @@ def test_copies_of_a_row_are_no_news(metric):
     copied = e.compare(*(v.repeat(3) for v in (y, a, b)), np.arange(300).repeat(3), metric, rounds=100, **COSTS)
     np.testing.assert_allclose(*([r.difference, r.se, r.p_value] for r in (copied, once)))
 
-def test_one_customer_says_nothing_about_customers():
+def test_comparing_on_a_single_customer_is_refused():
     y, a, b, _ = world()
     with pytest.raises(ValueError, match="^clusters: 1 customer, .*$"): e.compare(y, a, b, ["x"]*len(y))
 
@@ -240,7 +241,7 @@ def test_rounding_noise_is_no_difference():
     y, a, _, who = world()
     assert e.compare(y, a, a*(1 + 1e-15), who).p_value == 1
 
-def test_error_rates_of_ten_rounds_have_the_shape_of_the_claim():
+def test_error_rates_show_high_power_for_a_large_effect():
     r = e.error_rates(2000, 40, effect=.6, seed=1)
     assert r["compare, log-loss"]["share"] > .9 and 0 <= r["higher AUC"]["se"] < .1
 
@@ -265,14 +266,15 @@ def test_slices_cover_all_rows_and_name_what_is_missing():
     whole = e.slices(frame, y, p, {"all": np.zeros(400)}, who).iloc[0]
     assert np.isclose(whole.auc, roc_auc_score(y, p)) and np.isclose(whole.log_loss, e.evaluate(y, p)["log_loss"])
 
-def test_a_slice_of_one_class_or_one_customer_has_no_auc_or_interval(recwarn):
+def test_too_small_slices_have_no_auc_or_interval(recwarn):
+    "A slice of one class has no AUC, and a slice of one customer has no interval."
     t = e.slices(pd.DataFrame({"g": list("aabb")}), [1, 1, 0, 1], [.9, .8, .1, .7], {"g": "g"}, [1, 1, 2, 3])
     assert np.isnan(t.auc[0]) and t.auc[1] == 1 and np.isnan(t.low[0]) and np.isfinite(t.low[1])
     assert not recwarn
 
 @quick
 @given(scored(), st.integers(1, 12))
-def test_gain_ends_with_everybody(case, groups):
+def test_gain_reaches_one_with_all_customers(case, groups):
     y, p, _, _ = case
     t = e.gain_table(y, p, groups)
     assert t.n.sum() == len(y) and np.isclose(t.gain.iloc[-1], 1) and np.isclose((t.lift*t.n).sum(), len(y))
@@ -329,7 +331,7 @@ def test_bad_arguments_are_value_errors_of_one_line(call, says):
     with pytest.raises(ValueError) as error: call(*world())
     assert says in str(error.value) and "\n" not in str(error.value)
 
-def test_every_public_function_says_what_it_does():
+def test_every_public_function_has_a_docstring():
     for name in e.__all__:
         thing = getattr(e, name)
         if callable(thing): assert inspect.getdoc(thing), name

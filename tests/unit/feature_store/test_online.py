@@ -126,7 +126,7 @@ def test_values_too_old_are_missing_also_for_the_api(some):
     assert (bits(old.astype("float32"), keep) == bits(f.point_in_time(log, [now], s.features.windows_hours), keep)).all()
     assert api.read(WHERE, names, [ids[0], 10**9])[1] is None
 
-def test_features_of_the_moment_follow_the_clock(some):
+def test_request_time_features_follow_the_clock(some):
     s, names, ids = some, f.feature_names(some), customers(some)[:60]
     api, store, rng = FeastOnline(s), f.apply_store(s), np.random.default_rng(5)
     log = load_events(s, 500)
@@ -260,14 +260,14 @@ def test_the_api_takes_redis_by_its_own_address(copied, redis_store):
     path.write_text(path.read_text().replace(host, "redis.elsewhere.invalid:6379"))
     assert None not in expected and FeastOnline(s).read(WHERE, names, ids) == expected
 
-def test_a_store_may_be_opened_before_anyone_asks(copied, tmp_path, configured, caplog):
+def test_a_store_may_be_opened_before_the_first_request(copied, tmp_path, configured, caplog):
     api = FeastOnline(s := copied("few"))
     asyncio.run(api.warm(WHERE, f.feature_names(s)))
     assert api.imported and api.store and not caplog.records
     asyncio.run(FeastOnline(configured(tmp_path/"nothing")).warm(WHERE, ["transactions_90d"]))
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["no prediction by customer_id yet"], "told, and the API starts"
 
-def test_no_store_and_a_feature_it_lacks_are_told_apart(copied, tmp_path, configured):
+def test_a_missing_store_and_a_missing_feature_are_distinguished(copied, tmp_path, configured):
     with pytest.raises(StoreAway, match="churn run"): FeastOnline(configured(tmp_path/"nothing")).read(WHERE, ["transactions_90d"], [1])
     s = copied("few")
     with pytest.raises(StoreAway, match="no shoe_size.*churn run"): FeastOnline(s).read(WHERE, ["shoe_size"], customers(s)[:1])
@@ -288,7 +288,7 @@ def test_only_the_first_opening_may_take_long(copied):
     api.pool.submit(int).result() # what was asked goes on, and opens it
     assert ask() == first
 
-def test_typeguard_spares_feast_and_nobody_else(tmp_path):
+def test_typeguard_skips_feast_and_nothing_else(tmp_path):
     (tmp_path/"guarded.py").write_text("from typeguard import typechecked\n@typechecked\ndef double(n:int): return 2*n\n@typechecked(collection_check_strategy=None)\nclass Other:\n    def __init__(self, n:int): self.n = n\n")
     code = """import typeguard
 from churn_nb.store import spare_feast

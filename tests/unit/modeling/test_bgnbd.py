@@ -134,7 +134,7 @@ def test_fit_does_not_depend_on_the_unit_of_time(published):
     days = m.fit_bgnbd(published.x, published.t_x*7, published["T"]*7)
     np.testing.assert_allclose(astuple(days), np.multiply(astuple(weeks), [1, 7, 1, 1]), rtol=1e-4)
 
-def test_everybody_twice_changes_nothing(published):
+def test_doubling_every_customer_changes_nothing(published):
     h = published.head(800)
     two = pd.concat([h, h])
     np.testing.assert_allclose(astuple(m.fit_bgnbd(two.x, two.t_x, two["T"])), astuple(m.fit_bgnbd(h.x, h.t_x, h["T"])), rtol=1e-4)

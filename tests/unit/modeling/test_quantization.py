@@ -50,7 +50,8 @@ finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 @quick(300)
 @given(finite, finite, st.lists(finite, min_size=1, max_size=30))
-def test_the_error_is_at_most_half_a_mark_and_zero_stays_zero(a, b, xs):
+def test_quantization_error_is_at_most_half_the_scale(a, b, xs):
+    "Zero stays exactly zero."
     lo, hi = min(a, b), max(a, b)
     scale, zero = q.ruler(lo, hi)
     lo, hi = min(lo, 0), max(hi, 0)
@@ -72,14 +73,14 @@ def test_size_accuracy_and_calibrations(wide):
 
 @quick(60)
 @given(st.lists(st.integers(0, len(X) - 1), min_size=1, max_size=70), st.floats(-1e6, 1e6, width=32))
-def test_no_row_hears_its_neighbours(wide, rows, shout):
+def test_a_prediction_does_not_depend_on_the_batch(wide, rows, shout):
     "The same row alone, among others, and beside one that is far off the calibrated ends."
     s = wide["none"][1]
     alone = onnx_predict(s, X[rows[:1]])[0]
     among = np.vstack([X[rows], np.full((1, 6), shout, "float32")])
     assert abs(onnx_predict(s, among)[0] - alone) <= 1e-6
 
-def test_dynamic_does_hear_them(wide):
+def test_a_dynamically_quantized_prediction_depends_on_the_batch(wide):
     d = q.quantise_dynamic(wide["none"][0])
     loud = np.vstack([X[:1], np.full((1, 6), 1e6, "float32")])
     assert abs(onnx_predict(d, loud)[0] - onnx_predict(d, X[:1])[0]) > 1e-4
@@ -178,7 +179,8 @@ def served(folder):
     m, files = read_bundle(folder)
     return m.serves, sorted(files)
 
-def test_from_the_registry_through_the_gate_into_the_bundle_and_back(registry, pair, caplog):
+def test_serving_int8_can_be_switched_on_and_off_again(registry, pair, caplog):
+    "The file goes from the registry through the gate into the bundle."
     s = registry.world("eight")
     v = challenge(registry, s, pair, pair[2])
     assert registry.tags(s, v)["model.int8.onnx.sha256"] == hashlib.sha256(pair[2]).hexdigest()
@@ -197,7 +199,8 @@ def test_from_the_registry_through_the_gate_into_the_bundle_and_back(registry, p
     assert not caplog.records
 
 @pytest.mark.parametrize("which", ["bad", "none", "spoilt before", "spoilt after"])
-def test_a_wish_that_cannot_be_met_is_said_and_float32_serves(registry, pair, caplog, which):
+def test_float32_serves_when_int8_is_not_available(registry, pair, caplog, which):
+    "The reason is one line in the log."
     s = registry.world(f"wish-{which.replace(' ', '-')}")
     v = challenge(registry, s, pair, {"bad": upside_down(pair[1]), "none": None}.get(which, pair[2]))
     def spoil():
@@ -223,11 +226,11 @@ def test_after_a_rollback_each_version_has_its_own_precision(registry, pair):
     p.rollback(s)
     assert served(r.Workspace(s.paths.workspace).bundles/"current")[0] == "model.int8.onnx"
 
-def test_a_bundle_that_serves_what_it_does_not_list_is_refused(tmp_path, pair):
+def test_a_bundle_serving_an_unlisted_file_is_refused(tmp_path, pair):
     m = manifest_of(pair[1], "1")
     with pytest.raises(BundleError, match="model.int8.onnx is not listed"): verify_bundle(write_bundle(tmp_path, pair[1], msgspec.structs.replace(m, serves=q.INT8_FILE)))
 
-def test_a_spoilt_int8_file_is_refused_and_so_is_other_content_under_the_number(tmp_path, pair):
+def test_a_corrupt_int8_file_and_a_changed_version_are_refused(tmp_path, pair):
     m, more = manifest_of(pair[1], "1"), {q.INT8_FILE: pair[2]}
     folder = write_bundle(tmp_path, pair[1], m, more)
     with pytest.raises(BundleError, match="a version never changes"): write_bundle(tmp_path, pair[1], m)

@@ -30,7 +30,7 @@ def test_D_is_the_definition(seed):
     assert c.permutation_pvalue(x, y, i, j, rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
 
 @pytest.mark.parametrize("seed", range(10))
-def test_D_is_that_of_ks_where_customers_have_a_row_each(seed):
+def test_D_equals_ks_with_one_row_per_customer(seed):
     rng = np.random.default_rng(seed)
     x, y = rng.poisson(2, 40), rng.poisson(2.5, 30)
     want = stats.ks_2samp(x, y, method="asymp").statistic
@@ -91,7 +91,7 @@ def test_many_columns_are_each_alone_and_share_the_exchanges():
     assert again[0] == pytest.approx(D) and again[1] == pytest.approx(p, abs=.15) # ids sort otherwise: other coins
     assert np.array_equal(c.permutation_pvalues(X, Y, i, j, rounds=99, seed=0)[1], p)
 
-def test_missing_values_are_left_out_and_an_empty_side_is_nan():
+def test_missing_values_are_ignored_and_an_empty_side_gives_nan():
     x, y = np.array([1., np.nan, 3, 2]), np.array([np.nan, 2., 5])
     assert c.permutation_pvalue(x, y, rounds=1)[0] == c.permutation_pvalue([1, 3, 2], [2, 5], rounds=1)[0]
     D, p = c.permutation_pvalues(np.c_[x, [np.nan]*4], np.c_[y, y], rounds=19)
@@ -109,7 +109,7 @@ def test_swaps_keep_who_is_alone_in_number():
     assert ((now == 1).sum(1) == 3).all() and ((now == 0).sum(1) == 5).all()
     assert np.abs((now == 1).mean(0)[:8] - 3/8).max() < .04 and np.abs(s.mean(0)[8:] - .5).max() < .04
 
-def test_a_cap_draws_whole_customers_in_the_same_way_each_time():
+def test_a_cap_draws_whole_customers_reproducibly():
     rng = np.random.default_rng(0)
     i, j = np.repeat(np.arange(300), 4), np.arange(300)
     x, y = rng.normal(size=(1200, 2)), rng.normal(.5, size=(300, 2))

@@ -35,7 +35,7 @@ def quiet(folder, **kw):
 SENT = [("/predict", ROW), ("/predict", row([20.1, 5e-42, -0.0])), ("/predict/batch", [ROW, row([70, .1, 0]), row([1, 2e30, None])]), ("/predict?explain=true", row([1, 2, 3])),
         ("/predict", {"age": 1}), ("/predict", {"customer_id": 5}), ("/predict/batch", []), ("/predict/batch", [row([i / 7, 30, None]) for i in range(200)])]
 
-def test_what_was_answered_is_logged_to_the_bit_and_what_was_not_is_not(tmp_path):
+def test_only_answered_rows_are_logged_bit_for_bit(tmp_path):
     put_live(tmp_path)
     began = pd.Timestamp.now("UTC").floor("ms")
     with serving(tmp_path, request_log_seconds=.3) as s, httpx.Client(base_url=s.url, timeout=90) as c:
@@ -54,7 +54,7 @@ def test_what_was_answered_is_logged_to_the_bit_and_what_was_not_is_not(tmp_path
     assert log["at"].is_monotonic_increasing and began <= log["at"].iloc[0] and log["at"].iloc[-1] <= pd.Timestamp.now("UTC")
     assert log["at"].iloc[-200:].nunique() == 1 # a batch has one time
 
-def test_a_file_holds_nothing_of_who_asked(tmp_path):
+def test_a_file_holds_nothing_about_the_caller(tmp_path):
     put_live(tmp_path)
     with serving(tmp_path, request_log_seconds=3600) as s:
         httpx.post(s.url + "/predict", json=ROW, headers={"X-Request-Id": "find-me", "User-Agent": "find-me", "Authorization": "find-me"}, timeout=90)
@@ -66,7 +66,8 @@ def test_a_file_holds_nothing_of_who_asked(tmp_path):
     assert b"find-me" not in f.read_bytes() and "127.0.0.1" not in str(table.to_pydict()) and f.stat().st_mode & 0o777 == 0o644
     assert re.fullmatch(rf"\d{{6}}-{s.pid}-0\.parquet", f.name) and re.fullmatch(r"\d{4}-\d\d-\d\d", f.parent.name)
 
-def test_what_waits_is_written_at_sigterm_and_the_process_has_neither_pandas_nor_pyarrow(tmp_path, capsys):
+def test_sigterm_writes_the_waiting_rows(tmp_path, capsys):
+    "The process loads neither pandas nor pyarrow."
     put_live(tmp_path)
     loaded = lambda pid: {m for m in ("pandas", "pyarrow", "duckdb") if m in Path(f"/proc/{pid}/maps").read_text()}
     with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=90) as c:
@@ -151,7 +152,8 @@ FULL = textwrap.dedent("""
     print(json.dumps([names, text, said]))
 """)
 
-def test_a_full_disk_is_counted_told_once_and_leaves_no_remainder(tmp_path):
+def test_a_full_disk_is_counted_and_reported_once(tmp_path):
+    "No half-written file remains."
     mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$1"', "sh", tmp_path], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED: a full disk. This machine lets nobody mount a small tmpfs (unshare -rm, mount -t tmpfs)")
@@ -173,7 +175,7 @@ def app(tmp_path):
     yield app
     app.state.shadow.close(); app.state.request_log.close()
 
-def test_ids_are_logged_where_they_were_sent_and_shadow_gets_the_same_rows(app, tmp_path):
+def test_sent_ids_are_logged_and_shadow_gets_equal_rows(app, tmp_path):
     async def lookup(where, names, ids): return [(30., 100., None) for _ in ids]
     app.state.store.lookup, c = lookup, TestClient(app)
     got = c.post("/predict/batch", json=[{"customer_id": 2**40 + 1}, ROW, {"customer_id": -3}]).json() + [c.post("/predict", json={"customer_id": 7}).json()]
@@ -183,7 +185,8 @@ def test_ids_are_logged_where_they_were_sent_and_shadow_gets_the_same_rows(app, 
     assert log.probability.tolist() == shadow.p_champion.tolist() == [a["probability"] for a in got]
     assert log.age.tolist() == [30, 42, 30, 30]
 
-def test_a_share_of_nothing_makes_no_log_and_the_settings_arrive(tmp_path):
+def test_a_share_of_zero_disables_the_request_log(tmp_path):
+    "Otherwise the log is made as the settings define it."
     put_live(tmp_path)
     app = create_app(settings_for(tmp_path, request_log=0))
     assert app.state.request_log is None and TestClient(app).post("/predict", json=ROW).status_code == 200 and not (tmp_path/"requests").exists()
@@ -212,7 +215,8 @@ def test_rows_of_v2_are_logged_without_a_customer(app, tmp_path):
     assert np.float32(seen.probability).tolist() == np.float32(answer.json()["outputs"][0]["data"]).tolist()
     assert seen.customer_id.isna().all() and seen.iloc[:, 4:].to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
 
-def test_a_model_whose_feature_has_the_name_of_a_column_is_served_and_not_logged(tmp_path, caplog):
+def test_a_feature_named_like_a_log_column_prevents_logging(tmp_path, caplog):
+    "The model is served all the same."
     names = ["age", "Probability", "at"]
     m = manifest(features=[Feature(name=n) for n in names], example=dict(zip(names, [1., 2., 3.], strict=True)), reference=None,
                  self_test=SelfTest(rows=[[1., 2., 3.]], probability=probability([[1, 2, 3]]).tolist()))
@@ -245,7 +249,7 @@ def test_every_float32_comes_back_to_the_bit(tmp_path):
     assert np.array_equal(gap, np.isnan(got)) and np.array_equal(X.view(np.uint32)[~gap], got.view(np.uint32)[~gap]) and back.probability.tolist() == p and gap.sum() > 50
 
 @pytest.mark.parametrize("share", [0., .01, .5, 1.])
-def test_requests_are_sampled_whole_at_the_share_and_by_the_seed(tmp_path, share):
+def test_whole_requests_are_sampled_by_share_and_seed(tmp_path, share):
     n, sizes = 20_000, np.random.default_rng(0).integers(1, 4, 20_000)
     def kept(seed):
         log = quiet(tmp_path, share=share, seed=seed, most_rows=10**6)
@@ -257,7 +261,8 @@ def test_requests_are_sampled_whole_at_the_share_and_by_the_seed(tmp_path, share
     assert all(b == sizes[i] for i, b in first) and abs(len(first) - n * share) <= 4.5 * (n * share * (1 - share))**.5
     assert first == kept(1) and (share in (0, 1) or first != kept(2))
 
-def test_too_many_rows_are_dropped_whole_and_counted_and_half_of_them_wake_the_writer(tmp_path, caplog):
+def test_rows_over_the_limit_are_dropped_and_counted(tmp_path, caplog):
+    "Requests are dropped whole, and a buffer that is half full wakes the writer."
     log = quiet(tmp_path, most_rows=10)
     log.start = lambda: None
     put = lambda n: log.put(model(), np.ones((n, 2), np.float32), [.5] * n, [1] * n)
@@ -274,7 +279,7 @@ def test_too_many_rows_are_dropped_whole_and_counted_and_half_of_them_wake_the_w
     assert wait_for(lambda: files(tmp_path/"live"))
     live.close()
 
-def test_many_threads_put_while_it_writes_and_nothing_is_lost_or_doubled(tmp_path):
+def test_concurrent_puts_lose_and_duplicate_no_row(tmp_path):
     log, m = quiet(tmp_path, seconds=.01), model()
     def put(t):
         for i in range(300): log.put(m, np.full((2, 2), i, np.float32), [.5, .5], [t * 1000 + i] * 2)
@@ -285,7 +290,7 @@ def test_many_threads_put_while_it_writes_and_nothing_is_lost_or_doubled(tmp_pat
     assert read_requests(tmp_path).customer_id.value_counts().to_dict() == {t * 1000 + i: 2 for t in range(4) for i in range(300)}
     assert (log.waiting, written(log), log.thread) == (0, 2400, None)
 
-def test_a_disk_that_hangs_holds_up_neither_requests_nor_the_end_for_ever(tmp_path, monkeypatch, caplog):
+def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypatch, caplog):
     gate, log = threading.Event(), quiet(tmp_path, seconds=.01)
     real = churn_nb.request_log.write_parquet
     monkeypatch.setattr(churn_nb.request_log, "write_parquet", lambda *a: gate.wait(30) and real(*a))
@@ -324,17 +329,17 @@ ENDS = textwrap.dedent("""
     log.put(m, np.ones((1, 1), np.float32), [.5], [2])
 """)
 
-def test_a_process_that_ends_in_the_midst_of_a_write_ends_in_order(tmp_path):
+def test_a_process_ending_during_a_write_exits_cleanly(tmp_path):
     p = subprocess.run([sys.executable, "-c", ENDS, tmp_path], check=False, capture_output=True, text=True, timeout=300)
     assert (p.returncode, p.stderr) == (0, "") and read_requests(tmp_path).customer_id.eq(2).sum() == 1
 
-def test_without_duckdb_it_says_what_to_install(tmp_path, monkeypatch, caplog):
+def test_without_duckdb_the_message_names_what_to_install(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     log = quiet(tmp_path)
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1]); log.close()
     assert dropped(log) == {"unwritten": 1} and "install churn-nb[serve]" in caplog.text and not [*tmp_path.glob("*/*")]
 
-def test_an_unexpected_error_is_told_by_its_kind_alone(tmp_path, monkeypatch, caplog):
+def test_an_unexpected_error_is_logged_by_its_type_alone(tmp_path, monkeypatch, caplog):
     def fail(*a): raise ArithmeticError("customer 8675309")
     monkeypatch.setattr(churn_nb.request_log, "write_parquet", fail)
     log = quiet(tmp_path)
@@ -343,13 +348,14 @@ def test_an_unexpected_error_is_told_by_its_kind_alone(tmp_path, monkeypatch, ca
 
 # --- files ---
 
-def test_files_of_one_second_and_one_process_id_never_overwrite_each_other(tmp_path):
+def test_files_of_one_second_and_process_never_overwrite_each_other(tmp_path):
     threads = [threading.Thread(target=lambda: [add_file(tmp_path, columns_of([asked()])) for _ in range(10)]) for _ in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
     assert [len(files(tmp_path)), len(read_requests(tmp_path)), len([*tmp_path.glob("*/.*")])] == [40, 40, 0]
 
-def test_a_day_and_a_model_are_files_of_their_own_and_late_rows_are_sorted_in(tmp_path):
+def test_each_day_and_model_has_its_own_files(tmp_path):
+    "Late rows are sorted in by their time."
     at = iter([1772409600.5, 1772409599.9996, 1772409600.0, 1772409601.0])
     log = quiet(tmp_path, clock=lambda: next(at))
     first, second = model("1", "ab"), model("2", "bc")
@@ -390,7 +396,7 @@ def test_a_file_that_another_deleted_is_fine(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert files(tmp_path) == made[3:]
 
-def test_only_files_that_can_overlap_are_opened_and_broken_ones_are_named(tmp_path):
+def test_only_files_in_range_are_opened_and_broken_ones_named(tmp_path):
     for d in range(4): add_file(tmp_path, columns_of([asked(d * DAY + 3_600_000), asked(d * DAY + 7_200_000)]))
     for name, data in (("2026-03-01/000000-1-0.parquet", b""), ("2026-03-02/020000-1-0.parquet", b"PAR1 nothing PAR1"), ("2026-03-02/.x.parquet.part", b"half")):
         (tmp_path/name).write_bytes(data)

@@ -95,7 +95,7 @@ def test_wealth_never_dies_and_stakes_stay_inside():
 # the watch
 
 @pytest.mark.parametrize("unit", ["day", "customer"])
-def test_the_watch_is_the_formula_through_restarts(unit):
+def test_the_monitor_equals_the_formula_across_restarts(unit):
     rng, watch, X = np.random.default_rng(5), f.LossWatch(.36, .01, unit=unit), []
     for d in pd.date_range("2026-01-01", periods=150):
         y, p = rows(rng, 40, .7*(d.month > 3))

@@ -33,7 +33,8 @@ BODIES = [("/predict", ROW), ("/predict", row([20, 5, 1.5])), ("/predict/batch",
           ("/predict", {"age": 1}), ("/predict", {"customer_id": 5}), ("/predict/batch", []), ("/predict/batch", [row([30, 30, 30])] * 200)]
 ANSWERED = 1 + 1 + 3 + 1 + 200
 
-def test_answers_are_the_same_byte_by_byte_and_each_row_is_in_the_log(tmp_path):
+def test_a_shadow_changes_no_byte_of_any_answer(tmp_path):
+    "Every scored row is in the shadow's log."
     said = {}
     for shadow in ("no", "yes"):
         assert not (tmp_path/"shadow").exists()
@@ -58,7 +59,7 @@ def test_what_waits_is_written_before_the_server_ends(tmp_path):
         for _ in range(5): assert httpx.post(s.url + "/predict/batch", json=[ROW] * 500, timeout=90).status_code == 200
     assert len(lines(tmp_path)) == 2500
 
-def test_a_spoilt_shadow_bundle_disturbs_nobody_and_is_told_once(tmp_path):
+def test_a_corrupt_challenger_is_reported_once_and_affects_no_answer(tmp_path):
     put_live(tmp_path)
     with serving(tmp_path, shadow="yes") as s, httpx.Client(base_url=s.url, timeout=90) as c:
         want = c.post("/predict", json=ROW).content
@@ -107,7 +108,8 @@ def app(tmp_path):
 
 def dropped(app): return counted(app.state.current.metrics.text().decode(), "churn_shadow_dropped_total")
 
-def test_a_challenger_that_hangs_delays_no_answer_and_the_queue_has_an_end(app, tmp_path):
+def test_a_hanging_challenger_delays_no_answer(app, tmp_path):
+    "Its queue is bounded: requests that do not fit are dropped whole and counted."
     gate, shadow = threading.Event(), app.state.shadow
     def hang(X):
         assert gate.wait(30)
@@ -125,7 +127,7 @@ def test_a_challenger_that_hangs_delays_no_answer_and_the_queue_has_an_end(app, 
     shadow.close()
     assert len(lines(tmp_path)) == 8
 
-def test_a_challenger_that_hangs_for_good_does_not_hold_up_the_end(app, tmp_path, caplog):
+def test_a_hanging_challenger_does_not_block_shutdown(app, tmp_path, caplog):
     gate = threading.Event()
     app.state.shadow.challenger.model = Stand(lambda X: gate.wait(30))
     TestClient(app).post("/predict", json=ROW)
@@ -141,7 +143,8 @@ def test_loading_a_challenger_is_off_the_path_too(app):
         gate.set()
 
 @pytest.mark.parametrize("error", [RuntimeError("age was 42"), MemoryError(), ValueError("age was 42"), KeyError("plan"), ZeroDivisionError()])
-def test_a_challenger_that_fails_is_counted_and_told_once_without_values(app, tmp_path, caplog, error):
+def test_a_failing_challenger_is_counted_and_logged_once(app, tmp_path, caplog, error):
+    "The log names the type of the error and no value."
     def fail(X): raise error
     app.state.shadow.challenger.model, c = Stand(fail), TestClient(app)
     want = probability([42, 310.5, np.nan])
@@ -151,7 +154,8 @@ def test_a_challenger_that_fails_is_counted_and_told_once_without_values(app, tm
     told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.shadow"]
     assert len(told) == 1 and type(error).__name__ in told[0] and "42" not in caplog.text
 
-def test_columns_go_by_name_and_gaps_that_it_cannot_take_are_not_asked(app, tmp_path):
+def test_challenger_columns_are_matched_by_name(app, tmp_path):
+    "Rows with a gap that the challenger does not take are dropped."
     seen = []
     def first(X): seen.append(X.copy()); return X[:, 0] / 1000
     app.state.shadow.challenger.model, c = Stand(first, ["gap", "age"], [False, False]), TestClient(app)
@@ -173,7 +177,8 @@ def test_customer_ids_stand_in_the_log_where_they_were_sent(app, tmp_path):
     app.state.shadow.close()
     assert [line["customer_id"] for line in lines(tmp_path)] == [2**40, None, -3]
 
-def test_a_challenger_is_checked_like_a_champion_and_metrics_are_the_champions(tmp_path, caplog):
+def test_a_challenger_is_verified_like_a_champion(tmp_path, caplog):
+    "A refused one does not change the champion's metrics."
     two(tmp_path)
     app = create_app(settings_for(tmp_path, shadow="yes"))
     challenger = app.state.shadow.challenger
@@ -199,7 +204,7 @@ def test_a_disk_that_takes_a_part_leaves_whole_lines(tmp_path, monkeypatch):
     append_lines(tmp_path, "d", [line(4)])
     assert read_shadow(tmp_path).customer_id.tolist() == [1, 4]
 
-def test_a_disk_that_takes_nothing_is_told_once_until_it_works_again(app, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_reported_once_per_outage(app, tmp_path, monkeypatch, caplog):
     app.state.shadow.challenger.model, c, real = Stand(lambda X: probability(X)), TestClient(app), os.write
     def ask(times):
         for _ in range(times):
@@ -213,7 +218,7 @@ def test_a_disk_that_takes_nothing_is_told_once_until_it_works_again(app, tmp_pa
     told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.shadow"]
     assert len(told) == 2 and all("No space left on device; rows are missing" in t for t in told)
 
-def test_a_folder_that_cannot_be_made_is_told_once(app, tmp_path, caplog):
+def test_a_folder_that_cannot_be_made_is_reported_once(app, tmp_path, caplog):
     (tmp_path/"shadow").write_text("a file")
     app.state.shadow.challenger.model, c = Stand(lambda X: probability(X)), TestClient(app)
     assert c.post("/predict/batch", json=[ROW] * 3).status_code == c.post("/predict", json=ROW).status_code == 200
@@ -237,7 +242,8 @@ def test_two_processes_on_one_folder_write_whole_lines(tmp_path):
     frame = read_shadow(tmp_path)
     assert frame.attrs["broken"] == 0 and frame.champion.value_counts().to_dict() == {"a": 600, "b": 600}
 
-def test_torn_and_foreign_lines_are_counted_and_an_empty_log_has_its_columns(tmp_path):
+def test_torn_and_foreign_lines_are_counted_when_reading(tmp_path):
+    "An empty log has its columns."
     assert read_shadow(tmp_path).columns.tolist() == FIELDS and len(read_shadow(tmp_path/"nowhere")) == 0
     append_lines(tmp_path, "a", [line(1)])
     with open(tmp_path/"a.jsonl", "ab") as f: f.write(b'\xff\n{"at": 7}\n{"at": "2026')

@@ -171,7 +171,7 @@ def test_frame_bytes():
         with pytest.raises(d.DriftInputError) as e: FrameSketch.from_bytes(b)
         assert "\n" not in str(e.value)
 
-def test_memory_is_constant_and_throughput_is_told(capsys):
+def test_memory_is_constant_and_throughput_is_printed(capsys):
     x, size = np.random.default_rng(6).normal(size=1_000_000), {}
     start, s = time.perf_counter(), ColumnSketch()
     for i in range(10):

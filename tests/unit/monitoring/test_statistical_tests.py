@@ -69,7 +69,7 @@ def test_above_10_000_the_error_is_bounded_as_stated(n, m):
         assert abs(d.ks_pvalue(H, n, m) - stats.kstwo.sf(H/(n*m), round(e))) < .025/e
 
 @pytest.mark.parametrize("m", [1, 3, 50, 900])
-def test_a_small_sample_against_a_large_one_is_the_one_sample_test(m):
+def test_ks_against_a_large_sample_equals_the_one_sample_test(m):
     n = 30_000
     for D in (.3, .6):
         e = round(n*m/(n + m))
@@ -78,7 +78,7 @@ def test_a_small_sample_against_a_large_one_is_the_one_sample_test(m):
 
 @quick
 @given(st.integers(1, 300_000), st.integers(1, 300_000), st.floats(0, 1))
-def test_a_pvalue_is_a_probability_and_falls_as_the_gap_widens(n, m, D):
+def test_a_pvalue_is_a_probability_and_falls_with_the_gap(n, m, D):
     if max(n, m) <= 10_000 and n*m > 10**6: n = m # the grid is slow, and tested elsewhere
     H = round(D*n*m)
     p, q = d.ks_pvalue(H, n, m), d.ks_pvalue(min(H + max(n, m), n*m), n, m)

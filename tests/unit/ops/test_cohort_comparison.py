@@ -54,7 +54,8 @@ COLUMNS = ["transactions_90d", "spend_90d", "transactions_total", "spend_total",
 def pvalues(a, b, columns=COLUMNS, rounds=99):
     return permutation_pvalues(a[columns], b[columns], a.customer_id, b.customer_id, rounds)[1]
 
-def test_calm_where_only_age_moves_and_the_raw_comparison_is_not():
+def test_age_alone_raises_no_alarm_in_the_cohort_comparison():
+    "The raw comparison does raise one."
     alarms, raw = [], []
     for seed in range(40):
         rows = known_at(g.one_cohort(np.random.default_rng(seed), 1000), "1997-07-01", THEN, NOW)
@@ -92,7 +93,7 @@ def test_same_age_today(cdnow):
     assert str(len(a)) in why and "1998-07-01" in why
     assert max(psi(a[n].to_numpy(), b[n].to_numpy(), 10) for n in feature_names(cdnow)) < .1
 
-def test_same_age_today_says_why_it_has_none(cdnow, configured, tmp_path):
+def test_same_age_today_gives_the_reason_for_no_result(cdnow, configured, tmp_path):
     assert g.same_age_today(cdnow, 40)[0] is None and "customers a side" in g.same_age_today(cdnow, 40)[1]
     at_once = configured(tmp_path, **{"features__serve_as_of": "1997-10-01"})
     assert g.same_age_today(at_once) == (None, "all customers are of one age on 1997-10-01, or training is of today: nothing to compare")

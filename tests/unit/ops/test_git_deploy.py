@@ -95,7 +95,8 @@ def server(tmp_path):
     yield s
     s.stop()
 
-def test_a_push_deploys_a_refusal_and_a_failure_leave_what_was_there_and_an_older_commit_is_a_rollback(server):
+def test_a_push_deploys_and_an_older_commit_rolls_back(server):
+    "A refused or failed deployment leaves the running version in place."
     done = server.install()
     assert done.returncode == 0 and "systemctl link" in done.stdout, done.stderr
     (server.home/"env").write_text("CHURN_SERVE_API_KEYS=" + "k"*20 + "\n")
@@ -117,7 +118,7 @@ def test_a_push_deploys_a_refusal_and_a_failure_leave_what_was_there_and_an_olde
     said = server.git("push", "-qf", "origin", "main").stderr.replace("remote: ", "").strip().splitlines()
     assert said[-1].strip() == f"deployed: version 1, code of {first[:7]}" and "a training by the fake pipeline" not in " ".join(said) and server.version() == "1", said
 
-def test_other_branches_and_commits_that_cannot_be_set_up_are_left_alone(server):
+def test_other_branches_and_broken_commits_are_not_deployed(server):
     server.install()
     server.push(model="0.1")
     server.git("push", "-q", "origin", "main:try")

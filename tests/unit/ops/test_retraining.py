@@ -64,7 +64,7 @@ def test_of_eight_processes_that_ask_at_once_exactly_one_runs(tmp_path, cooldown
     assert sorted(x["action"] for x in records) == ["declined"]*7 + ["finished", "started"]
     assert len({x["id"] for x in records}) == 8 and len({x["why"] for x in records}) == 8
 
-def test_a_storm_of_short_ones_never_overlaps_and_loses_no_line(tmp_path):
+def test_concurrent_retrains_never_overlap_and_lose_no_record(tmp_path):
     s, at_work, worst, outcomes = world(tmp_path/"ws", 0), [], [], []
     def run():
         at_work.append(1); worst.append(len(at_work)); time.sleep(.003); at_work.pop()
@@ -80,7 +80,7 @@ def test_a_storm_of_short_ones_never_overlaps_and_loses_no_line(tmp_path):
     assert found.count("declined") == outcomes.count("in flight")
 
 @pytest.mark.parametrize("cooldown, then", [(0, "done"), (72, "cooling down")])
-def test_kill_9_in_the_middle_blocks_nobody_and_is_told(tmp_path, cooldown, then):
+def test_a_killed_retrain_is_marked_lost_and_blocks_nothing(tmp_path, cooldown, then):
     s = world(tmp_path/"ws", cooldown)
     s.paths.workspace.mkdir()
     p = ask(s, 60.)
@@ -118,7 +118,7 @@ def test_killed_between_run_and_the_lines_around_it(tmp_path, die_at):
     assert r.retrain(s, "drift", lambda: 0, hours(72)).exit_code == 0
     assert [x["action"] for x in r.history(s)] == ["started", "lost", "declined", "started", "finished"]
 
-def test_a_run_by_hand_comes_first_and_costs_no_rest(s):
+def test_a_run_by_hand_comes_first_and_starts_no_cooldown(s):
     from churn_nb.pipeline import one_run
     with one_run(s):
         assert r.ready(s, T0) == (False, r.IN_FLIGHT)
@@ -130,7 +130,8 @@ def test_a_run_by_hand_comes_first_and_costs_no_rest(s):
 # The file
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_torn_last_line_is_told_and_the_next_line_stands_alone(s, caplog, cut):
+def test_a_torn_last_line_is_skipped_with_a_warning(s, caplog, cut):
+    "The next record starts on a line of its own."
     r.retrain(s, "drift", lambda: 1, T0)
     before = file(s).read_bytes()
     file(s).write_bytes(before + before[:cut])
@@ -183,7 +184,7 @@ def test_boundaries_also_where_the_clock_goes_backwards(s, after, may, code):
         assert ("set back" in out.reason) == (after < 0)
         assert {0: "promoted", 1: "the same data would be", 70: "failed"}[code] in out.reason
 
-def test_a_line_from_a_wrong_clock_costs_one_retrain_at_most(s):
+def test_a_wrong_clock_costs_at_most_one_retrain(s):
     r.retrain(s, "drift", lambda: 0, T0.replace(year=2099))
     said = [r.retrain(s, "drift", lambda: 0, hours(24*d)).action for d in range(6)]
     assert said == ["done", "cooling down", "cooling down", "done", "cooling down", "cooling down"]
@@ -199,7 +200,7 @@ def test_the_real_clock_is_the_default(s):
     assert r.retrain(s, "drift", lambda: 0).action == "done" and r.retrain(s, "drift", lambda: 0).action == "cooling down"
     assert before <= datetime.fromisoformat(r.history(s)[0]["at"]) <= datetime.fromisoformat(r.history(s)[1]["at"]) <= datetime.now(timezone.utc)
 
-def test_force_and_what_was_declined_don_t_move_the_rest(s):
+def test_only_started_retrains_move_the_cooldown(s):
     r.retrain(s, "drift", lambda: 1, T0)
     for h in range(1, 71): assert r.retrain(s, "drift", lambda: 0, hours(h)).action == "cooling down"
     assert r.ready(s, hours(72))[0]
@@ -208,7 +209,7 @@ def test_force_and_what_was_declined_don_t_move_the_rest(s):
 
 @hyp(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.floats(.5, 60), min_size=1, max_size=25), st.sampled_from([0., 5., 24., 72.]))
-def test_no_two_starts_are_nearer_than_the_rest(gaps, cooldown):
+def test_no_two_starts_are_nearer_than_the_cooldown(gaps, cooldown):
     s, t, starts = world(cooldown=cooldown), 0., []
     for g in gaps:
         t += g
@@ -243,7 +244,8 @@ def test_no_exit_code_is_an_error(s, given):
     with pytest.raises(TypeError, match="must give an exit code"): r.retrain(s, "drift", lambda: given, T0)
     assert actions(s) == [("started", None), ("finished", None)]
 
-def test_started_is_on_the_disk_before_run_and_looking_writes_nothing(s):
+def test_started_is_recorded_before_the_run_begins(s):
+    "Asking whether a retrain may start writes nothing."
     seen = []
     def run(): seen.append(file(s).read_bytes()); seen.append(r.ready(s, hours(500))); return 0
     r.retrain(s, "drift", run, T0)
@@ -254,7 +256,7 @@ def test_started_is_on_the_disk_before_run_and_looking_writes_nothing(s):
     empty = world()
     assert r.ready(empty, T0) == (True, "no retrain is in flight, and the last one is long enough ago") and r.history(empty) == [] and not file(empty).exists()
 
-def test_who_only_looks_makes_nobody_step_back(tmp_path):
+def test_readiness_checks_block_no_retrain(tmp_path):
     s, stop, said = world(tmp_path/"ws", 0), threading.Event(), []
     def look():
         while not stop.is_set(): r.ready(s)

@@ -50,7 +50,8 @@ KILLER = textwrap.dedent("""
     print(json.dumps(out | {"current": sorted(out["current"])}))
 """)
 
-def test_a_writer_killed_at_any_line_leaves_the_old_or_the_new(tmp_path):
+def test_a_killed_writer_leaves_the_old_or_the_new_bundle(tmp_path):
+    "The writer is killed at each line of the module in turn."
     p = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path/"bundle"), str(SUPPORT)],
                        check=False, capture_output=True, text=True, timeout=300)
     assert p.returncode == 0, p.stderr
@@ -78,7 +79,7 @@ def test_two_writers_of_one_version_agree(tmp_path):
     assert [p.wait(60) for p in procs] == [0, 0, 0]
     assert verify_bundle(tmp_path/"3").version == "3" and not list(tmp_path.glob(".tmp-*"))
 
-def test_a_writer_waits_for_another_and_does_not_sweep_its_work_away(tmp_path):
+def test_a_writer_waits_and_keeps_another_writers_files(tmp_path):
     write_bundle(tmp_path, b"one", manifest("1"))
     with open(tmp_path/".lock", "w") as lock: # what a writer holds
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -90,7 +91,8 @@ def test_a_writer_waits_for_another_and_does_not_sweep_its_work_away(tmp_path):
     second.join(10)
     assert verify_bundle(tmp_path/"2").version == "2" and not mine.exists() # its writer is gone by now
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_version_live(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_version_live(tmp_path, monkeypatch):
+    "The error is one line."
     write_bundle(tmp_path, b"one", manifest("1")); switch_current(tmp_path, "1")
     real = os.fsync
     def full(fd): raise OSError(28, "No space left on device")
@@ -147,7 +149,7 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path):
     (folder/"model.onnx").unlink(); (folder/"model.onnx").symlink_to(tmp_path/"elsewhere")
     with pytest.raises(BundleError, match="not a plain file"): verify_bundle(folder)
 
-def test_nan_is_null_in_the_file_and_writing_again_is_equal(tmp_path):
+def test_nan_becomes_null_and_writing_again_is_equal(tmp_path):
     m = manifest(metrics={"auc": float("nan"), "ap": np.float64(.5)}, self_test=SelfTest(rows=[[1.0, float("nan")]], probability=[.25]))
     folder = write_bundle(tmp_path, b"m", m)
     assert write_bundle(tmp_path, b"m", m) == folder
@@ -172,7 +174,7 @@ def test_an_older_manifest_is_read_and_later_fields_survive():
 
 @pytest.mark.parametrize("reference,says", [([1.0], "needs 2 values"), ([1.0, 2.0, 3.0], "needs 2 values"), ([], "needs 2 values"),
                                             ([None, 1.0], "age is null but not nullable"), (["1", 2], "age needs a number"), ({"age": 1}, "array")])
-def test_a_reference_that_is_no_row_of_the_model_is_refused(reference, says):
+def test_an_invalid_reference_row_is_refused(reference, says):
     data = json.dumps(json.loads(manifest_json(manifest())) | {"reference": reference}).encode()
     with pytest.raises(BundleError, match=f"x.json: .*{says}"): parse_manifest(data, "x.json")
 

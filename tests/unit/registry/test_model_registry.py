@@ -139,7 +139,7 @@ def test_a_refusal_that_was_killed(registry):
         assert registry.aliases(s) == {"champion": "1", "challenger": "2"} and registry.tags(s, 2)["gate"] == "refused"
 
 @pytest.mark.parametrize("next_one", [lambda s: p.deploy_champion(s), lambda s: p.run_gate(s, ROWS), lambda s: p.rollback(s), lambda s: r.history(s)], ids=["deploy", "gate", "rollback", "history"])
-def test_whoever_comes_next_in_any_workspace_completes(registry, request, next_one):
+def test_the_next_command_in_any_workspace_completes_the_promotion(registry, request, next_one):
     s = registry.world(f"next-{request.node.callspec.id}", 1, "strong")
     assert registry.crew((s, {"do": "promote", "die": (1, "after")}))[0] == [9] and registry.aliases(s)["champion"] == "1"
     registry.challenger(s, "weak")
@@ -160,7 +160,7 @@ def test_a_registry_from_before_the_log_is_adopted(registry):
     assert r.lineage(r.history(s)) == ["1", "2"] and len(registry.log(s)) == 1 # once
     assert p.rollback(registry.elsewhere(s))["version"] == "1" and registry.stages(s) == {"1": "Production", "2": "Archived", "3": "Staging"}
 
-def test_what_was_done_by_hand_is_undone_or_said(registry):
+def test_changes_by_hand_are_undone_or_reported(registry):
     s = registry.world("byhand", 2, "weak")
     with registry.use() as client:
         client.set_registered_model_alias("byhand", "champion", "3")
@@ -237,7 +237,7 @@ def test_rollback_under_traffic_fails_no_request(registry):
 # Away
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "postgresql+psycopg2://user:secret@127.0.0.1:{port}/mlflow", "postgresql+psycopg2://user:secret@/mlflow?host=/nowhere"])
-def test_a_registry_that_is_away_is_said_in_one_line_and_at_once(tmp_path, uri):
+def test_an_unavailable_registry_fails_fast_with_one_line(tmp_path, uri):
     s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": uri.format(port=free_port())}, environ={})
     for f in (lambda: p.run_gate(s, ROWS), lambda: p.deploy_champion(s), lambda: p.rollback(s), lambda: r.history(s)):
         began = time.perf_counter()

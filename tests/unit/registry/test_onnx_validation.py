@@ -60,7 +60,7 @@ def placed(path, content):
     at.CopyFrom(content)
     return model
 
-def test_external_data_is_found_at_every_place_that_the_format_has():
+def test_external_data_is_found_anywhere_in_the_format():
     secret = TensorProto(name="s", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
     secret.external_data.add(key="location", value="/etc/passwd")
     half = TensorProto(name="s", data_type=1, dims=[1], float_data=[1.])
@@ -84,7 +84,7 @@ def test_no_graph_and_no_function_inside_of_a_graph():
     (lambda t: t.dims.__setitem__(0, 10**15), "by its shape"), (lambda t: t.dims.extend([0]), "by its shape"), (lambda t: t.dims.__setitem__(0, -3), "negative"),
     (lambda t: t.float_data.append(1.), None), (lambda t: setattr(t, "data_type", 0), "of type 0"), (lambda t: setattr(t, "data_type", 17), "of type 17"),
     (lambda t: setattr(t, "raw_data", t.raw_data[:-1]), "by its shape"), (lambda t: t.ClearField("raw_data"), "holds 0"), (lambda t: t.segment.SetInParent(), "segments")])
-def test_a_tensor_holds_what_its_shape_says(change, says):
+def test_a_tensor_holds_what_its_shape_declares(change, says):
     m = onnx.load_from_string(onnx_model())
     change(next(t for t in m.graph.initializer if t.name == "w"))
     if says: assert says in refusal(m)
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_judged_and_never_crashes_the_judge(data):
 
 # --- the reader itself ---
 
-def test_loading_the_format_before_or_after_onnx_gives_one_set_of_classes():
+def test_import_order_does_not_duplicate_the_onnx_classes():
     first = "from churn_nb.guard import _messages; a = _messages()"
     for lines in ((first, "import onnx"), ("import onnx", first), (first, "import onnx.checker, skl2onnx"), ("import onnxruntime", first, "import onnx")):
         out = run("\n".join([*lines, "import onnx", "m = onnx.parser.parse_model('<ir_version: 8, opset_import: [\"\": 17]> g (float[N] x) => (float[N] y) { y = Abs(x) }')",
@@ -152,7 +152,7 @@ def test_loading_the_format_before_or_after_onnx_gives_one_set_of_classes():
                              "print(a.ModelProto is onnx.ModelProto, a.TensorProto is onnx.TensorProto, b == m, isinstance(b, onnx.ModelProto))"]))
         assert out == ["True"] * 4
 
-def test_the_server_loads_no_onnx_and_no_protobuf_until_there_is_a_model():
+def test_the_server_imports_no_onnx_or_protobuf_without_a_model():
     out = run("""
         import sys, churn_nb.guard, churn_nb.serve
         before = [m for m in sys.modules if m.split(".")[0] in ("onnx", "google", "cryptography")]
@@ -176,7 +176,7 @@ BOMB = """
 """
 
 @pytest.mark.parametrize("kind", ["nodes", "depth"])
-def test_a_small_file_that_becomes_large_when_it_is_read_stops_at_the_bound(kind, monkeypatch):
+def test_reading_a_file_that_expands_stops_at_the_bound(kind, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     said, grown = run(BOMB, kind)
     assert said.startswith("model.onnx:_") and int(grown) < 700
@@ -205,7 +205,7 @@ def test_trust_is_what_load_takes(tmp_path):
     s = settings_for(tmp_path, max_model_mb=7, max_batch=9)
     assert trust(s.serve) == {"public_key": "", "max_mb": 7., "max_batch": 9} and room_for(b"x" * 10**6) == 1010
 
-def test_parts_stop_at_a_number_and_need_no_stack_of_pythons():
+def test_parts_stop_at_the_limit_without_recursion():
     m = parse_onnx(onnx_model())
     n = len([*parts(m)])
     assert len([*parts(m, n)]) == n

@@ -19,7 +19,7 @@ def away(run):
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.sampled_from(["now", "next turn", "leave"])), max_size=60), st.booleans(), st.integers(1, 7), st.integers(1, 3))
 @hyp(max_examples=150, deadline=None)
-def test_each_gets_its_own_result_in_runs_that_are_not_too_large(asked, slow, most, at_once):
+def test_each_item_gets_its_own_result_in_bounded_batches(asked, slow, most, at_once):
     sizes, under_way, worst = [], 0, 0
     def run(items):
         sizes.append(len(items))
@@ -46,7 +46,8 @@ def test_each_gets_its_own_result_in_runs_that_are_not_too_large(asked, slow, mo
     asyncio.run(main())
     assert all(n <= most for n in sizes) and sum(sizes) == sum(how != "leave" for _, how in asked) and worst <= at_once
 
-def test_a_run_that_fails_on_one_item_is_tried_one_by_one_and_a_service_that_is_away_is_not():
+def test_a_failed_batch_is_retried_item_by_item():
+    "With an unavailable service nothing is tried again."
     ran = []
     def run(items): ran.append(items); return [1/i for i in items]
     async def ask(b): return await asyncio.gather(*[b(i) for i in (1, 0, 2)], return_exceptions=True)
@@ -57,7 +58,8 @@ def test_a_run_that_fails_on_one_item_is_tried_one_by_one_and_a_service_that_is_
         assert all(isinstance(e, ZeroDivisionError) for e in await ask(Batcher(away(run)))) and ran == [[1, 0, 2]]
     asyncio.run(main())
 
-def test_a_full_queue_and_a_long_wait_are_refused_and_the_batcher_goes_on():
+def test_queue_full_and_deadline_exceeded_are_refused():
+    "The batcher works on afterwards."
     async def main():
         gate = asyncio.Event()
         async def run(items): await gate.wait(); return items
@@ -71,7 +73,7 @@ def test_a_full_queue_and_a_long_wait_are_refused_and_the_batcher_goes_on():
         assert await first == 0 and await b(5) == 5
     asyncio.run(main())
 
-def test_whoever_waited_too_long_is_not_worked_on():
+def test_an_item_past_its_deadline_is_not_run():
     ran = []
     async def main():
         gate = asyncio.Event()
@@ -89,7 +91,7 @@ def test_whoever_waited_too_long_is_not_worked_on():
     asyncio.run(main())
     assert ran == [["first"], ["fresh"]]
 
-def test_a_timer_waits_for_company_and_not_when_the_batch_is_full():
+def test_a_batch_waits_for_its_timer_unless_full():
     sizes = []
     async def main():
         b, loop = Batcher(lambda xs: xs, most=3, wait=.05, seen=sizes.append), asyncio.get_running_loop()
@@ -101,13 +103,13 @@ def test_a_timer_waits_for_company_and_not_when_the_batch_is_full():
     asyncio.run(main())
     assert sizes == [1, 3]
 
-def test_too_few_results_are_nobodys():
+def test_too_few_results_fail_every_request():
     async def main(): return await asyncio.gather(*map(Batcher(lambda xs: xs[1:]), range(3)), return_exceptions=True)
     assert [str(e) for e in asyncio.run(main())] == ["2 results for 3 items"]*3
 
 # In the server
 
-def test_under_load_rows_share_runs_and_every_answer_is_its_own(tmp_path):
+def test_under_load_rows_share_runs_without_mixing_answers(tmp_path):
     put_live(tmp_path)
     r, n = np.random.default_rng(0), 40
     X = r.normal(size=(n, 40, 3)).astype(np.float32)*20
@@ -124,7 +126,8 @@ def test_under_load_rows_share_runs_and_every_answer_is_its_own(tmp_path):
     runs, rows = (float(metrics[f'churn_batch_rows_{x}{{stage="score"}}']) for x in ("count", "sum"))
     assert rows == n*40 and runs < rows
 
-def test_a_heavy_model_runs_in_a_thread_and_the_server_answers_meanwhile(tmp_path, monkeypatch):
+def test_a_heavy_model_runs_in_a_thread(tmp_path, monkeypatch):
+    "So the server can answer other requests meanwhile."
     from fastapi.testclient import TestClient
     from churn_nb import serve
     put_live(tmp_path)
@@ -140,7 +143,7 @@ def test_a_heavy_model_runs_in_a_thread_and_the_server_answers_meanwhile(tmp_pat
         assert c.post("/predict", json=row | {"age": 1e39}).status_code == 422
     assert len(where) == 3 and all("asyncio" in name for name in where)
 
-def test_rows_that_wait_too_long_or_are_too_many_are_503_with_retry_after(tmp_path):
+def test_queue_full_and_deadline_exceeded_give_503_with_retry_after(tmp_path):
     from churn_nb import serve
     put_live(tmp_path)
     app = serve.create_app(settings_for(tmp_path, request_log=0, max_queue=2, deadline_ms=50))
@@ -161,7 +164,7 @@ def test_rows_that_wait_too_long_or_are_too_many_are_503_with_retry_after(tmp_pa
     assert served.status_code == 200 and [r.status_code for r in refused] == [503]*3 and all(r.headers["retry-after"] == "1" for r in refused)
     assert sorted(r.json()["detail"] for r in refused) == ["2 requests wait already; send it again", *["waited 0.05 s for its turn"]*2]
 
-def test_timing_is_told_to_the_caller_and_to_prometheus(server):
+def test_timing_goes_to_the_caller_and_to_prometheus(server):
     with httpx.Client(base_url=server.url, timeout=90) as c:
         r = c.post("/predict", json={"age": 42, "usage_minutes": 310.5, "gap": None})
         parts = dict(p.split(";dur=") for p in r.headers["server-timing"].split(", "))
@@ -169,7 +172,7 @@ def test_timing_is_told_to_the_caller_and_to_prometheus(server):
         text = c.get("/metrics").text
     assert 'churn_stage_seconds_count{stage="score"}' in text and 'churn_request_seconds_bucket{le="+Inf",route="/predict"}' in text and "churn_queue_rows 0.0" in text
 
-def test_a_request_is_a_span_under_its_callers_where_there_is_a_tracer(monkeypatch):
+def test_with_a_tracer_a_request_is_a_child_span(monkeypatch):
     from opentelemetry import trace
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept := InMemorySpanExporter()))

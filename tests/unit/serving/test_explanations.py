@@ -54,7 +54,7 @@ def test_a_linear_function_is_known_in_closed_form(rows):
     np.testing.assert_allclose(contributions(lambda X: X.astype(float) @ beta, x, r), beta * (x - r), atol=1e-9)
 
 @given(arrays(np.float32, (2, 4), elements=cell))
-def test_twins_get_the_same_and_what_is_not_read_gets_exactly_0(rows):
+def test_equal_features_contribute_equally_and_unused_ones_exactly_0(rows):
     x, r = rows
     x[1], r[1] = x[0], r[0]
     def f(X):
@@ -63,13 +63,15 @@ def test_twins_get_the_same_and_what_is_not_read_gets_exactly_0(rows):
     phi = contributions(f, x, r)
     assert abs(phi[0] - phi[1]) < 1e-12 and phi[3] == 0
 
-def test_the_reference_itself_and_equal_features_get_0_without_being_asked():
+def test_features_equal_to_the_reference_get_0():
+    "The model is not called for them."
     asked = []
     f = lambda X: asked.append(len(X)) or np.nan_to_num(X).sum(1)
     assert contributions(f, [1, np.nan, 3], [1, np.nan, 3]).tolist() == [0, 0, 0] and sum(asked) == 1
     assert contributions(lambda X: np.nan_to_num(X).sum(1), [1, np.nan, 5], [1, np.nan, 3]).tolist() == [0, 0, 2]
 
-def test_more_features_than_the_limit_and_a_mix_without_a_probability_are_one_line():
+def test_too_many_features_or_no_probability_are_one_line():
+    "The probability is missing for a mix of the row and the reference."
     with pytest.raises(ValueError, match="^17 features differ from the reference; exact contributions take at most 16$"):
         contributions(lambda X: X.sum(1), np.ones(17), np.zeros(17))
     assert contributions(lambda X: X.sum(1), np.ones(3), np.zeros(3), limit=3).tolist() == [1, 1, 1]
@@ -109,7 +111,7 @@ def trees(tmp_path_factory):
                     self_test=SelfTest(rows=X[:5].tolist(), probability=sk.predict_proba(X[:5])[:, 1].tolist()))
     return Model.load(write_bundle(tmp_path_factory.mktemp("trees"), m.SerializeToString(), made)), X
 
-def test_they_add_up_for_trees_in_onnx_and_are_the_same_every_time(trees):
+def test_contributions_of_onnx_trees_add_up_and_are_reproducible(trees):
     model, X = trees
     r = np.array(model.manifest.reference, np.float32)
     for x in X[:25]:
@@ -148,7 +150,7 @@ def problem(r, status):
     return r.json()
 
 @pytest.mark.parametrize("body,x", [(ROW, [42, 310.5, np.nan]), ({"customer_id": 1}, [30, 100, np.nan])])
-def test_an_explained_answer_is_the_plain_one_and_what_led_to_it(api, body, x):
+def test_an_explained_answer_adds_contributions_to_the_plain_one(api, body, x):
     plain, r = api.post("/predict", json=body).json(), api.post("/predict?explain=true", json=body)
     assert r.status_code == 200 and r.headers["x-model-version"] == "1"
     a = r.json()
@@ -171,7 +173,7 @@ def test_another_value_is_refused_and_named(api, query):
         p = problem(api.post(f"{path}?{query}", json=body), 422)
         assert p["errors"] == [{"field": "explain", "message": "expected true or false"}] and p["detail"].startswith("explain: ")
 
-def test_a_batch_is_refused_and_bad_rows_are_refused_as_ever(api):
+def test_explaining_a_batch_or_a_bad_row_is_refused(api):
     assert "one row at a time" in problem(api.post("/predict/batch?explain=true", json=[ROW]), 422)["detail"]
     assert problem(api.post("/predict?explain=true", json={"age": 1}), 422)["errors"][0]["field"] == "usage_minutes"
     problem(api.post("/predict?explain=true", json={"customer_id": 99}), 404)
@@ -197,7 +199,7 @@ def wide(workspace, k):
     write_bundle(workspace/"bundle", onnx_model(k=k), m); switch_current(workspace/"bundle", "1")
     return m.example
 
-def test_more_features_than_can_be_counted_are_estimated_and_the_answer_says_so(tmp_path):
+def test_explanations_of_many_features_are_estimated_and_marked(tmp_path):
     body = wide(tmp_path, 20)
     app = create_app(settings_for(tmp_path))
     c = TestClient(app)
@@ -212,7 +214,8 @@ def test_more_features_than_can_be_counted_are_estimated_and_the_answer_says_so(
     sixteen = c.post("/predict?explain=true", json=body | dict.fromkeys(list(body)[16:], 0.)).json()
     assert "method" not in sixteen and "standard_errors" not in sixteen
 
-def test_others_are_answered_while_one_explains_and_too_many_are_told_to_wait(tiny_bundle, monkeypatch):
+def test_explaining_blocks_no_other_request(tiny_bundle, monkeypatch):
+    "Too many explanations at once get 503 with Retry-After."
     gate, began, real = threading.Event(), threading.Semaphore(0), churn_nb.explain.explained
     def slow(*args):
         began.release()
@@ -251,7 +254,7 @@ def test_a_running_server_answers_others_meanwhile(tmp_path):
         a = got[0].json()
         assert abs(a["reference_probability"] + sum(a["contributions"].values()) - a["probability"]) < 1e-6
 
-def test_the_description_tells_of_it(api):
+def test_the_openapi_document_describes_explanations(api):
     paths = api.get("/openapi.json").json()["paths"]
     post = paths["/predict"]["post"]
     assert [(p["name"], p["in"], p["schema"]["type"]) for p in post["parameters"]] == [("explain", "query", "boolean")]
@@ -260,7 +263,7 @@ def test_the_description_tells_of_it(api):
     assert json.loads(api.post("/predict?explain=true", json=ROW).content).keys() == schema["properties"].keys() - {"method", "standard_errors"}
     assert api.get("/model").json()["reference"] == REFERENCE
 
-def test_a_graph_that_is_no_function_of_its_row_gets_no_explanation(tiny_bundle):
+def test_a_graph_that_mixes_rows_gets_no_explanation(tiny_bundle):
     c = TestClient(app := create_app(settings_for(tiny_bundle)), raise_server_exceptions=False)
     model = app.state.current.model
     model.predict = lambda X: (probability(X) * .5 + np.arange(len(X)) * .01).astype(np.float32) # its rows lean on their neighbours

@@ -126,7 +126,7 @@ REFUSED = {"name": body(name="image"), "dtype": body(datatype="INT64"), "no dtyp
            "one dimension": body(shape=[3]), "three dimensions": body(shape=[1, 1, 3]), "no rows": body([], (0, 3)), "too many rows": body([1.]*3003, (1001, 3)),
            "missing input": {"inputs": []}, "twice": {"inputs": body()["inputs"]*2}, "output": body() | {"outputs": [{"name": "label"}]}, "empty": b""}
 @pytest.mark.parametrize("wrong", REFUSED)
-def test_a_wrong_request_is_4xx_and_says_why(endpoint, wrong):
+def test_a_wrong_request_gets_a_4xx_with_the_reason(endpoint, wrong):
     r = plain(endpoint, REFUSED[wrong])
     assert r.status_code == (413 if (endpoint.kind, wrong) == ("embedded", "too many rows") else 400), r.text
     assert r.json()["error"] and plain(endpoint, body()).status_code == 200
@@ -134,7 +134,8 @@ def test_a_wrong_request_is_4xx_and_says_why(endpoint, wrong):
 BROKEN = {"json": b"{", "no inputs": {}, "too few values": body([1, 2]), "too many values": body([1, 2, 3, 4]), "text": body(["a", 2, 3]), "true": body([1, 2, True]),
           "null": body([None, 2, 3]), "negative shape": body(shape=[-1, 3]), "data null": {"inputs": [body()["inputs"][0] | {"data": None}]}}
 @pytest.mark.parametrize("wrong", BROKEN)
-def test_a_broken_document_is_an_error_in_both_and_a_5xx_only_in_triton(endpoint, wrong):
+def test_a_broken_document_is_an_error_in_both_servers(endpoint, wrong):
+    "Triton may answer 500; the embedded server answers 400."
     r = plain(endpoint, BROKEN[wrong])
     assert r.json()["error"]
     assert r.status_code == 400 if endpoint.kind == "embedded" else r.status_code in (400, 500)

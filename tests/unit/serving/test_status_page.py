@@ -80,7 +80,7 @@ def test_every_part_has_what_the_server_knows(site):
     assert text.count("<script>") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert httpx.get(site.url + "/model", timeout=90).json()["card"]["gate"][0]["verdict"] == "pass"
 
-def test_a_refused_bundle_and_a_broken_report_are_said(tmp_path):
+def test_a_refused_bundle_and_a_broken_report_are_shown(tmp_path):
     live(tmp_path)
     with serving(tmp_path) as s:
         put_live(tmp_path, "2", .5)
@@ -95,7 +95,7 @@ def test_a_refused_bundle_and_a_broken_report_are_said(tmp_path):
         (tmp_path/"reports"/"drift.json").unlink()
         assert "No report yet" in httpx.get(s.url + "/", timeout=90).text
 
-def test_without_a_model_it_says_what_to_do(tmp_path):
+def test_without_a_model_the_page_shows_what_to_do(tmp_path):
     with serving(tmp_path) as s:
         r = httpx.get(s.url + "/", timeout=90)
         assert r.status_code == 503 and "churn run" in r.text and "default-src 'none'" in r.headers["content-security-policy"] and "<form" not in r.text
@@ -112,7 +112,8 @@ def test_every_text_of_a_manifest_is_escaped(tmp_path):
 # --- in a browser ---
 
 @needs_chromium
-def test_by_keyboard_alone_the_form_gives_the_apis_own_answer_and_explains_it(site, visit):
+def test_the_form_works_by_keyboard_and_matches_the_api(site, visit):
+    "The explanation matches the API's as well."
     tab = visit(site.url + "/")
     tab_to(tab, "input[name=age]"); type_over(tab, "55")
     tab_to(tab, "input[name=gap]"); type_over(tab, "2.5")
@@ -132,7 +133,7 @@ def test_by_keyboard_alone_the_form_gives_the_apis_own_answer_and_explains_it(si
     assert "ms in the server" in tab.text_content("#time") and tab.text_content("#note") == ""
 
 @needs_chromium
-def test_an_error_is_shown_at_its_field_which_gets_the_focus(site, visit):
+def test_an_error_is_shown_at_its_field_with_focus(site, visit):
     tab = visit(site.url + "/", expect=["422", "404", "503"])
     tab_to(tab, "input[name=usage_minutes]"); type_over(tab, "4O"); tab.keyboard.press("Enter")
     assert "usage_minutes" in answered(tab)
@@ -156,7 +157,7 @@ def test_what_cannot_be_explained_is_answered_all_the_same(tmp_path, visit):
         assert "likely to churn" in answered(tab) and "no reference" in tab.text_content("#note") and tab.inner_text("#why") == ""
 
 @needs_chromium
-def test_a_server_that_went_away_is_said(tmp_path, visit):
+def test_an_unavailable_server_is_shown(tmp_path, visit):
     put_live(tmp_path)
     s = Server(tmp_path)
     try: tab = visit(s.url + "/", expect=["ERR_CONNECTION_REFUSED", "Failed to load"])
@@ -166,7 +167,7 @@ def test_a_server_that_went_away_is_said(tmp_path, visit):
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_telephone_shows_it_without_scrolling_sideways_and_text_has_contrast(site, visit, scheme):
+def test_the_page_fits_a_phone_and_text_has_contrast(site, visit, scheme):
     tab = visit(site.url + "/", viewport={"width": 375, "height": 667}, color_scheme=scheme, is_mobile=True, has_touch=True)
     tab.tap("#features button"); answered(tab)
     for d in tab.locator("summary").all(): d.tap()
@@ -213,7 +214,8 @@ def own(tmp_path_factory):
     with serving(ws) as s: yield s
 
 @needs_chromium
-def test_a_category_is_chosen_by_keyboard_or_typed_and_a_missing_one_said(own, visit):
+def test_a_category_can_be_chosen_or_typed_by_keyboard(own, visit):
+    "The answer reports a missing category."
     tab = visit(own.url + "/", expect=["503"])
     assert tab.locator("#features select").count() == 2 and tab.locator("input[name=Größe]").count() == 1
     field = tab.get_by_label("Vertragsart", exact=True)
@@ -237,7 +239,7 @@ def test_a_category_is_chosen_by_keyboard_or_typed_and_a_missing_one_said(own, v
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_category_fits_a_telephone_and_can_be_read_in_both_schemes(own, visit, scheme):
+def test_a_category_field_fits_a_phone_and_has_contrast(own, visit, scheme):
     tab = visit(own.url + "/", viewport={"width": 375, "height": 667}, color_scheme=scheme, is_mobile=True, has_touch=True)
     tab.get_by_label("Vertragsart", exact=True).select_option("another text: …")
     assert tab.get_by_label("Vertragsart: another text").is_visible() and tab.evaluate("document.documentElement.scrollWidth") <= 375
@@ -255,7 +257,7 @@ def test_values_are_escaped_in_a_select(tmp_path):
 
 # --- /docs ---
 
-def test_docs_come_from_here_or_say_how_to_get_them(site):
+def test_docs_are_served_locally_or_name_the_missing_package(site):
     assert swagger_ui() is not None
     for name, kind in page_module._ui_files.items():
         r = httpx.get(f"{site.url}/docs/{name}", timeout=90)
@@ -276,7 +278,7 @@ def test_docs_try_out_predict_under_the_policy(site, visit):
 # --- keys ---
 
 @needs_chromium
-def test_with_keys_a_browser_asks_for_a_password_and_the_page_works(tmp_path, visit, monkeypatch):
+def test_the_page_works_with_an_api_key_as_password(tmp_path, visit, monkeypatch):
     key = "a-key-for-the-page-2026"
     monkeypatch.setenv("CHURN_SERVE_API_KEYS", key)
     with serving(live(tmp_path)) as s:

@@ -43,7 +43,7 @@ def served(triton_here, tmp_path_factory):
     model = put(ws, delay=2000)
     with triton_here(ws/"triton", ws, "--model-control-mode=explicit", "--load-model=churn") as t: yield SimpleNamespace(triton=t, ws=ws, model=model)
 
-def test_answers_equal_onnx_runtime_on_thousands_of_rows_in_batches_of_every_kind(served):
+def test_answers_equal_onnx_runtime_for_batches_of_every_size(served):
     X = rows(8000)
     async def work(b):
         sizes = [1000, 1000, 1, 2, 3, 17, 977] + [1]*500 + [50]*90
@@ -86,7 +86,8 @@ def test_the_yolo_configuration_loads(served, tmp_path):
     (("max_queue_delay_microseconds: 0", "preferred_batch_size: [ 2000 ]"), "preferred size must be <= max batch size"),
     (("max_batch_size: 1000", "max_batch_size: many"), "config.pbtxt"),
 ], ids=["dims", "type", "name", "batch", "preferred", "text"])
-def test_a_wrong_configuration_is_refused_with_the_reason_and_the_rest_goes_on(served, change, says):
+def test_a_wrong_configuration_is_refused_with_its_reason(served, change, says):
+    "The other models stay ready."
     text, folder = triton_config("wrong", *signature(onnx_model()), warmup=False), served.ws/"triton/wrong"
     assert change[0] in text
     shutil.rmtree(folder, ignore_errors=True)
@@ -98,7 +99,7 @@ def test_a_wrong_configuration_is_refused_with_the_reason_and_the_rest_goes_on(s
     assert says in r.json()["error"] + served.triton.log.read_bytes()[said:].decode(errors="replace"), r.text
     assert httpx.get(f"{served.triton.url}/v2/models/churn/ready", timeout=90).status_code == 200
 
-def test_versions_come_and_go_under_load_and_no_answer_fails_or_mixes(served):
+def test_version_changes_under_load_fail_and_mix_no_answer(served):
     models, live, stop = {"1": served.model}, ["1"], asyncio.Event()
     X = rows(64)
     async def work(b):
@@ -179,7 +180,8 @@ def test_the_configuration_in_git_is_what_the_function_writes(name):
 
 def written(ws): return {str(f.relative_to(ws/"triton")) for f in (ws/"triton").rglob("*") if f.is_file()}
 
-def test_int8_is_a_model_of_its_own_and_goes_when_a_bundle_has_none(tmp_path, monkeypatch):
+def test_int8_is_a_model_of_its_own(tmp_path, monkeypatch):
+    "Its version is removed when a bundle has no INT8 file."
     import churn_nb.triton as module
     files = {"model.onnx": onnx_model(), "model.int8.onnx": onnx_model(.1)}
     monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("3"), files))
@@ -190,7 +192,8 @@ def test_int8_is_a_model_of_its_own_and_goes_when_a_bundle_has_none(tmp_path, mo
     write_model_repository("", tmp_path/"triton")
     assert written(tmp_path) == {"churn/3/model.onnx", "churn/config.pbtxt", "churn_int8/config.pbtxt"}
 
-def test_versions_with_other_features_do_not_stay_and_writing_twice_changes_nothing(tmp_path, monkeypatch):
+def test_versions_with_other_features_are_removed(tmp_path, monkeypatch):
+    "Writing the same version twice changes nothing."
     import churn_nb.triton as module
     put(tmp_path); put(tmp_path, "2", bias=1.)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")}

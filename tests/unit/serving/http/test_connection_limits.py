@@ -28,14 +28,14 @@ def locked(tmp_path_factory):
 
 @pytest.mark.parametrize("headers", [{}, {"X_API_Key": OLD[:-1]}, {"X_API_Key": OLD + "x"}, {"Authorization": f"Basic {OLD}"}, {"Authorization": OLD}, {"Authorization": "Bearer"},
                                      {"X_API_Key": "x", "Authorization": f"Bearer {OLD}"}, {"X_API_Key": f"{OLD},{NEW}"}, {"X_API_Key": "ÿ"*30}])
-def test_without_a_known_key_nothing_is_answered_by_either_way(locked, headers):
+def test_without_a_known_key_neither_path_answers(locked, headers):
     for kind in (LANE, LONG):
         status, told, body = ask(locked.url, request(kind=kind, **headers))[0]
         assert status == 401 and told["www-authenticate"].startswith("bearer") and told["content-type"] == "application/problem+json" and len(told["x-request-id"]) == 32
         assert json.loads(body)["detail"] and not re.search(rb"0\d{3}", body) and b"probability" not in body
 
 @pytest.mark.parametrize("headers", [{"X_API_Key": OLD}, {"X_API_Key": NEW}, {"Authorization": f"Bearer {OLD}"}, {"Authorization": f"bearer   {NEW}"}])
-def test_each_known_key_opens_both_ways(locked, headers):
+def test_each_known_key_opens_both_paths(locked, headers):
     for kind in (LANE, LONG): assert ask(locked.url, request(kind=kind, **headers))[0][0] == 200
 
 def test_all_paths_ask_but_the_probes(locked):
@@ -45,7 +45,7 @@ def test_all_paths_ask_but_the_probes(locked):
     assert get("/model", f"X-API-Key: {OLD}\r\n") == 200
     assert httpx.post(locked.url + "/events", json={}, timeout=90).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}, timeout=90).status_code == 401
 
-def test_a_browser_is_asked_for_a_password_which_is_a_key(locked):
+def test_a_browser_is_asked_for_a_key_as_password(locked):
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     asked = httpx.get(locked.url + "/", headers=html, timeout=90)
     assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
@@ -133,7 +133,7 @@ HEADS = {"headers": (b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n", b"40
          "blank lines": (b"", b"\r\n", b"")}
 
 @pytest.mark.parametrize("what", HEADS)
-def test_a_client_that_never_finishes_is_told_and_closed(strict, what):
+def test_an_unfinished_request_gets_an_error_and_is_closed(strict, what):
     head, drip, status = HEADS[what]
     got, seconds = slowly(strict.url, head, drip)
     assert got[9:].startswith(status) and (b"Connection: close" in got or b"connection: close" in got or not got)
@@ -152,7 +152,7 @@ def test_a_connection_without_a_request_is_closed_without_a_word(strict):
             time.sleep(.5)
         assert f.read() == b""
 
-def test_a_body_that_takes_its_time_within_the_limit_is_answered(strict):
+def test_a_slow_body_within_the_limit_is_answered(strict):
     whole = request()
     assert ask(strict.url, whole[:50], whole[50:90], whole[90:], pause=.15)[0][0] == 200
 
@@ -185,7 +185,8 @@ def test_what_was_refused_is_counted_and_nothing_stays_behind(strict):
 
 # --- the cap ---
 
-def test_over_the_cap_one_is_told_at_once_and_the_process_still_lives(tmp_path):
+def test_a_connection_over_the_cap_gets_503_at_once(tmp_path):
+    "The liveness probe and the connections that are open are still answered."
     put_live(tmp_path)
     with serving(tmp_path, max_connections=20) as s:
         held = [connect(s.url) for _ in range(20)]
@@ -260,7 +261,7 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
     assert wait_for(lambda: guard.under_way == 0)
     assert got == b"" or re.match(rb"HTTP/1\.1 \d\d\d ", got)
 
-def test_more_requests_than_may_be_under_way_are_told_so(standing):
+def test_requests_over_the_limit_under_way_get_503(standing):
     at, guard = standing
     many = [socket.create_connection(at, timeout=90) for _ in range(40)]
     files, statuses = [s.makefile("rb") for s in many], []

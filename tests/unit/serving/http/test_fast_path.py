@@ -18,14 +18,14 @@ bodies = st.fixed_dictionaries(dict.fromkeys(ROW, values)).map(lambda v: json.du
 
 @given(bodies, st.sampled_from([None, "abc-1", "a b", "x"*65]))
 @hyp(max_examples=300, deadline=None)
-def test_both_ways_give_the_same_answer(server, body, rid):
+def test_both_paths_give_the_same_answer(server, body, rid):
     headers = {"X_Request_Id": rid} if rid else {}
     lane, long = (ask(server.url, request(body, kind, **headers))[0] for kind in (LANE, LONG))
     same(lane, long)
     if rid == "abc-1": assert lane[1]["x-request-id"] == "abc-1" == long[1]["x-request-id"]
     else: assert len(lane[1]["x-request-id"]) == 32 and lane[1]["x-request-id"] != long[1]["x-request-id"]
 
-def test_the_lane_is_taken_by_the_ordinary_case(server):
+def test_the_fast_path_serves_the_ordinary_case(server):
     "Its answer says so by nothing but its speed; so the server is asked how often its lane was used."
     from churn_nb.lane import LaneProtocol
     from churn_nb.serve import create_app
@@ -127,7 +127,7 @@ def test_sigterm_lets_requests_under_way_be_answered(tmp_path):
 # --- by id ---
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
-def test_a_customer_is_looked_up_by_both_ways_alike(copied, redis_store, kind):
+def test_both_paths_look_up_a_customer_alike(copied, redis_store, kind):
     from online_store import api_on, customers, model_of
     s = copied("few", **({"stores__online": redis_store} if kind == "redis" else {}))
     model_of(s.paths.workspace, ["transactions_total", "transactions_24h", "recency_days"])
@@ -155,7 +155,7 @@ def test_a_customer_is_looked_up_by_both_ways_alike(copied, redis_store, kind):
     finally: server.stop()
     assert [line for line in server.logged() if line["level"] == "error"] == []
 
-def test_a_store_that_is_away_is_said_by_both_ways_alike(server):
+def test_both_paths_report_an_unavailable_store_alike(server):
     lane, long = (ask(server.url, request(b'{"customer_id": 3}', kind))[0] for kind in (LANE, LONG))
     same(lane, long)
     assert lane[0] == 503 and lane[1]["retry-after"] == "5" and b"no feature store" in lane[2]
