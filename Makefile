@@ -5,6 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV_VERSION := 0.13.9
+PART := $(PYTHON) tests/support/part.py
+PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider --dist loadfile --no-loadscope-reorder
+NBVAL := --nbval --nbval-sanitize-with nbs/.nbval.cfg
 export UV_NATIVE_TLS ?= true
 # No telemetry of what the notebooks use, however a kernel starts; `churn_nb` sets the same when it is imported.
 export ORT_DISABLE_TELEMETRY ?= 1
@@ -14,7 +17,7 @@ export DO_NOT_TRACK ?= 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-notebooks test-outputs test-code e2e bench site lab export readme lint wheel lock clean
+.PHONY: help setup data run pipeline serve test test-fast test-rest test-notebooks test-outputs test-code check touched e2e e2e-tests bench site lab export readme lint lint-python wheel lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -47,39 +50,59 @@ run: data ## train, judge and serve; a refused model leaves the champion in plac
 serve: setup ## serve the champion that is there
 	@exec $(BIN)/churn serve
 
-test: data ## every notebook is run and its stored outputs compared; every test
-	@$(MAKE) --no-print-directory test-outputs test-code
+test: data ## every notebook is run and its stored outputs compared; every test; what fails fastest comes first
+	@rm -f .coverage .coverage.*
+	@$(PART) "lint, step, unit tests" 100 $(MAKE) --no-print-directory test-fast
+	@$(PART) "notebooks, all other tests" 480 $(MAKE) --no-print-directory test-rest
+	@$(BIN)/coverage report --skip-covered
 
 test-notebooks: data ## nbdev-test: every notebook runs, alone, in a temporary workspace; nothing is compared (test-outputs runs them too)
 	@echo "== nbdev-test: every notebook runs from top to bottom"
 	@$(BIN)/nbdev-test --n-workers 2 --timing
 
-test-outputs: ## nbval: every stored output is what the code gives today
+test-outputs: data ## nbval: every stored output is what the code gives today
 	@$(BIN)/python tests/support/compared.py
-	@$(BIN)/python -m pytest -q --nbval --nbval-sanitize-with nbs/.nbval.cfg -p no:cacheprovider -n 2 --dist loadfile nbs
+	@$(PYTEST) $(NBVAL) -n 2 nbs
 
-test-code: ## pytest: what a cell can't hold, with coverage of churn_nb; many tests wait for processes, so three run side by side
-	@echo "== pytest: pipeline, API, command line, faults"
-	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --cov --cov-report=term --durations=8 --ignore tests/e2e tests
+test-code: data ## pytest: what a cell can't hold
+	@$(PYTEST) -n 3 --durations=8 --ignore tests/e2e tests
+
+test-fast: setup ## a first answer: lint, types, what must be in step, and the unit tests that need no service and no time
+	@echo "== lint, types, export in step, unit tests"
+	@$(PYTEST) -n 2 -m fast --cov --cov-report= --cov-fail-under=0 tests/unit
+
+test-rest: setup # every notebook with its outputs, and the tests that test-fast leaves out; many wait for processes, so three run side by side
+	@$(BIN)/python tests/support/compared.py
+	@$(PYTEST) $(NBVAL) -n 3 -m "not fast" --cov --cov-append --cov-report= --cov-fail-under=0 --durations=8 --ignore tests/e2e nbs tests
+
+check: data ## a first answer on a change in about two minutes: lint, types, what must be in step, and the tests that touch it (BASE=<revision> SECONDS=<budget>)
+	@$(BIN)/python tests/support/check.py $(if $(BASE),--base $(BASE)) $(if $(SECONDS),--seconds $(SECONDS))
+
+touched: data ## record which test executes which function, into tests/touched.json, for `make check`: runs every test and notebook
+	@rm -f .coverage .coverage.*; mkdir -p build
+	@RECORD_TOUCHED=build/touched.json $(PYTEST) $(NBVAL) -n 3 --cov --cov-report= --cov-fail-under=0 --ignore tests/e2e nbs tests || echo "== touched: not every test passed; what they executed counts all the same"
+	@$(BIN)/python tests/support/touched.py build/touched.json
 
 e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the images, a push that ends in a running service
-	@echo "== e2e: a fresh clone in an empty environment; images; beside them, from a push to a running service"
-	@mkdir -p build; $(BIN)/python -m pytest -q -s -p no:cacheprovider tests/e2e/test_push.py > build/push.log 2>&1 & push=$$!; \
-	  a=0; $(BIN)/python -m pytest -q -s -p no:cacheprovider --ignore tests/e2e/test_push.py tests/e2e || a=1; \
-	  b=0; wait $$push || b=1; echo "== e2e: from a push to a running service"; cat build/push.log; [ $$a$$b = 00 ]
+	@$(PART) "e2e: clone, images, push" 480 $(MAKE) --no-print-directory e2e-tests
+
+e2e-tests: setup # three sides by side: most of it waits for containers and downloads
+	@echo "== e2e: a fresh clone in an empty environment; images; measurements; from a push to a running service"
+	@$(PYTEST) -n 3 -rA --durations=12 tests/e2e
 
 BENCHES := quantise drift features score serve batching pipeline capacity
 bench: data ## measure side by side on this machine, into bench/RESULTS.md: all (an hour or two), or WHAT=serve|drift|features|score|quantise|batching|pipeline|capacity (QUICK=1: does it run?), or WHAT=freshness (needs `make pipeline`)
 	@for what in $(or $(WHAT),$(BENCHES)); do echo "== bench: $$what"; $(BIN)/python bench/$$what.py $(if $(QUICK),--quick) || exit; done
 	@$(if $(QUICK),,$(BIN)/python bench/results.py)
 
-lint: setup ## what is wrong in Python, Dockerfile and workflows, by their linters
+lint: lint-python ## what is wrong in Python, Dockerfile and workflows, by their linters
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+
+lint-python: setup ## of these, Python alone, with types
 	@$(BIN)/ruff check tests bench docs .github conftest.py
 	@$(BIN)/ruff check --isolated --line-length 160 --select E9,F,B --ignore B905,B023,B007,B008,B017 churn_nb
 	@$(BIN)/mypy
-	@$(BIN)/hadolint Dockerfile
-	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 
 wheel: setup ## dist/*.whl, and what serves imported from it alone, in an environment with nothing else
 	@rm -rf dist build/bare && $(BIN)/uv build --quiet --wheel -o dist

@@ -1,9 +1,10 @@
 """What pytest is told about notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and
-pictures are compared, too. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
-import os, sys
+pictures are compared, too. Tests get their markers by what they use. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
+import json, os, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent/"tests"/"support"))
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT/"tests"/"support"))
 import nbval.plugin # noqa: E402
 import churn_nb # noqa: E402, F401 # telemetry is off before anything else is imported
 import warm_process # noqa: E402
@@ -11,15 +12,37 @@ from compared import comparing_pictures # noqa: E402
 
 pytest_plugins = ["touched"] if "RECORD_TOUCHED" in os.environ else [] # records which test executes what
 
+SERVICES = {"valkey", "redis_store", "own_valkey", "postgres", "registries", "triton_here", "s3"} # fixtures that start one
+SLOW_SECONDS = 5
+
+def known_seconds() -> dict[str, float]:
+    "Of each test function and notebook, when it was last recorded."
+    f = ROOT/"tests"/"touched.json"
+    return json.loads(f.read_text())["tests"] if f.exists() else {}
+
 def pytest_configure(config):
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
     if getattr(config.option, "numprocesses", None): warm_process.start(config)
 
 def pytest_unconfigure(config): warm_process.stop(config)
 
+def prepare_cell(item):
+    "A cell of a notebook, as nbval must see it."
+    if item.cell.get("execution_count", 0) is None: item.cell["execution_count"] = 0
+    item.compare_outputs = comparing_pictures(item)
+
+def mark(item, seconds:float):
+    "Markers by what a test uses, where it lies and how long it took."
+    used, path = set(getattr(item, "fixturenames", ())), item.path.relative_to(ROOT).parts
+    marks = [name for name, holds in (("service", used & SERVICES), ("browser", "chromium" in used), ("root", path[:2] == ("tests", "e2e")), ("slow", seconds > SLOW_SECONDS)) if holds]
+    for name in marks or ["fast"]*(path[:2] == ("tests", "unit")): item.add_marker(name)
+
 def pytest_collection_modifyitems(items):
+    "Files in the order of their length, longest first: with `--dist loadfile` no long one is left for the end."
+    known, length = known_seconds(), {}
+    name = lambda item: item.nodeid.partition("[")[0] if not hasattr(item, "cell") else item.nodeid.partition("::")[0]
     for item in items:
-        cell = getattr(item, "cell", None)
-        if cell is None: continue
-        if cell.get("execution_count", 0) is None: cell["execution_count"] = 0
-        item.compare_outputs = comparing_pictures(item)
+        if hasattr(item, "cell"): prepare_cell(item)
+        else: mark(item, known.get(name(item), 0.))
+    for n in {name(item) for item in items}: length[n.partition("::")[0]] = length.get(n.partition("::")[0], 0.) + known.get(n, 1.)
+    items.sort(key=lambda item: -length[item.nodeid.partition("::")[0]])

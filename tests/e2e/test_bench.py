@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from deadlines import allow
 from paths import ROOT
 
 WRITES = {"quantise": "quantise.md", "drift": "drift.md", "features": "features.md", "score": "score.md", "batching": "batching.md", "serve": "serve.md", "pipeline": "pipeline.md", "capacity": "CAPACITY.md"}
@@ -12,7 +13,7 @@ WRITES = {"quantise": "quantise.md", "drift": "drift.md", "features": "features.
 @pytest.mark.parametrize("what", WRITES)
 def test_quick(what, tmp_path):
     if what in ("serve", "capacity") and not shutil.which("wrk"): pytest.skip("wrk is not installed: serving is not measured")
-    r = subprocess.run([sys.executable, ROOT/"bench"/f"{what}.py", "--quick", "--out", tmp_path], capture_output=True, text=True, timeout=600)
+    r = subprocess.run([sys.executable, ROOT/"bench"/f"{what}.py", "--quick", "--out", tmp_path], capture_output=True, text=True, timeout=allow(600))
     assert r.returncode == 0, r.stdout[-1000:] + r.stderr[-3000:]
     found, text = json.loads((tmp_path/f"{what}.json").read_text()), (tmp_path/WRITES[what]).read_text()
     assert found["command"] if what != "features" else {"engines", "growth", "dates", "join", "online"} <= found.keys()

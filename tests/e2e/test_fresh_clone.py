@@ -2,6 +2,7 @@
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import httpx, pytest
+from deadlines import allow
 from paths import ROOT
 from serving import free_port
 
@@ -15,7 +16,7 @@ class MakeRun:
         self.url, self.log, self.began = f"http://127.0.0.1:{port}", log, time.monotonic()
         self.p = subprocess.Popen(["make", "run"], cwd=top, env=bare_env(port), stdout=open(log, "w"), stderr=subprocess.STDOUT, start_new_session=True)
     def wait_ready(self, seconds):
-        while time.monotonic() < self.began + seconds:
+        while time.monotonic() < self.began + allow(seconds):
             assert self.p.poll() is None, self.log.read_text()
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200: return round(time.monotonic() - self.began)
@@ -23,7 +24,7 @@ class MakeRun:
         raise TimeoutError(self.log.read_text())
     def stop(self, sig=signal.SIGTERM):
         os.killpg(self.p.pid, sig)
-        self.p.wait(30)
+        self.p.wait(allow(30))
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):

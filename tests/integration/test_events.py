@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hyp
 from hypothesis import strategies as st
 from online_store import api_on, churn, customers, model_of, total_in
+from deadlines import allow
 from serving import free_port, wait_for
 
 from churn_nb import features as f
@@ -40,7 +41,7 @@ def serve():
     def start(settings, alone=False, **limits):
         if alone: end()
         running.append(s := api_on(settings, **limits))
-        running.append(c := httpx.Client(base_url=s.url, timeout=90))
+        running.append(c := httpx.Client(base_url=s.url, timeout=allow(90)))
         return s, c
     yield start
     end()
@@ -145,7 +146,7 @@ def test_killed_between_any_two_writes(stores, configured, tmp_path):
     for at in range(1, moments + 1):
         shutil.copytree(tmp_path/"before", tmp_path/f"{at}")
         todo.append(({"paths.workspace": str(tmp_path/f"{at}")}, at, rows))
-    r = subprocess.run([sys.executable, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, timeout=300)
+    r = subprocess.run([sys.executable, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, timeout=allow(300))
     ended = [int(x) for x in r.stdout.split()]
     n = len(ended) - 1
     assert ended == [9]*n + [0] and 10 < n < moments, (ended, r.stderr[-2000:])
@@ -184,7 +185,7 @@ def test_several_processes_write_the_same_events(copied, kind, request):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in mine]
     for w, part in zip(writers, mine):
         w.stdin.write(json.dumps([over, [rows[i] for i in part]])); w.stdin.close(); w.stdin = None
-    said = [json.loads(w.communicate(timeout=300)[0]) for w in writers]
+    said = [json.loads(w.communicate(timeout=allow(300))[0]) for w in writers]
     assert all(why == [] for _, why in said), said
     verdicts = collections.Counter(v for out, _ in said for v in out)
     sent = set(np.concatenate(mine))
@@ -200,7 +201,7 @@ def shop(stores, configured, tmp_path_factory, valkey):
     f.materialize(s, f.apply_store(s), keep=False)
     model_of(ws, ["transactions_total"])
     server = api_on(s, max_batch=50, max_body_bytes=20_000)
-    with httpx.Client(base_url=server.url, timeout=90) as c: yield s, c, customers(s)
+    with httpx.Client(base_url=server.url, timeout=allow(90)) as c: yield s, c, customers(s)
     server.stop()
 
 def of(c, i): return total_in(c.post("/predict", json={"customer_id": i}).json())
@@ -460,7 +461,7 @@ def test_the_api_serves_while_the_store_is_unavailable(copied, own_valkey, serve
     else: os.kill(own_valkey.pid, signal.SIGSTOP)
     raw, stop = [], threading.Event()
     def score():
-        with httpx.Client(base_url=server.url, timeout=90) as one:
+        with httpx.Client(base_url=server.url, timeout=allow(90)) as one:
             while not stop.is_set(): raw.append(one.post("/predict", json={"transactions_total": 3}).status_code)
     thread = threading.Thread(target=score); thread.start()
     try:
@@ -538,7 +539,7 @@ def test_every_event_becomes_visible_once_under_load(shop, capsys):
             await asyncio.sleep(.5)
         trouble.append(f"event {j} of customer {i} never seen: {r.status_code} {r.text[:200]}, expected {want}")
     async def everything():
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)) as c:
+        async with httpx.AsyncClient(base_url=url, timeout=allow(60), limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)) as c:
             began = time.monotonic() + .2
             await asyncio.gather(*(one(c, j, began) for j in range(n)))
             return time.monotonic() - began
@@ -547,7 +548,7 @@ def test_every_event_becomes_visible_once_under_load(shop, capsys):
     assert len(lags) == n and set(away) <= {503} # the lookup gives up after `store_timeout_ms`, and may be asked again
     assert len([i for i in logged(s) if 7_000_000 <= i < 7_000_000 + n]) == n
     sent = collections.Counter(order[j % len(order)] for j in range(n))
-    with httpx.Client(base_url=url, timeout=90) as c:
+    with httpx.Client(base_url=url, timeout=allow(90)) as c:
         assert all(of(c, i) == known[i] + sent[i] for i in order)
     assert exact(s)
     q = [f"{x*1000:.0f}" for x in (*np.quantile(answers, [.5, .99]), *np.quantile(lags, [.5, .99]))]

@@ -2,6 +2,7 @@
 Triton away: tests/unit/serving/test_triton.py."""
 import contextlib, itertools, json, os, resource, shutil, signal, socket, threading, time
 import httpx, pytest
+from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
 from raw_http import ROW, answer, ask, connect, request
 from churn_nb.limits import open_files
@@ -30,7 +31,7 @@ class Load:
                 i += 1
     def end(self):
         self.stop.set()
-        for t in self.threads: t.join(20)
+        for t in self.threads: t.join(allow(20))
         assert not any(t.is_alive() for t in self.threads) and not self.bad, self.bad[:3]
 
 def logged(workspace):
@@ -83,7 +84,7 @@ def test_sigterm_answers_open_requests_and_writes_the_log(tmp_path):
             c.sendall(whole[-10:])
             status, headers, _ = answer(f)
             assert status == 200 and headers["connection"] == "close" and f.read() == b""
-    assert s.process.wait(20) == 0
+    assert s.process.wait(allow(20)) == 0
     s.process.stdout.close()
     load.end()
     assert {i for a in load.answered for i, _ in a} | {7, 8} <= set(logged(tmp_path))
@@ -113,8 +114,8 @@ def test_with_the_registry_unavailable_the_last_good_bundle_is_served(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as hangs: # accepts and never answers
         s = Over(tmp_path, {"stores.tracking_uri": f"http://127.0.0.1:{hangs.getsockname()[1]}", "stores.online": "redis://127.0.0.1:9"})
         try:
-            assert httpx.get(s.url + "/readyz", timeout=90).json() == {"status": "ready", "model_version": "1"} and ask(s.url, request())[0][0] == 200
-            r = httpx.post(s.url + "/predict", json={"customer_id": 1}, timeout=60)
+            assert httpx.get(s.url + "/readyz", timeout=allow(90)).json() == {"status": "ready", "model_version": "1"} and ask(s.url, request())[0][0] == 200
+            r = httpx.post(s.url + "/predict", json={"customer_id": 1}, timeout=allow(60))
             assert r.status_code == 503 and int(r.headers["retry-after"]) > 0
         finally: s.stop()
 
@@ -125,7 +126,7 @@ SPOILT = {"truncated": lambda b: (b/"model.onnx").write_bytes((b/"model.onnx").r
 def test_a_corrupt_bundle_is_refused_while_the_old_one_serves(tmp_path):
     "Each refusal is logged as an error. A server that starts with a corrupt bundle answers 503 until a good one is there."
     put_live(tmp_path)
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for k, (what, spoil) in enumerate(SPOILT.items()):
             put_live(tmp_path/"made", f"{k + 2}")
             spoil(made := tmp_path/"made"/"bundle"/f"{k + 2}")
@@ -137,7 +138,7 @@ def test_a_corrupt_bundle_is_refused_while_the_old_one_serves(tmp_path):
             assert ask(s.url, request())[0][0] == 200 and c.get("/readyz").json()["model_version"] == "1"
             assert "churn_bundle_refused 1.0" in c.get("/metrics").text
         assert len(refused()) == len(SPOILT) and {line["level"] for line in refused()} == {"error"}
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c: # there is no old one in memory now
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c: # there is no old one in memory now
         assert [c.get(p).status_code for p in ("/livez", "/readyz")] == [200, 503] and c.post("/predict", json=ROW).status_code == 503
         put_live(tmp_path, "20")
         assert wait_for(lambda: c.get("/readyz").status_code == 200) and c.post("/predict", json=ROW).json()["model_version"] == "20"
@@ -145,7 +146,7 @@ def test_a_corrupt_bundle_is_refused_while_the_old_one_serves(tmp_path):
 def test_where_nothing_can_be_written_predictions_go_on(tmp_path):
     put_live(tmp_path)
     (tmp_path/"requests").write_text("a file where a folder should be") # for root no folder is read-only
-    with serving(tmp_path, request_log_seconds=.2) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path, request_log_seconds=.2) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for _ in range(3):
             for _ in range(20): assert c.post("/predict", json=ROW).status_code == 200
             time.sleep(.3)
@@ -170,7 +171,7 @@ def test_a_clock_jump_changes_no_answer_and_closes_no_connection(tmp_path):
     try:
         idle, half = connect(s.url), connect(s.url)
         half.sendall(request()[:-5])
-        with httpx.Client(base_url=s.url, timeout=90) as c:
+        with httpx.Client(base_url=s.url, timeout=allow(90)) as c:
             for hours in (5, -5, 24*400, 0):
                 jump(3600*hours)
                 for kind in ("application/json", "application/json; charset=utf-8"):
@@ -217,7 +218,7 @@ def test_ten_thousand_connections(tmp_path, files, capsys):
         for _ in range(n - 20): held.append(stack.enter_context(connect(s.url)))
         took = time.monotonic() - began
         times = []
-        with httpx.Client(base_url=s.url, timeout=90) as c:
+        with httpx.Client(base_url=s.url, timeout=allow(90)) as c:
             for _ in range(100):
                 began = time.monotonic()
                 assert c.post("/predict", json=ROW).status_code == 200
@@ -230,7 +231,7 @@ def test_ten_thousand_connections(tmp_path, files, capsys):
         more = [stack.enter_context(connect(s.url)) for _ in range(30)]
         began, (status, headers, _) = time.monotonic(), ask(s.url, request())[0]
         refused = time.monotonic() - began
-        assert status == 503 and headers["retry-after"] == "1" and httpx.get(s.url + "/livez", timeout=90).status_code == 200
+        assert status == 503 and headers["retry-after"] == "1" and httpx.get(s.url + "/livez", timeout=allow(90)).status_code == 200
         for c in held + more: c.close()
         assert wait_for(lambda: ask(s.url, request())[0][0] == 200)
         with capsys.disabled():

@@ -6,6 +6,7 @@ from fastapi.testclient import TestClient
 from churn_nb.limits import read_keys
 from churn_nb.serve import create_app
 from churn_nb.settings import load_settings
+from deadlines import allow
 from serving import put_live, settings_for
 from paths import ROOT
 
@@ -13,7 +14,7 @@ BIN = Path(sys.executable).parent
 OVERLAYS = ("dev", "prod", "triton")
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: Kubernetes manifests; kubectl, which renders them, is missing")
 
-def render(folder): return subprocess.run(["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", folder], check=True, capture_output=True, text=True, timeout=300).stdout
+def render(folder): return subprocess.run(["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", folder], check=True, capture_output=True, text=True, timeout=allow(300)).stdout
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request): return request.param, render(ROOT/"k8s/overlays"/request.param)
@@ -32,7 +33,7 @@ containers = lambda objects: [(name, spec, c) for name, _, spec in pod_specs(obj
 @pytest.mark.parametrize("version", ["1.31.0", "1.36.0"])
 def test_valid_for(rendered, version, tmp_path):
     (tmp_path/"all.yaml").write_text(rendered[1])
-    check = lambda f: subprocess.run([BIN/"kubernetes-validate", "--strict", "-k", version, f], capture_output=True, text=True, timeout=300)
+    check = lambda f: subprocess.run([BIN/"kubernetes-validate", "--strict", "-k", version, f], capture_output=True, text=True, timeout=allow(300))
     done = check(tmp_path/"all.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     (tmp_path/"bad.yaml").write_text(rendered[1].replace("terminationGracePeriodSeconds:", "terminationGraceSeconds:"))
@@ -130,7 +131,7 @@ def test_a_rolling_update_loses_no_request(objects):
 def test_the_jobs_are_commands_of_churn(objects):
     for name, job in kind(objects, "CronJob").items():
         (c,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-        said = subprocess.run([BIN/"churn", c["args"][0], "--help"], capture_output=True, text=True, timeout=300)
+        said = subprocess.run([BIN/"churn", c["args"][0], "--help"], capture_output=True, text=True, timeout=allow(300))
         assert said.returncode == 0 and all(a in said.stdout for a in c["args"] if a.startswith("--")), name
         assert re.fullmatch(r"[\d*/, -]+", job["spec"]["schedule"]) and job["spec"]["concurrencyPolicy"] == "Forbid"
 

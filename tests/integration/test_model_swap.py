@@ -5,6 +5,7 @@ import httpx, numpy as np, pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from churn_nb.bundle import BundleError, SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
+from deadlines import allow
 from serving import manifest, onnx_model, probability, serving, wait_for
 
 JSON = {"Content-Type": "application/json"}
@@ -23,7 +24,7 @@ class Load:
         self.url, self.stop, self.seen, self.wrong, self.slowest = url, threading.Event(), [], [], {}
         self.threads = [threading.Thread(target=self.ask, args=(i,)) for i in range(connections)]
     def ask(self, i):
-        with httpx.Client(base_url=self.url, timeout=90) as c:
+        with httpx.Client(base_url=self.url, timeout=allow(90)) as c:
             while not self.stop.is_set():
                 began = time.perf_counter()
                 try: v = (self.one, self.many, self.v2)[i % 3](c, i)
@@ -54,10 +55,10 @@ class Load:
         self.stop.set()
         for t in self.threads: t.join()
 
-def version(url): return httpx.get(url + "/readyz", timeout=90).json()
+def version(url): return httpx.get(url + "/readyz", timeout=allow(90)).json()
 def link(bundles, v):
     (bundles/"new").symlink_to(v); os.replace(bundles/"new", bundles/"current")
-def metric(url, name): return next(float(line.split()[-1]) for line in httpx.get(url + "/metrics", timeout=90).text.splitlines() if line.startswith(name + " "))
+def metric(url, name): return next(float(line.split()[-1]) for line in httpx.get(url + "/metrics", timeout=allow(90)).text.splitlines() if line.startswith(name + " "))
 
 def make(bundles, v, key=None, **kw): return write_bundle(bundles, onnx_model(BIAS.get(v, 0.)), manifest(v, BIAS.get(v, 0.), **kw), key=key)
 
@@ -83,7 +84,7 @@ def test_back_and_forth_under_load_with_refusals_in_between(tmp_path):
     says = {"20": "SHA-256", "21": "missing", "22": "not a signature", "23": "not a signature", "24": "not a signature", "25": "not a signature",
             "26": "self test", "27": "[N, 4]", "28": "self test"}
     with serving(tmp_path, public_key=str(tmp_path/"public.pem")) as s:
-        assert httpx.get(s.url + "/model", timeout=90).json()["signature"] == "verified"
+        assert httpx.get(s.url + "/model", timeout=allow(90)).json()["signature"] == "verified"
         with Load(s.url) as load:
             now, refusals = "1", lambda: [line for line in s.logged() if line["message"].startswith("bundle refused")]
             for v in ("2", "1", *says, "2", "1", "2"):
@@ -107,10 +108,10 @@ def test_versions_never_go_back_within_a_connection(tmp_path):
     "A connection that has seen the new model is not answered by the old one afterwards."
     for v in BIAS: make(tmp_path/"bundle", v)
     link(tmp_path/"bundle", "1")
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for old, new in (("1", "2"), ("2", "4"), ("4", "5")):
             link(tmp_path/"bundle", new)
-            seen, end = [], time.monotonic() + 20
+            seen, end = [], time.monotonic() + allow(20)
             while (not seen or seen[-1] != new) and time.monotonic() < end: seen.append(c.post("/predict", content=BODIES[3], headers=JSON).json()["model_version"])
             seen += [c.post("/predict", content=BODIES[3], headers=JSON).json()["model_version"] for _ in range(50)]
             assert seen == [old] * seen.count(old) + [new] * seen.count(new) and seen[-1] == new
@@ -138,10 +139,10 @@ def test_loading_a_model_does_not_delay_its_first_answer(tmp_path):
     Model.load(big)
     load_seconds = time.perf_counter() - began
     link(b, "1")
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=60) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(60)) as c:
         for _ in range(20): c.post("/predict", content=BODIES[0], headers=JSON)
         link(b, "2")
-        times, end = [], time.monotonic() + 60
+        times, end = [], time.monotonic() + allow(60)
         while (not times or times[-1][0] != "2" or len(times) < 400) and time.monotonic() < end:
             began = time.perf_counter()
             v = c.post("/predict", content=BODIES[0], headers=JSON).json()["model_version"]

@@ -16,6 +16,7 @@ from churn_nb.shadow import Shadow, read_shadow
 from churn_nb.triton import signature, triton_config
 from churn_nb.web import Metrics
 from own_columns import EXAMPLE, FEATURES, expected, graph, own_manifest, put_own
+from deadlines import allow
 from serving import manifest, onnx_model, serving, settings_for
 
 STORED = {"Kundin 7": ("monatlich", 33., "408", None), "8": ("neu", 50., "415", 1.), "leer": (None, 20., None, 1.)}
@@ -103,7 +104,7 @@ def test_unknown_customers_and_ids_that_are_none(served):
 
 def test_both_paths_of_a_real_server_answer_the_same(tmp_path):
     put_own(tmp_path)
-    with serving(tmp_path, request_log=0.) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path, request_log=0.) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for row in (EXAMPLE, EXAMPLE | {"Vertragsart": None, "Vorwahl": "neu"}, EXAMPLE | {"Vertragsart": ""}):
             lane, long_way = (c.post("/predict", json=row, headers=h) for h in ({}, {"Connection": "close"}))
             assert lane.status_code == 200 and lane.content == long_way.content

@@ -14,6 +14,7 @@ from churn_nb.serve import create_app
 from churn_nb.settings import Workspace, load_settings
 from churn_nb.snapshot import key_of
 from churn_nb.train import train
+from deadlines import allow
 from serving import Server
 
 def as_sent(row, names): # numpy's numbers are no JSON
@@ -142,7 +143,7 @@ def test_the_api_accepts_the_customer_ids_of_the_file(own):
     server = Server(ws)
     try:
         m = verify_bundle(current_bundle(ws/"bundle"))
-        by_id = httpx.post(f"{server.url}/predict", json={"customer_id": "K-0011"}, timeout=60)
+        by_id = httpx.post(f"{server.url}/predict", json={"customer_id": "K-0011"}, timeout=allow(60))
         row = pd.read_csv(file, sep=";", encoding="cp1252", decimal=",", thousands=".").set_index("Kundennr").loc["K-0011"]
         sent = {"Größe (cm)": float(row["Größe (cm)"]), "Umsatz": float(str(row["Umsatz"]).replace(".", "").replace(",", ".")), "Vertrag": row["Vertrag"]}
         assert by_id.status_code == 200 and by_id.json() == httpx.post(f"{server.url}/predict", json=sent).json()
@@ -152,7 +153,7 @@ def test_the_api_accepts_the_customer_ids_of_the_file(own):
         assert [httpx.post(f"{server.url}/predict", json=body).status_code for body in ({k: v for k, v in sent.items() if k != "Vertrag"}, sent | {"Land": "DE"}, sent | {"Vertrag": [1]})] == [422]*3
         run = subprocess.run([sys.executable, "-c", python_client(m, server.url)], capture_output=True, text=True)
         assert run.returncode == 0 and f"'probability': {httpx.post(f'{server.url}/predict', json=m.example).json()['probability']}" in run.stdout, run.stderr
-    finally: server.process.terminate(); server.process.wait(20)
+    finally: server.process.terminate(); server.process.wait(allow(20))
 
 def test_the_client_passes_a_type_checker(own, tmp_path):
     ws, _, _ = own

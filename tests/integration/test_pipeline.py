@@ -5,6 +5,7 @@ from churn_nb.bundle import current_bundle, verify_bundle
 from churn_nb.features import with_request_time
 from churn_nb.pipeline import STEPS, Kernels
 from churn_nb.settings import load_settings
+from deadlines import allow
 from paths import CHURN, REAL_CHURN, ROOT, own_environment
 from serving import free_port, wait_for
 
@@ -157,7 +158,7 @@ def test_the_service_is_monitored_and_retrained(ran, tmp_path):
     api = subprocess.Popen([CHURN, "serve", "--port", str(port), "--workspace", str(ws)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
     try:
         assert f":{port}" in api.stdout.readline()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as c:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=allow(60)) as c:
             def ask(frame):
                 before = len(list(ws.glob("requests/*/*.parquet")))
                 assert c.post("/predict/batch", json=bodies(frame)).status_code == 200
@@ -172,7 +173,7 @@ def test_the_service_is_monitored_and_retrained(ran, tmp_path):
             assert moved.returncode == 3 and "churn_drift_level 2.0" in c.get("/metrics").text, moved.stdout + moved.stderr
     finally:
         api.terminate()
-        api.wait(30)
+        api.wait(allow(30))
     found = json.loads((tmp_path/"w.json").read_text())
     (runner := tmp_path/"runner").mkdir() # as in drift.yaml: a workspace with nothing but the log, the registry elsewhere
     shutil.copytree(ws/"requests", runner/"requests")
@@ -192,7 +193,7 @@ def test_serve_answers_raw_features_and_customer_ids(ran):
     api = subprocess.Popen([CHURN, "serve", "--port", str(port), "--workspace", str(ws)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert f":{port}" in api.stdout.readline()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as c:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=allow(60)) as c:
             model = c.get("/model").json()
             raw = c.post("/predict", json=model["example"])
             assert raw.status_code == 200 and raw.json()["model_version"] == "1"
@@ -205,7 +206,7 @@ def test_serve_answers_raw_features_and_customer_ids(ran):
             taken = churn("serve", "--port", port, "--workspace", ws)
             assert taken.returncode == 2 and "--port" in taken.stderr and len(taken.stderr.splitlines()) == 1
     finally:
-        api.terminate(); api.wait(15)
+        api.terminate(); api.wait(allow(15))
 
 def test_doctor_finds_a_truncated_bundle(ran, tmp_path):
     ws, _ = ran

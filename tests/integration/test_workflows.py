@@ -3,6 +3,7 @@ import json, re, shutil, subprocess, sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import pytest, yaml
+from deadlines import allow
 from paths import ROOT
 
 BIN = Path(sys.executable).parent
@@ -217,7 +218,7 @@ def act(tmp_path):
             (fakes/name).write_text("#!/bin/bash\n" + f'echo "{name} $*" >> {calls}\n'*(name != "python") + does + "\n")
             (fakes/name).chmod(0o755)
         done = subprocess.run([BIN/"act", event, "-W", f".github/workflows/{workflow}.yaml", "-P", "ubuntu-latest=-self-hosted", "--pull=false", "-s", "GITHUB_TOKEN=fake-token-of-this-run", *local, *options],
-                              cwd=repo, capture_output=True, text=True, timeout=300, env={"HOME": str(tmp_path), "PATH": f"{fakes}:{BIN}:/usr/local/bin:/usr/bin:/bin"})
+                              cwd=repo, capture_output=True, text=True, timeout=allow(300), env={"HOME": str(tmp_path), "PATH": f"{fakes}:{BIN}:/usr/local/bin:/usr/bin:/bin"})
         return done.returncode, done.stdout, [c for c in calls.read_text().splitlines() if not c.startswith(("aws", "papermill", "dvc"))]
     return go
 
@@ -298,7 +299,7 @@ def test_a_deployment_that_fails_its_smoke_test_is_undone(server, tmp_path, fail
         (tmp_path/name).chmod(0o755)
     smoke = tmp_path/".github/smoke.py"
     smoke.write_text(smoke.read_text().replace("seconds:float=30", "seconds:float=1"))
-    done = subprocess.run([tmp_path/".github/deploy.sh"], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([tmp_path/".github/deploy.sh"], capture_output=True, text=True, timeout=allow(300),
                           env={"PATH": f"{tmp_path}:{BIN}:/usr/bin:/bin", "CALLED": str(tmp_path/"called"), "FAILS": fails, "PORT": server.url.rpartition(":")[2],
                                "IMAGE": "registry.example/churn@sha256:0", "VERSION": version, "OVERLAY": "prod"})
     called = (tmp_path/"called").read_text().splitlines()
@@ -307,7 +308,7 @@ def test_a_deployment_that_fails_its_smoke_test_is_undone(server, tmp_path, fail
     assert any("rollout undo" in c for c in called) == (code == 1 and fails != "apply") and all("--namespace shop" in c for c in called[2:])
 
 def test_a_smoke_test_is_one_real_question(server, tmp_path):
-    smoke = lambda url, version: subprocess.run([sys.executable, "-I", ROOT/".github/smoke.py", url, version, "1"], capture_output=True, text=True, timeout=300)
+    smoke = lambda url, version: subprocess.run([sys.executable, "-I", ROOT/".github/smoke.py", url, version, "1"], capture_output=True, text=True, timeout=allow(300))
     good = smoke(server.url, "1")
     assert (good.returncode, good.stdout) == (0, "smoke test passed: version 1 predicts\n"), good.stdout + good.stderr
     for url, version, says in ((server.url, "2", "version 1 answers, not 2"), (server.url + "/nowhere", "1", "status 404"), ("http://127.0.0.1:9", "1", "URLError")):

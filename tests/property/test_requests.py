@@ -4,6 +4,7 @@ from collections import Counter
 import httpx, pytest, schemathesis
 from hypothesis import HealthCheck, Phase, example, given, seed, settings as hyp, strategies as st
 from hypothesis.errors import Unsatisfiable
+from deadlines import allow
 from serving import put_live, rss_mb, serving
 from online_store import api_on, model_of
 from raw_http import ROW, answer, connect, request
@@ -23,7 +24,7 @@ def fuzz(url, op, mode, counts, n=20):
     @seed(20260101)
     @hyp(max_examples=n, deadline=None, database=None, suppress_health_check=quiet, phases=[Phase.generate])
     def check(case):
-        r = case.call(base_url=url, timeout=90)
+        r = case.call(base_url=url, timeout=allow(90))
         counts[r.status_code] += 1
         if r.status_code == 503: assert "event log" in r.text or "feature store" in r.text, r.text # this workspace has none, and says so
         else: assert r.status_code < 500, (r.status_code, r.text)
@@ -101,7 +102,7 @@ def test_mangled_events_on_a_real_log(copied, lines):
     model_of(s.paths.workspace, ["transactions_total"])
     server, counts = api_on(s), Counter()
     first = {"/events": json.loads(GOOD["/events"]), "/predict": {"customer_id": 3}} # both start what takes seconds
-    for path, body in first.items(): assert httpx.post(server.url + path, json=body, timeout=120).status_code in (200, 404, 422)
+    for path, body in first.items(): assert httpx.post(server.url + path, json=body, timeout=allow(120)).status_code in (200, 404, 422)
     values = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
     event = st.fixed_dictionaries({}, optional={k: st.just(v) | values for k, v in json.loads(GOOD["/events"]).items()} | {"quantity": values, "x": values})
     bodies = mangled(GOOD["/events"]) | (event | st.lists(event, max_size=3)).map(lambda e: json.dumps(e).encode())

@@ -5,6 +5,7 @@ Stand-ins, each named as such: `stand-in/python` is Debian's minimal system with
 import json, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 import filelock, httpx
+from deadlines import allow
 from paths import ROOT
 
 TOOLS = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap", "buildah": "buildah", "docker-registry": "docker-registry", "skopeo": "skopeo", "s6-svscan": "s6"}
@@ -23,7 +24,7 @@ def can_not() -> str:
     return ""
 
 def run(*command, ok=True, **kw):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **{"timeout": 900, **kw})
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **{"timeout": allow(900), **kw})
     assert done.returncode == 0 or not ok, f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 
@@ -102,10 +103,10 @@ class Container:
     def state(self): return json.loads(podman("container", "inspect", self.name).stdout)[0]["State"]
     def log(self): return (d := podman("logs", self.name)).stdout + d.stderr
     def ready(self, seconds=120):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + allow(seconds)
         while time.monotonic() < end:
             try:
-                if (r := httpx.get(f"{self.url}/readyz", timeout=5)).status_code == 200: return r.json()
+                if (r := httpx.get(f"{self.url}/readyz", timeout=allow(5))).status_code == 200: return r.json()
             except httpx.TransportError: pass
             assert self.state()["Running"], self.log()
             time.sleep(.1)

@@ -1,6 +1,7 @@
 "Requests as bytes on a socket, for what an HTTP client would not send."
 import json, socket, time
 from urllib.parse import urlsplit
+from deadlines import allow
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
 GOOD = json.dumps(ROW).encode()
@@ -12,7 +13,7 @@ def request(body=GOOD, kind=LANE, path="/predict", version="1.1", method="POST",
 
 def connect(url):
     at = urlsplit(url)
-    return socket.create_connection((at.hostname, at.port), timeout=90)
+    return socket.create_connection((at.hostname, at.port), timeout=allow(90))
 
 def answer(f):
     "(status, headers, body) of the next answer on a connection."

@@ -2,6 +2,7 @@
 import json, subprocess, sys, time
 from pathlib import Path
 import httpx
+from deadlines import allow
 from serving import free_ports
 
 WEED = Path(sys.executable).parent/"weed"
@@ -20,10 +21,10 @@ class SeaweedFS:
             self.process = subprocess.Popen([WEED, "server", f"-dir={self.folder/'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={self.folder/'s3.json'}",
                                              "-master.volumeSizeLimitMB=64", "-volume.max=20", *ports], stdout=log, stderr=subprocess.STDOUT)
     def __enter__(self):
-        end = time.monotonic() + 90
+        end = time.monotonic() + allow(90)
         while time.monotonic() < end and self.process.poll() is None:
             try:
-                if (r := httpx.get(self.url, timeout=5)).status_code == 403 and r.text.startswith("<?xml"): return self # an S3, which asks who asks
+                if (r := httpx.get(self.url, timeout=allow(5))).status_code == 403 and r.text.startswith("<?xml"): return self # an S3, which asks who asks
             except httpx.TransportError: pass
             time.sleep(.1)
         self.__exit__()

@@ -5,6 +5,7 @@ import msgspec, numpy as np, onnx
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb.bundle import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
 from churn_nb.settings import load_settings
+from deadlines import allow
 
 W = np.array([.03, -.01, .2], np.float32) # age, usage_minutes, gap
 
@@ -60,7 +61,7 @@ class Server:
     def logged(self): return [msgspec.json.decode(line) for line in self.logfile.read_bytes().splitlines()]
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        try: self.process.wait(60)
+        try: self.process.wait(allow(60))
         except subprocess.TimeoutExpired: self.process.kill(); self.process.wait(); raise
         finally: self.process.stdout.close()
 
@@ -77,6 +78,6 @@ def free_ports(n):
 def free_port(): return free_ports(1)[0]
 def wait_for(what, seconds=90.):
     "Poll until `what()` is true; the last value. Generous: a busy machine must not fail a test that is not about time."
-    end = time.monotonic() + seconds
+    end = time.monotonic() + allow(seconds)
     while not (v := what()) and time.monotonic() < end: time.sleep(.02)
     return v

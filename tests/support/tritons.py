@@ -5,6 +5,7 @@ from pathlib import Path
 import filelock
 import httpx
 
+from deadlines import allow
 from serving import free_ports
 from paths import ROOT
 
@@ -59,7 +60,7 @@ class Triton:
     def start(self, seconds=90):
         "Start and wait until its models are ready."
         self.launch()
-        end = time.monotonic() + seconds
+        end = time.monotonic() + allow(seconds)
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/v2/health/ready", timeout=2).status_code == 200: return self
@@ -71,13 +72,13 @@ class Triton:
     def stop(self, how="terminate"):
         if self.process and self.process.poll() is None:
             getattr(self.process, how)()
-            try: self.process.wait(40)
+            try: self.process.wait(allow(40))
             except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
     def __enter__(self): return self if self.process else self.start()
     def __exit__(self, *error): self.stop()
 
-    def post(self, path, body=None): return httpx.post(f"{self.url}/v2/{path}", json=body or {}, timeout=60)
+    def post(self, path, body=None): return httpx.post(f"{self.url}/v2/{path}", json=body or {}, timeout=allow(60))
     def counts(self, model="churn"):
         "(inferences, executions) of a model, over its versions."
-        stats = httpx.get(f"{self.url}/v2/models/{model}/stats", timeout=90).json()["model_stats"]
+        stats = httpx.get(f"{self.url}/v2/models/{model}/stats", timeout=allow(90)).json()["model_stats"]
         return sum(s["inference_count"] for s in stats), sum(s["execution_count"] for s in stats)

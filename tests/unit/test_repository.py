@@ -4,6 +4,7 @@ from pathlib import Path
 import compared, pytest
 import matplotlib.pyplot as plt, numpy as np
 from compared import alike
+from deadlines import allow
 from paths import ROOT
 
 BIN = Path(sys.executable).parent
@@ -118,12 +119,12 @@ def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
 @pytest.mark.parametrize("nb", ["04_serve", "10_settings", "42_batching"]) # a long one, a short one, and one with event loops
 def test_the_nbdev_test_command_runs_a_notebook(nb):
     "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
-    done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
 @pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
 def test_linters_find_nothing(command):
-    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
     assert done.returncode == 0, done.stdout + done.stderr
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "k8s/README.md", "data/README.md", "bench/RESULTS.md", "bench/CAPACITY.md"])

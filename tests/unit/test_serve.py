@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings as hyp, strategies 
 from tritonclient.utils import InferenceServerException
 from churn_nb.bundle import BundleError, Feature, SelfTest, switch_current, write_bundle
 from churn_nb.serve import FeastOnline, InvalidRows, Model, ServeError, create_app, run_server
+from deadlines import allow
 from serving import Server, free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
 JSON = {"Content-Type": "application/json"}
@@ -15,7 +16,7 @@ row = lambda x: dict(zip(ROW, x, strict=True))
 
 @pytest.fixture(scope="module")
 def api(server):
-    with httpx.Client(base_url=server.url, timeout=90) as c: yield c
+    with httpx.Client(base_url=server.url, timeout=allow(90)) as c: yield c
 
 def is_problem(r):
     "Whether an answer is problem JSON that agrees with its own status line."
@@ -47,7 +48,7 @@ PROBE = textwrap.dedent("""
 def test_start_needs_only_what_answers_requests(tiny_bundle, capsys):
     began = time.time()
     p = subprocess.run([sys.executable, "-c", PROBE, str(free_port()), str(tiny_bundle), json.dumps(ROW)],
-                       check=False, capture_output=True, text=True, timeout=60)
+                       check=False, capture_output=True, text=True, timeout=allow(60))
     out = json.loads(p.stdout.splitlines()[-1])
     assert out["answer"]["churn_risk"] == 0
     assert out["loaded"] in ([], ["duckdb"]) # which the request log's thread loads beside
@@ -57,9 +58,9 @@ def test_start_needs_only_what_answers_requests(tiny_bundle, capsys):
 def test_ctrl_c_ends_it_in_order(tmp_path):
     put_live(tmp_path)
     s = Server(tmp_path)
-    assert httpx.get(s.url + "/livez", timeout=90).status_code == 200
+    assert httpx.get(s.url + "/livez", timeout=allow(90)).status_code == 200
     s.process.send_signal(signal.SIGINT)
-    assert s.process.wait(15) == 0
+    assert s.process.wait(allow(15)) == 0
     s.process.stdout.close()
     assert "Traceback" not in s.logfile.read_text()
 
@@ -72,7 +73,7 @@ def test_a_taken_port_or_open_address_is_refused(tiny_bundle):
         with pytest.raises(ServeError, match="reachable from other machines"): run_server(s, host=host, port=0)
 
 def test_the_server_starts_without_a_bundle_and_takes_the_first(tmp_path):
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         assert "churn run" in s.greeting
         for path in ("/livez", "/v2/health/live", "/openapi.json", "/metrics"): assert c.get(path).status_code == 200
         for path in ("/readyz", "/v2/health/ready", "/v2/models/churn/ready", "/model", "/"): assert c.get(path).status_code == 503
@@ -193,7 +194,7 @@ def test_limits_hold_with_and_without_a_length(server, api):
     for content in (long, pieces()):
         for path in ("/predict", "/predict/batch", "/v2/models/churn/infer"):
             if content is not long: content = pieces()
-            r = httpx.post(server.url + path, content=content, headers=JSON, timeout=90)
+            r = httpx.post(server.url + path, content=content, headers=JSON, timeout=allow(90))
             assert is_problem(r) and r.status_code == 413 and "1000000" in r.json()["detail"]
     small = {"age": 1, "usage_minutes": 1, "gap": 1}
     assert len(api.post("/predict/batch", json=[small] * 1000).json()) == 1000
@@ -298,14 +299,14 @@ FEAST = textwrap.dedent("""
 
 def test_a_real_feast_store_is_read_by_the_running_server(tmp_path):
     put_live(tmp_path)
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=60) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(60)) as c:
         assert c.post("/predict", json={"customer_id": 1}).status_code == 503
-        made = subprocess.run([sys.executable, "-c", FEAST, str(tmp_path/"feast")], check=False, capture_output=True, text=True, timeout=120)
+        made = subprocess.run([sys.executable, "-c", FEAST, str(tmp_path/"feast")], check=False, capture_output=True, text=True, timeout=allow(120))
         assert made.returncode == 0, made.stderr
         got = {}
         slow = threading.Thread(target=lambda: got.update(r=c.post("/predict/batch", json=[{"customer_id": 1}, {"customer_id": 2}])))
         slow.start()
-        with httpx.Client(base_url=s.url, timeout=90) as other: # Feast is being imported: raw features are answered meanwhile
+        with httpx.Client(base_url=s.url, timeout=allow(90)) as other: # Feast is being imported: raw features are answered meanwhile
             during = 0
             while slow.is_alive():
                 assert other.post("/predict", json=ROW).status_code == 200
@@ -402,7 +403,7 @@ def test_swapping_under_load_gives_no_failed_and_no_mixed_answer(tmp_path):
     want = {v: probability([list(r.values()) for r in rows], bias) for v, bias in (("1", 0.), ("2", 2.))}
     stop, seen, wrong = threading.Event(), [], []
     def load(url):
-        with httpx.Client(base_url=url, timeout=90) as c:
+        with httpx.Client(base_url=url, timeout=allow(90)) as c:
             while not stop.is_set():
                 r = c.post("/predict/batch", json=rows)
                 v = {a["model_version"] for a in r.json()} if r.status_code == 200 else {r.text}
@@ -412,7 +413,7 @@ def test_swapping_under_load_gives_no_failed_and_no_mixed_answer(tmp_path):
         threads = [threading.Thread(target=load, args=(s.url,)) for _ in range(3)]
         for t in threads: t.start()
         try:
-            ready = lambda: httpx.get(s.url + "/readyz", timeout=90).json()
+            ready = lambda: httpx.get(s.url + "/readyz", timeout=allow(90)).json()
             for v in ("2", "1", "2"):
                 switch_current(tmp_path/"bundle", v)
                 assert wait_for(lambda v=v: ready()["model_version"] == v)
@@ -422,7 +423,7 @@ def test_swapping_under_load_gives_no_failed_and_no_mixed_answer(tmp_path):
             (tmp_path/"bundle"/"new").symlink_to("3"); os.replace(tmp_path/"bundle"/"new", tmp_path/"bundle"/"current")
             assert wait_for(lambda: "9 bytes" in ready().get("refused", ""))
             assert ready()["model_version"] == "2"
-            assert "churn_bundle_refused 1.0" in httpx.get(s.url + "/metrics", timeout=90).text
+            assert "churn_bundle_refused 1.0" in httpx.get(s.url + "/metrics", timeout=allow(90)).text
             put_live(tmp_path, "4", bias=2.) # and a good one after it
             want["4"] = want["2"]
             assert wait_for(lambda: ready()["model_version"] == "4") and "refused" not in ready()

@@ -2,6 +2,7 @@
 import json, os, re, subprocess, sys
 from pathlib import Path
 import churn_nb, pytest
+from deadlines import allow
 from paths import ROOT
 
 OWN_IMPORT = r"^\s*(from|import) (churn_nb|peers)\b"
@@ -16,7 +17,7 @@ ort.InferenceSession(graph.SerializeToString()).run(None, {"x": np.zeros(1, np.f
 def device_files(home, first):
     "What ONNX Runtime leaves below a home folder in a process without our environment that runs `first` before it."
     env = {k: v for k, v in os.environ.items() if k not in churn_nb.TELEMETRY_OFF and not k.startswith("XDG_")} | {"HOME": str(home)}
-    subprocess.run([sys.executable, "-c", first + SESSION], env=env, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", first + SESSION], env=env, check=True, timeout=allow(300))
     return [f for f in home.rglob("*") if "icrosoft" in str(f)]
 
 def test_onnxruntime_leaves_a_device_id_unless_forbidden(tmp_path):

@@ -11,6 +11,7 @@ from churn_nb.data import DataError
 from churn_nb.explain import contributions
 from churn_nb.scoring import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
 from churn_nb.serve import Model
+from deadlines import allow
 from serving import probability, put_live, settings_for, wait_for
 
 def card(features, **kw): return SimpleNamespace(**{**dict(features=features, reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={}), **kw})
@@ -438,7 +439,7 @@ def test_chunks_and_threads_change_no_value(live, tmp_path, kind):
 def test_the_bar_is_for_terminals(live, tmp_path):
     dirty_csv(tmp_path/"in.csv", 3000)
     quiet = slow(tmp_path, "in.csv", "quiet.csv", 0)
-    assert quiet.communicate(timeout=300)[1] == "" and quiet.returncode == 0
+    assert quiet.communicate(timeout=allow(300))[1] == "" and quiet.returncode == 0
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     shown = slow(tmp_path, "in.csv", "shown.csv", .02, stderr=theirs)
@@ -450,7 +451,7 @@ def test_the_bar_is_for_terminals(live, tmp_path):
         if not more: break
         text += more
     os.close(ours)
-    assert shown.communicate(timeout=300) and shown.returncode == 0 and b"rows/s" in text and b"shown.csv" in text
+    assert shown.communicate(timeout=allow(300)) and shown.returncode == 0 and b"rows/s" in text and b"shown.csv" in text
 
 # --- memory ---
 

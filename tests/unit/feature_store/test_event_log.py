@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from churn_nb.data import load_events
 from churn_nb.log import Segments, compact, copy_parquet, load_log, log_hash, pushed, write_parquet
+from deadlines import allow
 
 
 def batch(*values): return pd.DataFrame({"value": values})
@@ -138,7 +139,7 @@ def test_several_processes_write_compact_and_read(tmp_path):
     reader = threading.Thread(target=read)
     reader.start()
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(me)], stdout=subprocess.PIPE, text=True) for me in range(4)]
-    numbers = [int(x) for w in writers for x in w.communicate(timeout=300)[0].split()]
+    numbers = [int(x) for w in writers for x in w.communicate(timeout=allow(300))[0].split()]
     done.set(); reader.join()
     assert sorted(numbers) == [*range(1, 101)]
     want = {1000*me + i + half for me in range(4) for i in range(25) for half in (0, 500)}

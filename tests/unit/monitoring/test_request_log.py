@@ -12,6 +12,7 @@ from churn_nb.serve import create_app
 from churn_nb.settings import load_settings
 from churn_nb.shadow import read_shadow
 from churn_nb.web import Metrics
+from deadlines import allow
 from serving import Server, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
 FIXED = ["at", "customer_id", "model_version", "probability"]
@@ -38,7 +39,7 @@ SENT = [("/predict", ROW), ("/predict", row([20.1, 5e-42, -0.0])), ("/predict/ba
 def test_only_answered_rows_are_logged_bit_for_bit(tmp_path):
     put_live(tmp_path)
     began = pd.Timestamp.now("UTC").floor("ms")
-    with serving(tmp_path, request_log_seconds=.3) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path, request_log_seconds=.3) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         answers = [(body, r.json()) for path, body in SENT if (r := c.post(path, json=body, headers={"X-Request-Id": "findme"})).status_code == 200]
         assert wait_for(lambda: "churn_request_log_rows_total 206.0" in c.get("/metrics").text)
         assert wait_for(lambda: len(read_requests(tmp_path/"requests")) == 206)
@@ -57,7 +58,7 @@ def test_only_answered_rows_are_logged_bit_for_bit(tmp_path):
 def test_a_file_holds_nothing_about_the_caller(tmp_path):
     put_live(tmp_path)
     with serving(tmp_path, request_log_seconds=3600) as s:
-        httpx.post(s.url + "/predict", json=ROW, headers={"X-Request-Id": "find-me", "User-Agent": "find-me", "Authorization": "find-me"}, timeout=90)
+        httpx.post(s.url + "/predict", json=ROW, headers={"X-Request-Id": "find-me", "User-Agent": "find-me", "Authorization": "find-me"}, timeout=allow(90))
     (f,) = files(tmp_path/"requests") # written at SIGTERM
     table = pq.read_table(f)
     assert table.schema.names == [*FIXED, *ROW] and [str(t) for t in table.schema.types] == ["timestamp[us, tz=UTC]", "int64", "string", "double", *["float"] * 3]
@@ -70,7 +71,7 @@ def test_sigterm_writes_the_waiting_rows(tmp_path, capsys):
     "The process loads neither pandas nor pyarrow."
     put_live(tmp_path)
     loaded = lambda pid: {m for m in ("pandas", "pyarrow", "duckdb") if m in Path(f"/proc/{pid}/maps").read_text()}
-    with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for _ in range(5): assert c.post("/predict/batch", json=[ROW] * 500).status_code == 200
         before, mb = loaded(s.pid), rss_mb(s.pid)
         assert wait_for(lambda: files(tmp_path/"requests"))
@@ -85,7 +86,7 @@ def test_sigterm_writes_the_waiting_rows(tmp_path, capsys):
 def test_kill_9_leaves_what_was_written_and_loses_what_waits(tmp_path):
     put_live(tmp_path)
     s = Server(tmp_path, request_log_seconds=.4)
-    assert httpx.post(s.url + "/predict/batch", json=[ROW] * 10, timeout=90).status_code == 200
+    assert httpx.post(s.url + "/predict/batch", json=[ROW] * 10, timeout=allow(90)).status_code == 200
     assert wait_for(lambda: files(tmp_path/"requests"))
     s.process.kill(); s.process.wait(); s.process.stdout.close()
     log = read_requests(tmp_path/"requests")
@@ -119,14 +120,14 @@ def test_a_writer_killed_at_any_moment_leaves_only_readable_files(tmp_path):
 
 def test_two_processes_write_and_prune_one_folder(tmp_path):
     writers = [writer(tmp_path, v, .1, 15) for v in "ab"]
-    outs = [w.communicate(timeout=300)[0] for w in writers]
+    outs = [w.communicate(timeout=allow(300))[0] for w in writers]
     assert [w.returncode for w in writers] == [0, 0] and [len(o.split()) for o in outs] == [15, 15]
     size = sum(f.stat().st_size for f in files(tmp_path))
     one = max(f.stat().st_size for f in files(tmp_path))
     assert size <= .1e6 + one and len(files(tmp_path)) > 1 and not [*tmp_path.glob("*/.*")]
     whole = tmp_path/"whole"
     writers = [writer(whole, v, 100, 5) for v in "ab"]
-    for w in writers: w.communicate(timeout=300)
+    for w in writers: w.communicate(timeout=allow(300))
     log = read_requests(whole)
     assert log.attrs["broken"] == [] and log.groupby(["model_version", "customer_id"]).size().to_dict() == {(v, i): 2000 for v in "ab" for i in range(5)}
 
@@ -157,7 +158,7 @@ def test_a_full_disk_is_counted_and_reported_once(tmp_path):
     mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$1"', "sh", tmp_path], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED: a full disk. This machine lets nobody mount a small tmpfs (unshare -rm, mount -t tmpfs)")
-    p = subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", tmp_path, sys.executable, FULL], check=True, capture_output=True, text=True, timeout=300)
+    p = subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", tmp_path, sys.executable, FULL], check=True, capture_output=True, text=True, timeout=allow(300))
     names, text, said = json.loads(p.stdout)
     assert names == [".parquet"] * 2
     assert text == ["churn_request_log_rows_total 20.0", 'churn_request_log_dropped_total{reason="unwritten"} 60000.0']
@@ -293,7 +294,7 @@ def test_concurrent_puts_lose_and_duplicate_no_row(tmp_path):
 def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypatch, caplog):
     gate, log = threading.Event(), quiet(tmp_path, seconds=.01)
     real = churn_nb.request_log.write_parquet
-    monkeypatch.setattr(churn_nb.request_log, "write_parquet", lambda *a: gate.wait(30) and real(*a))
+    monkeypatch.setattr(churn_nb.request_log, "write_parquet", lambda *a: gate.wait(allow(30)) and real(*a))
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1])
     time.sleep(.1)
     began = time.perf_counter()
@@ -303,7 +304,7 @@ def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypat
     log.close(.1)
     assert "the disk hangs; 101 rows are not in the log" in caplog.text
     gate.set()
-    thread.join(300) # a thread in the midst of DuckDB would abort the end of these tests
+    thread.join(allow(300)) # a thread in the midst of DuckDB would abort the end of these tests
     assert not thread.is_alive()
 
 def test_a_machine_without_a_thread_left_loses_nothing(tmp_path, monkeypatch):
@@ -330,7 +331,7 @@ ENDS = textwrap.dedent("""
 """)
 
 def test_a_process_ending_during_a_write_exits_cleanly(tmp_path):
-    p = subprocess.run([sys.executable, "-c", ENDS, tmp_path], check=False, capture_output=True, text=True, timeout=300)
+    p = subprocess.run([sys.executable, "-c", ENDS, tmp_path], check=False, capture_output=True, text=True, timeout=allow(300))
     assert (p.returncode, p.stderr) == (0, "") and read_requests(tmp_path).customer_id.eq(2).sum() == 1
 
 def test_without_duckdb_the_message_names_what_to_install(tmp_path, monkeypatch, caplog):
@@ -429,7 +430,7 @@ FOUND = {("report_broken",): 0, ("level",): 1, ("report_timestamp_seconds",): 17
 
 def test_the_api_shows_the_drift_report_beside_its_metrics(tiny_bundle, server):
     report = tiny_bundle/"reports"/"drift.json"
-    get = lambda: gauges(httpx.get(server.url + "/metrics", timeout=90).text)
+    get = lambda: gauges(httpx.get(server.url + "/metrics", timeout=allow(90)).text)
     assert get() == {("report_broken",): 0}
     report.parent.mkdir(exist_ok=True)
     try:

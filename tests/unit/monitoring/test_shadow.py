@@ -8,6 +8,7 @@ from churn_nb.bundle import switch_shadow, write_bundle
 from churn_nb.serve import create_app
 from churn_nb.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
 from churn_nb.web import Metrics
+from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for, wait_for
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -38,7 +39,7 @@ def test_a_shadow_changes_no_byte_of_any_answer(tmp_path):
     said = {}
     for shadow in ("no", "yes"):
         assert not (tmp_path/"shadow").exists()
-        with serving(two(tmp_path), shadow=shadow) as s, httpx.Client(base_url=s.url, timeout=90) as c:
+        with serving(two(tmp_path), shadow=shadow) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
             answers = [c.post(path, json=body, headers={"X-Request-Id": "x"}) for path, body in BODIES]
             said[shadow] = [(r.status_code, r.content, {k: v for k, v in r.headers.items() if k not in ("date", "server-timing")}) for r in answers]
             if shadow == "yes":
@@ -56,12 +57,12 @@ def test_a_shadow_changes_no_byte_of_any_answer(tmp_path):
 
 def test_what_waits_is_written_before_the_server_ends(tmp_path):
     with serving(two(tmp_path), shadow="yes") as s: # stopped by SIGTERM
-        for _ in range(5): assert httpx.post(s.url + "/predict/batch", json=[ROW] * 500, timeout=90).status_code == 200
+        for _ in range(5): assert httpx.post(s.url + "/predict/batch", json=[ROW] * 500, timeout=allow(90)).status_code == 200
     assert len(lines(tmp_path)) == 2500
 
 def test_a_corrupt_challenger_is_reported_once_and_affects_no_answer(tmp_path):
     put_live(tmp_path)
-    with serving(tmp_path, shadow="yes") as s, httpx.Client(base_url=s.url, timeout=90) as c:
+    with serving(tmp_path, shadow="yes") as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         want = c.post("/predict", json=ROW).content
         def asked():
             assert c.post("/predict", json=ROW).content == want
@@ -112,7 +113,7 @@ def test_a_hanging_challenger_delays_no_answer(app, tmp_path):
     "Its queue is bounded: requests that do not fit are dropped whole and counted."
     gate, shadow = threading.Event(), app.state.shadow
     def hang(X):
-        assert gate.wait(30)
+        assert gate.wait(allow(30))
         return probability(X, 1.).astype(np.float32)
     shadow.challenger.model, shadow.most, c = Stand(hang), 7, TestClient(app)
     assert all(c.post("/predict", json=ROW).status_code == 200 for _ in range(5)) # answered, while none of them is scored
@@ -129,7 +130,7 @@ def test_a_hanging_challenger_delays_no_answer(app, tmp_path):
 
 def test_a_hanging_challenger_does_not_block_shutdown(app, tmp_path, caplog):
     gate = threading.Event()
-    app.state.shadow.challenger.model = Stand(lambda X: gate.wait(30))
+    app.state.shadow.challenger.model = Stand(lambda X: gate.wait(allow(30)))
     TestClient(app).post("/predict", json=ROW)
     app.state.shadow.close(.1)
     gate.set()
@@ -137,7 +138,7 @@ def test_a_hanging_challenger_does_not_block_shutdown(app, tmp_path, caplog):
 
 def test_loading_a_challenger_is_off_the_path_too(app):
     gate = threading.Event()
-    app.state.shadow.challenger.refresh = lambda: gate.wait(30)
+    app.state.shadow.challenger.refresh = lambda: gate.wait(allow(30))
     with TestClient(app) as c: # the lifespan has started its thread, which is busy loading
         assert c.post("/predict", json=ROW).status_code == c.get("/readyz").status_code == 200
         gate.set()
@@ -238,7 +239,7 @@ def test_two_processes_on_one_folder_write_whole_lines(tmp_path):
     code = ("import sys\nfrom pathlib import Path\nfrom churn_nb.shadow import Line, append_lines\n"
             "for i in range(200): append_lines(Path(sys.argv[1]), 'd', [Line('2026-03-01T00:00:00+00:00', i, sys.argv[2], .5, '2', .5)] * 3)")
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), v]) for v in "ab"]
-    assert [w.wait(60) for w in writers] == [0, 0]
+    assert [w.wait(allow(60)) for w in writers] == [0, 0]
     frame = read_shadow(tmp_path)
     assert frame.attrs["broken"] == 0 and frame.champion.value_counts().to_dict() == {"a": 600, "b": 600}
 

@@ -4,6 +4,7 @@ Fakes, named as such: `systemctl`, which starts the unit's ExecStart and remembe
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import httpx, pytest
+from deadlines import allow
 from serving import free_port
 
 pytestmark = pytest.mark.usefixtures("measured")
@@ -75,15 +76,15 @@ class Server:
         (self.dev/"Makefile").write_text('setup data:\n\t@mkdir -p .venv/bin; cp churn .venv/bin/churn; chmod +x .venv/bin/churn\n')
         self.git("init", "-q", "-b", "main")
         self.git("remote", "add", "origin", self.bare)
-        self.install = lambda *more: subprocess.run([BIN/"churn", "deploy-hook", "install", self.bare, "--home", self.home, "--port", str(self.port), *more], capture_output=True, text=True, timeout=300)
-    def git(self, *args): return subprocess.run(["git", *args], cwd=self.dev, env=self.env, check=True, capture_output=True, text=True, timeout=600)
+        self.install = lambda *more: subprocess.run([BIN/"churn", "deploy-hook", "install", self.bare, "--home", self.home, "--port", str(self.port), *more], capture_output=True, text=True, timeout=allow(300))
+    def git(self, *args): return subprocess.run(["git", *args], cwd=self.dev, env=self.env, check=True, capture_output=True, text=True, timeout=allow(600))
     def push(self, **files):
         for name, text in files.items(): (self.dev/name).write_text(text)
         self.git("add", "-A")
         self.git("commit", "-qm", json.dumps(files), "--allow-empty")
         return self.git("push", "-qf", "origin", "main").stderr.replace("remote: ", "").strip().splitlines()
     def head(self): return self.git("rev-parse", "HEAD").stdout.strip()
-    def version(self): return httpx.get(f"http://127.0.0.1:{self.port}/readyz", headers={"X-API-Key": "k"*20}, timeout=30).json()["model_version"]
+    def version(self): return httpx.get(f"http://127.0.0.1:{self.port}/readyz", headers={"X-API-Key": "k"*20}, timeout=allow(30)).json()["model_version"]
     def stop(self):
         if (f := self.home/"pid").exists():
             try: os.kill(int(f.read_text()), signal.SIGTERM)
@@ -103,8 +104,8 @@ def test_a_push_deploys_and_an_older_commit_rolls_back(server):
     said = server.push(model="0.1")
     first = server.head()
     assert said[-1].strip() == f"deployed: version 1, code of {first[:7]}" and server.version() == "1", said
-    about = httpx.get(f"http://127.0.0.1:{server.port}/model", headers={"X-API-Key": "k"*20}, timeout=30).json()
-    assert about["git_sha"] == first and httpx.get(f"http://127.0.0.1:{server.port}/model", timeout=30).status_code == 401
+    about = httpx.get(f"http://127.0.0.1:{server.port}/model", headers={"X-API-Key": "k"*20}, timeout=allow(30)).json()
+    assert about["git_sha"] == first and httpx.get(f"http://127.0.0.1:{server.port}/model", timeout=allow(30)).status_code == 401
     said = server.push(model="refused")
     assert said[-1].strip() == "not deployed: the gate refused; version 1 goes on" and server.version() == "1"
     assert (server.home/"current").resolve().name == first
@@ -139,5 +140,5 @@ def test_the_unit_is_one_that_systemd_understands(server, tmp_path):
     server.install()
     (server.home/"current/.venv/bin").mkdir(parents=True)
     (server.home/"current/.venv/bin/churn").symlink_to(BIN/"churn")
-    done = subprocess.run(["systemd-analyze", "verify", server.home/"churn-api.service"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["systemd-analyze", "verify", server.home/"churn-api.service"], capture_output=True, text=True, timeout=allow(60))
     assert done.returncode == 0 and "churn-api" not in done.stderr, done.stderr

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import retrain as r
 from churn_nb.settings import load_settings, temporary_workspace
+from deadlines import allow
 
 T0 = datetime(2026, 3, 1, 6, tzinfo=timezone.utc)
 hours = lambda h: T0 + timedelta(hours=h)
@@ -47,7 +48,7 @@ def ask(s, seconds=0., code=0):
 def go(p): p.stdin.write("\n"); p.stdin.flush()
 
 def ended(p):
-    lines = p.communicate(timeout=300)[0].splitlines()
+    lines = p.communicate(timeout=allow(300))[0].splitlines()
     assert p.returncode == 0
     return lines[-1].split("|")
 

@@ -3,6 +3,7 @@ import fcntl, json, os, subprocess, sys, textwrap, threading
 import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from manifests import manifest
+from deadlines import allow
 from paths import SUPPORT
 from churn_nb.bundle import (BundleError, Feature, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle,
                              switch_current, switch_shadow, verify_bundle, write_bundle)
@@ -53,7 +54,7 @@ KILLER = textwrap.dedent("""
 def test_a_killed_writer_leaves_the_old_or_the_new_bundle(tmp_path):
     "The writer is killed at each line of the module in turn."
     p = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path/"bundle"), str(SUPPORT)],
-                       check=False, capture_output=True, text=True, timeout=300)
+                       check=False, capture_output=True, text=True, timeout=allow(300))
     assert p.returncode == 0, p.stderr
     out = msgspec.json.decode(p.stdout)
     assert out["killed"] > 100 and out["halfway"] > 10, out # many kills, and kills that did leave something half-written
@@ -76,7 +77,7 @@ def test_two_writers_of_one_version_agree(tmp_path):
     code = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom manifests import manifest\nfrom churn_nb.bundle import write_bundle\n"
             "write_bundle(sys.argv[1], b'z'*10**6, manifest('3'))")
     procs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(SUPPORT)]) for _ in range(3)]
-    assert [p.wait(60) for p in procs] == [0, 0, 0]
+    assert [p.wait(allow(60)) for p in procs] == [0, 0, 0]
     assert verify_bundle(tmp_path/"3").version == "3" and not list(tmp_path.glob(".tmp-*"))
 
 def test_a_writer_waits_and_keeps_another_writers_files(tmp_path):
@@ -88,7 +89,7 @@ def test_a_writer_waits_and_keeps_another_writers_files(tmp_path):
         second.start()
         second.join(.3)
         assert second.is_alive() and mine.exists() and not (tmp_path/"2").exists()
-    second.join(10)
+    second.join(allow(10))
     assert verify_bundle(tmp_path/"2").version == "2" and not mine.exists() # its writer is gone by now
 
 def test_a_full_disk_leaves_the_old_version_live(tmp_path, monkeypatch):

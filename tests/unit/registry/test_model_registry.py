@@ -6,6 +6,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p, registry as r
 from churn_nb.settings import Workspace, load_settings
 from registries import ROWS, current, made, refused
+from deadlines import allow
 from serving import free_port, serving, wait_for
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -213,7 +214,7 @@ def test_rollback_under_traffic_fails_no_request(registry):
     with serving(s.paths.workspace) as api:
         at, body = urlsplit(api.url), json.dumps({"age": .5, "usage_minutes": -.5})
         def hammer(mine):
-            c = http.client.HTTPConnection(at.hostname, at.port, timeout=90)
+            c = http.client.HTTPConnection(at.hostname, at.port, timeout=allow(90))
             while not stop.is_set():
                 try:
                     c.request("POST", "/predict", body, {"content-type": "application/json"})

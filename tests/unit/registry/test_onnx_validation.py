@@ -5,11 +5,12 @@ from hypothesis import given, settings as hyp, strategies as st
 from onnx import TensorProto, helper as h
 from churn_nb.bundle import BundleError
 from churn_nb.guard import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
+from deadlines import allow
 from paths import SUPPORT
 from serving import manifest, onnx_model, settings_for
 
 def run(code, *args):
-    p = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, args)], check=False, capture_output=True, text=True, timeout=120)
+    p = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, args)], check=False, capture_output=True, text=True, timeout=allow(120))
     assert p.returncode == 0, p.stderr
     return p.stdout.split()
 

@@ -7,6 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from churn_nb import web
 from churn_nb.batching import Batcher, Busy, Late
+from deadlines import allow
 from serving import probability, put_live, serving, settings_for
 
 turns = lambda n=3: asyncio.gather(*[asyncio.sleep(0) for _ in range(n)])
@@ -116,13 +117,13 @@ def test_under_load_rows_share_runs_without_mixing_answers(tmp_path):
     got = np.zeros((n, 40))
     with serving(tmp_path) as s:
         def caller(k):
-            with httpx.Client(base_url=s.url, timeout=90) as c:
+            with httpx.Client(base_url=s.url, timeout=allow(90)) as c:
                 for i, x in enumerate(X[k].tolist()): got[k, i] = c.post("/predict", json=dict(zip(("age", "usage_minutes", "gap"), x))).json()["probability"]
         crowd = [threading.Thread(target=caller, args=[k]) for k in range(n)]
         for t in crowd: t.start()
         for t in crowd: t.join()
         np.testing.assert_allclose(got.ravel(), probability(X.reshape(-1, 3)), atol=1e-6)
-        metrics = dict(line.rsplit(" ", 1) for line in httpx.get(s.url + "/metrics", timeout=90).text.splitlines() if line.startswith("churn_batch_rows"))
+        metrics = dict(line.rsplit(" ", 1) for line in httpx.get(s.url + "/metrics", timeout=allow(90)).text.splitlines() if line.startswith("churn_batch_rows"))
     runs, rows = (float(metrics[f'churn_batch_rows_{x}{{stage="score"}}']) for x in ("count", "sum"))
     assert rows == n*40 and runs < rows
 
@@ -165,7 +166,7 @@ def test_queue_full_and_deadline_exceeded_give_503_with_retry_after(tmp_path):
     assert sorted(r.json()["detail"] for r in refused) == ["2 requests wait already; send it again", *["waited 0.05 s for its turn"]*2]
 
 def test_timing_goes_to_the_caller_and_to_prometheus(server):
-    with httpx.Client(base_url=server.url, timeout=90) as c:
+    with httpx.Client(base_url=server.url, timeout=allow(90)) as c:
         r = c.post("/predict", json={"age": 42, "usage_minutes": 310.5, "gap": None})
         parts = dict(p.split(";dur=") for p in r.headers["server-timing"].split(", "))
         assert list(parts) == ["score", "total"] and 0 < float(parts["score"]) <= float(parts["total"])

@@ -11,6 +11,7 @@ import churn_nb.explain
 from churn_nb.bundle import BundleError, Feature, SelfTest, write_bundle
 from churn_nb.explain import coalition_values, contributions, sampled_contributions, shapley
 from churn_nb.serve import FeastOnline, Model, create_app
+from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -219,7 +220,7 @@ def test_explaining_blocks_no_other_request(tiny_bundle, monkeypatch):
     gate, began, real = threading.Event(), threading.Semaphore(0), churn_nb.explain.explained
     def slow(*args):
         began.release()
-        assert gate.wait(30)
+        assert gate.wait(allow(30))
         return real(*args)
     monkeypatch.setattr(churn_nb.explain, "explained", slow)
     async def talk():
@@ -240,10 +241,10 @@ def test_explaining_blocks_no_other_request(tiny_bundle, monkeypatch):
 
 def test_a_running_server_answers_others_meanwhile(tmp_path):
     body = wide(tmp_path, 16)
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=60) as c:
+    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(60)) as c:
         got = []
         def explain():
-            with httpx.Client(base_url=s.url, timeout=60) as other: got.extend(other.post("/predict?explain=true", json=body) for _ in range(4))
+            with httpx.Client(base_url=s.url, timeout=allow(60)) as other: got.extend(other.post("/predict?explain=true", json=body) for _ in range(4))
         (t := threading.Thread(target=explain)).start()
         during = 0
         while t.is_alive():

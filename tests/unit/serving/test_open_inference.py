@@ -6,6 +6,7 @@ import filelock, httpx, numpy as np, pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 from churn_nb.triton import write_model_repository
+from deadlines import allow
 from paths import ROOT, SUPPORT
 from serving import probability, put_live, serving
 
@@ -33,7 +34,7 @@ def tensor(X, binary=True, name="features", datatype="FP32"):
 
 def plain(endpoint, body, path="models/churn/infer", **kw):
     "What a client that only knows the specification sends."
-    return httpx.post(f"{endpoint.url}/v2/{path}", **({"content": body} if isinstance(body, bytes) else {"json": body}), timeout=90, **kw)
+    return httpx.post(f"{endpoint.url}/v2/{path}", **({"content": body} if isinstance(body, bytes) else {"json": body}), timeout=allow(90), **kw)
 
 def body(data=(1, 2, 3), shape=(1, 3), **change):
     return {"inputs": [{"name": "features", "datatype": "FP32", "shape": [*shape], "data": [*data]} | change]}
@@ -47,7 +48,7 @@ def test_health(endpoint):
     assert c.is_server_live() and c.is_server_ready() and c.is_model_ready("churn") and c.is_model_ready("churn", "1")
     assert not c.is_model_ready("churn", "2") and not c.is_model_ready("yolo")
     for path in ("health/live", "health/ready", "models/churn/ready", "models/churn/versions/1/ready"):
-        assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=90).status_code == 200
+        assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=allow(90)).status_code == 200
 
 def test_metadata_is_the_same(endpoint):
     server = endpoint.client.get_server_metadata()
@@ -91,7 +92,7 @@ def kserve_python() -> Path:
 
 def test_the_client_of_kserve_gets_the_same_numbers(endpoint):
     X = rows(5)
-    p = subprocess.run([kserve_python(), SUPPORT/"kserve_client.py", endpoint.url, json.dumps(X.tolist())], capture_output=True, text=True, timeout=120)
+    p = subprocess.run([kserve_python(), SUPPORT/"kserve_client.py", endpoint.url, json.dumps(X.tolist())], capture_output=True, text=True, timeout=allow(120))
     assert p.returncode == 0, p.stderr[-2000:]
     said = json.loads(p.stdout.splitlines()[-1])
     healthy = True if endpoint.kind == "embedded" else "JSONDecodeError" # Triton's health has no body, and this client reads one
@@ -120,7 +121,7 @@ def test_what_is_not_there_is_404(endpoint, path):
     assert r.status_code == 404 and r.json()["error"]
 
 @pytest.mark.parametrize("path", ["models/yolo", "models/churn/versions/9", "models/yolo/versions/1", "nothing"])
-def test_no_metadata_of_what_is_not_there(endpoint, path): assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=90).status_code == 404
+def test_no_metadata_of_what_is_not_there(endpoint, path): assert httpx.get(f"{endpoint.url}/v2/{path}", timeout=allow(90)).status_code == 404
 
 REFUSED = {"name": body(name="image"), "dtype": body(datatype="INT64"), "no dtype of any": body(datatype="FLOAT"), "columns": body([1, 2, 3, 4], (1, 4)),
            "one dimension": body(shape=[3]), "three dimensions": body(shape=[1, 1, 3]), "no rows": body([], (0, 3)), "too many rows": body([1.]*3003, (1001, 3)),

@@ -4,6 +4,7 @@ import httpx, msgspec, pytest
 from churn_nb import page as page_module
 from churn_nb.bundle import Card, Feature, GateRow, Group, Interval, SelfTest
 from churn_nb.page import docs_page, swagger_ui
+from deadlines import allow
 from browser import needs_chromium
 from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
 from serving import Server, probability, put_live, serving, wait_for
@@ -73,31 +74,31 @@ def type_over(tab, text):
 # --- what it shows ---
 
 def test_every_part_has_what_the_server_knows(site):
-    text = httpx.get(site.url + "/", timeout=90).text.replace("<wbr>", "")
+    text = httpx.get(site.url + "/", timeout=allow(90)).text.replace("<wbr>", "")
     for w in ("version 1", "ONNX Runtime", "none was refused", "Level <strong>warn</strong>", "1 of 2 features moved", "2026-02-10 06:00 UTC", "0.401 to 0.424",
               "0.431", "not recorded", "2 of 3 groups", "average_precision_stayers against champion (version 12)", "better, p &lt; 0.05", "✓ pass",
               "2026-02-03T06:12:00+00:00", "hist_gradient_boosting", "md5:0", "abc1234", "run1"): assert w in text, w
     assert text.count("<script>") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert httpx.get(site.url + "/model", timeout=90).json()["card"]["gate"][0]["verdict"] == "pass"
+    assert httpx.get(site.url + "/model", timeout=allow(90)).json()["card"]["gate"][0]["verdict"] == "pass"
 
 def test_a_refused_bundle_and_a_broken_report_are_shown(tmp_path):
     live(tmp_path)
     with serving(tmp_path) as s:
         put_live(tmp_path, "2", .5)
-        assert wait_for(lambda: "version 2" in httpx.get(s.url + "/", timeout=90).text)
+        assert wait_for(lambda: "version 2" in httpx.get(s.url + "/", timeout=allow(90)).text)
         f = tmp_path/"bundle"/"current"/"model.onnx"
         f.write_bytes(f.read_bytes()[:-1])
-        assert wait_for(lambda: "A newer bundle was refused" in httpx.get(s.url + "/", timeout=90).text)
+        assert wait_for(lambda: "A newer bundle was refused" in httpx.get(s.url + "/", timeout=allow(90)).text)
         (tmp_path/"reports"/"drift.json").write_text("{")
-        text = httpx.get(s.url + "/", timeout=90).text
+        text = httpx.get(s.url + "/", timeout=allow(90)).text
         assert "bytes, the manifest says" in text and "version 2 goes on" in text
         assert "The report on disk can't be read" in text and "Level <strong>warn</strong>" in text
         (tmp_path/"reports"/"drift.json").unlink()
-        assert "No report yet" in httpx.get(s.url + "/", timeout=90).text
+        assert "No report yet" in httpx.get(s.url + "/", timeout=allow(90)).text
 
 def test_without_a_model_the_page_shows_what_to_do(tmp_path):
     with serving(tmp_path) as s:
-        r = httpx.get(s.url + "/", timeout=90)
+        r = httpx.get(s.url + "/", timeout=allow(90))
         assert r.status_code == 503 and "churn run" in r.text and "default-src 'none'" in r.headers["content-security-policy"] and "<form" not in r.text
 
 def test_every_text_of_a_manifest_is_escaped(tmp_path):
@@ -106,7 +107,7 @@ def test_every_text_of_a_manifest_is_escaped(tmp_path):
              features=[Feature(name="age"), f, Feature(name="x")], example={"age": 1, BAD: None, "x": 1}, reference=None,
              card=Card(kind=BAD, decided=BAD, intervals={BAD: Interval(value=.5, low=.4, high=.6)}, gate=[GateRow(criterion=BAD, required=BAD, measured=BAD, verdict=BAD)]),
              self_test=SelfTest(rows=[[1, 1, 1]], probability=probability([[1, 1, 1]]).tolist()))
-    with serving(tmp_path) as s: text = httpx.get(s.url + "/", timeout=90).text
+    with serving(tmp_path) as s: text = httpx.get(s.url + "/", timeout=allow(90)).text
     assert text.count("<script") == 1 and "alert(1)</script" not in text and text.count("&lt;script&gt;alert(1)") > 12
 
 # --- in a browser ---
@@ -119,7 +120,7 @@ def test_the_form_works_by_keyboard_and_matches_the_api(site, visit):
     tab_to(tab, "input[name=gap]"); type_over(tab, "2.5")
     assert '"age":55' in tab.text_content("#curl") and '"gap":2.5' in tab.text_content("#curl")
     tab.keyboard.press("Enter")
-    want = httpx.post(site.url + "/predict?explain=true", json={"age": 55, "usage_minutes": 310.5, "gap": 2.5}, timeout=90).json()
+    want = httpx.post(site.url + "/predict?explain=true", json={"age": 55, "usage_minutes": 310.5, "gap": 2.5}, timeout=allow(90)).json()
     says = answered(tab)
     assert json.loads(tab.text_content("#json")) == want
     assert f"{100 * want['probability']:.1f} % likely to churn: churn_risk {want['churn_risk']} at the threshold of 0.5, says version 1" == says
@@ -227,7 +228,7 @@ def test_a_category_can_be_chosen_or_typed_by_keyboard(own, visit):
         tab_to(tab, "select[name=Vertragsart]")
         for k in keys: tab.keyboard.press(k)
         tab_to(tab, "#features button"); tab.keyboard.press("Enter")
-        assert wait_for(lambda: json.loads(tab.text_content("#json") or "{}") == httpx.post(own.url + "/predict?explain=true", json=want, timeout=90).json())
+        assert wait_for(lambda: json.loads(tab.text_content("#json") or "{}") == httpx.post(own.url + "/predict?explain=true", json=want, timeout=allow(90)).json())
         assert json.loads(tab.text_content("#curl").split(" -d ")[1].strip("'")) == want
     assert "Missing: Vertragsart" in answered(tab)
     tab_to(tab, "select[name=Vertragsart]"); tab.keyboard.press("End"); tab.keyboard.press("Tab")
@@ -260,10 +261,10 @@ def test_values_are_escaped_in_a_select(tmp_path):
 def test_docs_are_served_locally_or_name_the_missing_package(site):
     assert swagger_ui() is not None
     for name, kind in page_module._ui_files.items():
-        r = httpx.get(f"{site.url}/docs/{name}", timeout=90)
+        r = httpx.get(f"{site.url}/docs/{name}", timeout=allow(90))
         assert r.status_code == 200 and r.headers["content-type"].startswith(kind) and len(r.content) > 100_000
-    assert httpx.get(site.url + "/docs/other.js", timeout=90).status_code == httpx.get(site.url + "/docs/..%2f__init__.py", timeout=90).status_code == 404
-    assert "://" not in httpx.get(site.url + "/docs", timeout=90).text and "unsafe" not in httpx.get(site.url + "/docs", timeout=90).headers["content-security-policy"]
+    assert httpx.get(site.url + "/docs/other.js", timeout=allow(90)).status_code == httpx.get(site.url + "/docs/..%2f__init__.py", timeout=allow(90)).status_code == 404
+    assert "://" not in httpx.get(site.url + "/docs", timeout=allow(90)).text and "unsafe" not in httpx.get(site.url + "/docs", timeout=allow(90)).headers["content-security-policy"]
     assert "fastapi-swagger" in docs_page(None) and "<script" not in docs_page(None)
 
 @needs_chromium
@@ -282,7 +283,7 @@ def test_the_page_works_with_an_api_key_as_password(tmp_path, visit, monkeypatch
     key = "a-key-for-the-page-2026"
     monkeypatch.setenv("CHURN_SERVE_API_KEYS", key)
     with serving(live(tmp_path)) as s:
-        assert httpx.get(s.url, headers={"Accept": "text/html"}, timeout=90).status_code == 401
+        assert httpx.get(s.url, headers={"Accept": "text/html"}, timeout=allow(90)).status_code == 401
         tab = visit(s.url, http_credentials={"username": "ann", "password": key}, expect=["401"]) # the browser tries without first
         tab.click("#features button")
         assert "%" in answered(tab)

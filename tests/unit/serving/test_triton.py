@@ -7,6 +7,7 @@ from churn_nb.bundle import Feature, write_bundle
 from churn_nb.serve import Model
 from churn_nb.settings import load_settings
 from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
+from deadlines import allow
 from serving import manifest, onnx_model, put_live, wait_for
 
 pytestmark = pytest.mark.usefixtures("measured")
@@ -74,7 +75,7 @@ def test_the_yolo_configuration_loads(served, tmp_path):
     (folder/"1/model.onnx").write_bytes(model); (folder/"config.pbtxt").write_text(text)
     r = served.triton.post("repository/models/yolo_model/load")
     assert r.status_code == 200, r.text
-    c = httpx.get(f"{served.triton.url}/v2/models/yolo_model/config", timeout=90).json()
+    c = httpx.get(f"{served.triton.url}/v2/models/yolo_model/config", timeout=allow(90)).json()
     assert (c["input"][0]["dims"], c["dynamic_batching"]["preferred_batch_size"], c["dynamic_batching"]["max_queue_delay_microseconds"]) == ([3, 640, 640], [4, 8, 16], 100)
     served.triton.post("repository/models/yolo_model/unload")
 
@@ -97,7 +98,7 @@ def test_a_wrong_configuration_is_refused_with_its_reason(served, change, says):
     r = served.triton.post("repository/models/wrong/load")
     assert r.status_code >= 400
     assert says in r.json()["error"] + served.triton.log.read_bytes()[said:].decode(errors="replace"), r.text
-    assert httpx.get(f"{served.triton.url}/v2/models/churn/ready", timeout=90).status_code == 200
+    assert httpx.get(f"{served.triton.url}/v2/models/churn/ready", timeout=allow(90)).status_code == 200
 
 def test_version_changes_under_load_fail_and_mix_no_answer(served):
     models, live, stop = {"1": served.model}, ["1"], asyncio.Event()
@@ -123,7 +124,7 @@ def test_version_changes_under_load_fail_and_mix_no_answer(served):
         return done, errors
     done, errors = run(lambda: backend(served.triton), work)
     assert not errors and set(done) == {"1", "2", "3", "4"}
-    there = httpx.get(f"{served.triton.url}/v2/models/churn", timeout=90).json()["versions"]
+    there = httpx.get(f"{served.triton.url}/v2/models/churn", timeout=allow(90)).json()["versions"]
     assert sorted(there) == ["3", "4"] # the older ones are unloaded
     async def gone(b):
         with pytest.raises(BackendAway, match="version"): await b.score(models["1"], X)
@@ -160,8 +161,8 @@ def test_a_new_version_is_found_by_polling(triton_here, tmp_path):
     put(tmp_path)
     with triton_here(tmp_path/"triton", tmp_path, "--model-control-mode=poll", "--repository-poll-secs=1") as t:
         put(tmp_path, "2", bias=1.)
-        assert wait_for(lambda: httpx.get(f"{t.url}/v2/models/churn/versions/2/ready", timeout=90).status_code == 200)
-        assert httpx.get(f"{t.url}/v2/models/churn/versions/1/ready", timeout=90).status_code == 200 # the one before stays
+        assert wait_for(lambda: httpx.get(f"{t.url}/v2/models/churn/versions/2/ready", timeout=allow(90)).status_code == 200)
+        assert httpx.get(f"{t.url}/v2/models/churn/versions/1/ready", timeout=allow(90)).status_code == 200 # the one before stays
 
 def test_the_client_is_imported_only_when_asked():
     code = "import sys, churn_nb.triton; assert not {'tritonclient', 'grpc', 'onnx'} & set(sys.modules)"
@@ -205,7 +206,7 @@ def test_versions_with_other_features_are_removed(tmp_path, monkeypatch):
     assert written(tmp_path) == {"churn/5/model.onnx", "churn/config.pbtxt"}
 
 def test_churn_triton_puts_the_champion_where_triton_looks(tmp_path):
-    churn = lambda *args: subprocess.run([Path(sys.executable).with_name("churn"), "triton", tmp_path/"models", "--workspace", tmp_path, *args], capture_output=True, text=True, timeout=300)
+    churn = lambda *args: subprocess.run([Path(sys.executable).with_name("churn"), "triton", tmp_path/"models", "--workspace", tmp_path, *args], capture_output=True, text=True, timeout=allow(300))
     none = churn()
     assert none.returncode == 2 and "no bundle" in none.stderr and not (tmp_path/"models").exists()
     put_live(tmp_path, "7")

@@ -3,6 +3,7 @@ import contextlib, asyncio, itertools, json, os, re, socket, subprocess, sys, th
 from types import SimpleNamespace
 import httpx, pytest, uvicorn
 from hypothesis import given, settings as hyp, strategies as st
+from deadlines import allow
 from serving import Server, put_live, serving, wait_for
 from raw_http import GOOD, LANE, LONG, answer, ask, connect, request
 from churn_nb.lane import LaneProtocol
@@ -43,22 +44,22 @@ def test_all_paths_ask_but_the_probes(locked):
     assert [get(p) for p in PATHS] == [401]*len(PATHS)
     assert [get(p) for p in ("/livez", "/readyz")] == [200, 200]
     assert get("/model", f"X-API-Key: {OLD}\r\n") == 200
-    assert httpx.post(locked.url + "/events", json={}, timeout=90).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}, timeout=90).status_code == 401
+    assert httpx.post(locked.url + "/events", json={}, timeout=allow(90)).status_code == httpx.post(locked.url + "/v2/models/churn/infer", json={}, timeout=allow(90)).status_code == 401
 
 def test_a_browser_is_asked_for_a_key_as_password(locked):
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    asked = httpx.get(locked.url + "/", headers=html, timeout=90)
+    asked = httpx.get(locked.url + "/", headers=html, timeout=allow(90))
     assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
     for name in ("", "ann", "é"):
-        assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD), timeout=90).status_code == 200
-        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW), timeout=90).status_code == 200 # by the lane
-    for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth, timeout=90).status_code == 401
-    for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}, timeout=90).status_code == 401
+        assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD), timeout=allow(90)).status_code == 200
+        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW), timeout=allow(90)).status_code == 200 # by the lane
+    for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth, timeout=allow(90)).status_code == 401
+    for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}, timeout=allow(90)).status_code == 401
 
 def test_no_key_is_ever_written_anywhere(locked):
     secret = "not-a-key-but-a-secret-of-someone"
-    for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}, {"X-API-Key": OLD}): httpx.get(locked.url + "/model", headers=headers, timeout=90)
-    text = httpx.get(locked.url + "/metrics", headers={"X-API-Key": OLD}, timeout=90).text
+    for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}, {"X-API-Key": OLD}): httpx.get(locked.url + "/model", headers=headers, timeout=allow(90))
+    text = httpx.get(locked.url + "/metrics", headers={"X-API-Key": OLD}, timeout=allow(90)).text
     assert wait_for(lambda: '"status":401' in locked.logfile.read_text())
     said = locked.logfile.read_text() + text + locked.greeting
     assert not any(k in said for k in (secret, OLD, NEW))
@@ -70,7 +71,7 @@ def start(workspace, host, keys=""):
     code = f"from churn_nb.serve import run_server\nfrom churn_nb.settings import load_settings\nrun_server(load_settings({{'paths.workspace': {str(workspace)!r}}}), {host!r}, 0)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"CHURN_SERVE_API_KEYS": keys})
     if p.stdout.readline(): p.terminate()
-    return p.wait(20), (p.communicate()[1].splitlines() or [""])[-1]
+    return p.wait(allow(20)), (p.communicate()[1].splitlines() or [""])[-1]
 
 def test_an_open_address_needs_keys(tmp_path):
     put_live(tmp_path)
@@ -119,7 +120,7 @@ def slowly(url, head, drip, n=400):
             if not reader.is_alive(): break
             s.sendall(drip); time.sleep(.05)
     except OSError: pass
-    reader.join(20)
+    reader.join(allow(20))
     return got[0] if got else b"", time.monotonic() - began
 
 HEADS = {"headers": (b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n", b"408"),
@@ -176,7 +177,7 @@ def test_a_body_without_end_is_cut_off(strict):
 def test_what_was_refused_is_counted_and_nothing_stays_behind(strict):
     for head, drip, _ in (HEADS["headers"], HEADS["body in the lane"]): slowly(strict.url, head, drip)
     ask(strict.url, b"\x16\x03\x01\r\n\r\n")
-    text = httpx.get(strict.url + "/metrics", timeout=90).text
+    text = httpx.get(strict.url + "/metrics", timeout=allow(90)).text
     for reason in ("headers", "body", "invalid"): assert re.search(rf'churn_turned_away_total{{reason="{reason}"}} [1-9]', text), reason
     fds = lambda: len(os.listdir(f"/proc/{strict.pid}/fd"))
     n = fds()
@@ -193,7 +194,7 @@ def test_a_connection_over_the_cap_gets_503_at_once(tmp_path):
         assert wait_for(lambda: ask(s.url, request())[0][0] == 503)
         status, headers, body = ask(s.url, request())[0]
         assert headers["retry-after"] == "1" and headers["connection"] == "close" and headers["content-type"] == "application/problem+json" and b"20 connections" in body
-        assert [httpx.get(s.url + p, timeout=90).status_code for p in ("/livez", "/readyz", "/model")] == [200, 503, 503]
+        assert [httpx.get(s.url + p, timeout=allow(90)).status_code for p in ("/livez", "/readyz", "/model")] == [200, 503, 503]
         with held[0] as c, c.makefile("rb") as f: # who is in is answered
             c.sendall(request()); assert answer(f)[0] == 200
         assert wait_for(lambda: ask(s.url, request())[0][0] == 200)
@@ -201,7 +202,7 @@ def test_a_connection_over_the_cap_gets_503_at_once(tmp_path):
         assert wait_for(lambda: len(os.listdir(f"/proc/{s.pid}/fd")) < 60)
         for c in held + silent: c.close()
         assert wait_for(lambda: ask(s.url, request())[0][0] == 200)
-        assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics", timeout=90).text
+        assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics", timeout=allow(90)).text
 
 def test_the_limit_on_files_bounds_the_cap():
     code = ("import resource\nfrom churn_nb.limits import open_files\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
@@ -233,7 +234,7 @@ def standing():
     server = uvicorn.Server(uvicorn.Config(echo, http=guarded(type("P", (LaneProtocol,), {"lane": lane}), guard), log_config=None, ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True); thread.start()
     yield sock.getsockname(), guard
-    server.should_exit = True; thread.join(20); sock.close()
+    server.should_exit = True; thread.join(allow(20)); sock.close()
 
 part = st.sampled_from([b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /slow HTTP/1.1\r\n\r\n", b"GET /raise HTTP/1.1\r\n\r\n", b"POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
                         b"POST /early HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"POST /slow HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
@@ -247,7 +248,7 @@ part = st.sampled_from([b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /slow HTTP/
 @hyp(max_examples=400, deadline=None)
 def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
     at, guard = standing
-    whole, s = b"".join(parts), socket.create_connection(at, timeout=90)
+    whole, s = b"".join(parts), socket.create_connection(at, timeout=allow(90))
     marks = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
     try:
         for a, b in itertools.pairwise(marks): s.sendall(whole[a:b])
@@ -263,7 +264,7 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
 
 def test_requests_over_the_limit_under_way_get_503(standing):
     at, guard = standing
-    many = [socket.create_connection(at, timeout=90) for _ in range(40)]
+    many = [socket.create_connection(at, timeout=allow(90)) for _ in range(40)]
     files, statuses = [s.makefile("rb") for s in many], []
     for _ in range(5):
         for s in many: s.sendall(b"GET /slow HTTP/1.1\r\n\r\n")

@@ -3,6 +3,7 @@ import contextlib, json, signal, socket, struct, threading
 import httpx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from raw_http import GOOD, LANE, LONG, ROW, answer, ask, connect, request
+from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
 
 pytestmark = pytest.mark.usefixtures("measured")
@@ -79,7 +80,7 @@ def test_clients_that_leave_cost_nothing_and_the_server_goes_on(tmp_path):
                 if i % 2: c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 c.sendall(kinds[i % 4]*(1, 50, 1200)[i % 3])
         assert ask(s.url, request())[0][0] == 200
-        text = lambda: httpx.get(s.url + "/metrics", timeout=90).text
+        text = lambda: httpx.get(s.url + "/metrics", timeout=allow(90)).text
         assert wait_for(lambda: "churn_queue_rows 0.0" in text())
         assert [line for line in s.logged() if line["level"] == "error"] == []
 
@@ -116,9 +117,9 @@ def test_sigterm_lets_requests_under_way_be_answered(tmp_path):
     for t in crowd: t.start()
     assert wait_for(lambda: seen.count("answered") > 200)
     s.process.send_signal(signal.SIGTERM)
-    assert s.process.wait(20) == 0
+    assert s.process.wait(allow(20)) == 0
     stop.set()
-    for t in crowd: t.join(20)
+    for t in crowd: t.join(allow(20))
     s.process.stdout.close()
     assert not any(t.is_alive() for t in crowd)
     log = [line for line in s.logged() if line.get("route") == "/predict"]
@@ -135,7 +136,7 @@ def test_both_paths_look_up_a_customer_alike(copied, redis_store, kind):
     server = api_on(s)
     try:
         both = lambda body: [ask(server.url, request(body.encode(), kind))[0] for kind in (LANE, LONG)]
-        httpx.post(server.url + "/predict", json={"customer_id": ids[0]}, timeout=120) # opens the store
+        httpx.post(server.url + "/predict", json={"customer_id": ids[0]}, timeout=allow(120)) # opens the store
         statuses = {}
         for body in [*(f'{{"customer_id": {i}}}' for i in [*ids, 0, -1, 2**62, 2**64, 1.5, "null", '"3"', "true"]), '{"customer_id": 3, "transactions_total": 1}', "{}"]:
             lane, long = both(body)
@@ -150,7 +151,7 @@ def test_both_paths_look_up_a_customer_alike(copied, redis_store, kind):
             c.sendall(request(f'{{"customer_id": {ids[i % 5]}}}'.encode()))
             c.close()
         same(*both(f'{{"customer_id": {ids[0]}}}'))
-        lookups = lambda: int(float(httpx.get(server.url + "/metrics", timeout=90).text.split('churn_stage_seconds_count{stage="lookup"} ')[1].split()[0]))
+        lookups = lambda: int(float(httpx.get(server.url + "/metrics", timeout=allow(90)).text.split('churn_stage_seconds_count{stage="lookup"} ')[1].split()[0]))
         assert wait_for(lambda: lookups() >= 112), lookups()
     finally: server.stop()
     assert [line for line in server.logged() if line["level"] == "error"] == []
