@@ -389,7 +389,7 @@ def build(settings:Settings,
             "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
             "features": feature_names(settings), "online_as_of": present(settings).isoformat()}
 
-# %% ../nbs/00_features.ipynb #823810cb
+# %% ../nbs/00_features.ipynb #c7a51d02
 logger = logging.getLogger("churn_nb.features")
 
 def customers_to_use(settings:Settings,
@@ -402,6 +402,7 @@ def customers_to_use(settings:Settings,
     f = Workspace(settings.paths.workspace).feast/"made_from.json"
     return json.loads(f.read_text())["customers"] if f.exists() else 0
 
+# %% ../nbs/00_features.ipynb #823810cb
 def _ensure(settings:Settings, customers:int) -> Workspace:
     "The workspace, with feature files made from this very data and these settings; a rebuild is logged, with its reason."
     ws = Workspace(settings.paths.workspace).open()

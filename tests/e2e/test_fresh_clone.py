@@ -14,7 +14,7 @@ class MakeRun:
     "`make run` in a process group of its own."
     def __init__(self, top, port, log):
         self.url, self.log, self.began = f"http://127.0.0.1:{port}", log, time.monotonic()
-        self.p = subprocess.Popen(["make", "run"], cwd=top, env=bare_env(port), stdout=open(log, "w"), stderr=subprocess.STDOUT, start_new_session=True)
+        with open(log, "w") as out: self.p = subprocess.Popen(["make", "run"], cwd=top, env=bare_env(port), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     def wait_ready(self, seconds):
         while time.monotonic() < self.began + allow(seconds):
             assert self.p.poll() is None, self.log.read_text()

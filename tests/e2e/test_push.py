@@ -102,7 +102,7 @@ class Shop:
         self.registry, self.mlflow = f"127.0.0.1:{registry}", f"http://127.0.0.1:{mlflow}"
         self.url = f"http://127.0.0.1:{self.port}"
     def process(self, *command, env=None, log):
-        p = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=open(self.here/log, "wb"), stderr=subprocess.STDOUT)
+        with open(self.here/log, "wb") as out: p = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=out, stderr=subprocess.STDOUT)
         self.stop.append(lambda: (p.terminate(), p.wait(allow(30))))
         return p
     def __enter__(self):

@@ -1,6 +1,6 @@
-"""How many mistakes do the tests of `make check` find? Random mutants of functions of churn_nb, one at a time, in a copy
-of the tree, each judged by the tests that check.py selects for it. Left out are lint and the comparison of notebooks
-with the package, which find every mutant, and the module's own notebook, whose kernel defines the functions itself.
+"""How many mistakes do the tests of `make check` find? Random mutants of functions of churn_nb, one at a time, in a
+copy of the tree, each judged by the tests that check.py selects for it. Left out are lint and the comparison of
+notebooks with the package, which find every mutant, and the module's own notebook, whose kernel defines the functions itself.
 
     python mutants.py 30 SEED"""
 import ast, copy, os, random, re, shutil, signal, subprocess, sys, tempfile

@@ -71,7 +71,7 @@ def serving(workspace, **serve):
     try: yield s
     finally: s.stop()
 
-def rss_mb(pid): return int(next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")).split()[1]) / 1024
+def rss_mb(pid): return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 def free_ports(n):
     "Different ones: a port that was closed may be given again at once, so all are held until the last is chosen."
     with contextlib.ExitStack() as held: return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]

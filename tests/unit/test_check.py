@@ -78,7 +78,8 @@ EVERYTHING = {"", "f", "C.g"}
 @pytest.mark.parametrize("old, new, changed", [
     ("# sum", "# a sum", set()), ("x + y", "(x +\n            y)", set()), ('"A module."', '"Another."', set()),
     ('["f"]', '["f", "C"]', set()), ("x + y", "x - y", {"f"}), ("y=1", "y=2", {"f"}),
-    ("os.decorated", "os.other", {"f"}), ("return LIMIT", "return 4", {"C.g"}), ("LIMIT = 3", "LIMIT = 4", EVERYTHING), ("size = 1", "size = 2", EVERYTHING),
+    ("os.decorated", "os.other", {"f"}), ("return LIMIT", "return 4", {"C.g"}),
+    ("LIMIT = 3", "LIMIT = 4", EVERYTHING), ("size = 1", "size = 2", EVERYTHING),
     ("import os", "import os, re", EVERYTHING), ("class C:", "class C(int):", EVERYTHING),
     ("class C:", "def new(): pass\n\nclass C:", {"new"}), ("def g(self)", "def h(self)", {"C.g", "C.h"})])
 def test_changed_functions(old, new, changed):
@@ -110,7 +111,8 @@ TREE = {
     "k8s/base.yaml": "a: 1\n",
     NB: json.dumps({"cells": CELLS})}
 KNOWN = Touched(
-    {NB: 8., f"{A}::test_f": .5, f"{A}::test_both": 1., f"{A}::test_slow": 70., f"{B}::test_b": 2., f"{A}::test_gone": 0.},
+    {NB: 8., f"{A}::test_f": .5, f"{A}::test_both": 1., f"{A}::test_slow": 70., f"{B}::test_b": 2.,
+     f"{A}::test_gone": 0.},
     {},
     {"a:f": {NB, f"{A}::test_f", f"{A}::test_both", f"{A}::test_gone", f"{B}::test_b"},
      "a:g": {NB, f"{A}::test_both", f"{A}::test_slow"},
