@@ -12,6 +12,7 @@ from churn_nb.explain import contributions
 from churn_nb.scoring import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
 from churn_nb.serve import Model
 from deadlines import allow
+from tables import csv_records, csv_rows
 from serving import probability, put_live, settings_for, wait_for
 
 def card(features, **kw): return SimpleNamespace(**{**dict(features=features, reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={}), **kw})
@@ -111,10 +112,10 @@ def test_every_row_is_scored_or_rejected_with_its_number(tmp_path_factory, rows,
         gap = r[2].strip().lower() in ("", "?", "na", "nan", "-")
         return a is not None and b is not None and np.isfinite(a) and not np.isinf(b) and not gap and a != 7
     with np.errstate(over="ignore"): good = [fine(r) for r in rows]
-    out = list(csv.reader((home/"out.csv").open(newline="")))[1:]
+    out = csv_rows(home/"out.csv")[1:]
     assert [r[:3] for r in out] == [r for r, ok in zip(rows, good) if ok]
     assert done.rows == len(rows) == done.scored + done.rejected and done.scored == len(out)
-    numbers_ = [int(r["row"]) for r in csv.DictReader(done.rejects.open(newline=""))] if done.rejects else []
+    numbers_ = [int(r["row"]) for r in csv_records(done.rejects)] if done.rejects else []
     assert numbers_ == [i + 1 for i, ok in enumerate(good) if not ok]
     assert done.exit_code == (2 if rows and not any(good) else 0)
 

@@ -7,6 +7,7 @@ from churn_nb.features import build
 from churn_nb.settings import load_settings
 from paths import ROOT
 from refusals import refused
+from tables import csv_rows
 
 NAMES = [c.name for c in d.EVENTS]
 quick = hyp(max_examples=60, deadline=None, derandomize=True)
@@ -40,7 +41,7 @@ def test_cdnow_is_made_again_bit_by_bit(tmp_path):
 
 def test_the_import_keeps_every_value_of_the_source(tmp_path):
     source = [line.split() for line in d.cdnow_source().read_text().splitlines()[1:]]
-    made = list(csv.reader(d.import_cdnow(d.cdnow_source(), tmp_path/"c.csv").open(newline="")))[1:]
+    made = csv_rows(d.import_cdnow(d.cdnow_source(), tmp_path/"c.csv"))[1:]
     assert len(made) == len(source) == 69_659
     for i, ((event, customer, day, quantity, amount), (c, ymd, q, usd)) in enumerate(zip(made, source), 1):
         assert (int(event), int(customer), day.replace("-", ""), int(quantity), float(amount)) == (i, int(c), ymd, int(q), float(usd))
