@@ -143,13 +143,16 @@ def dispatch(tmp_path):
         calls = tmp_path/"calls"
         calls.write_text("")
         done = subprocess.run([sys.executable, ROOT/".github/dispatch.py"], capture_output=True, text=True,
-                              env={"PATH": f"{tmp_path}:{BIN}:/usr/bin:/bin", "FAKE_CALLS": str(calls), "FAKE_RUNS": json.dumps(list(runs)), "REF": "main", **env})
+                              env={"PATH": f"{tmp_path}:{BIN}:/usr/bin:/bin", "FAKE_CALLS": str(calls), "FAKE_RUNS": json.dumps([dated(r) for r in runs]), "REF": "main", **env})
         asked = [json.loads(c) for c in calls.read_text().splitlines() if json.loads(c)[0] == "workflow"]
         return done, asked
     return go
 
 def a_run(hours_ago, status="completed", event="workflow_dispatch"):
-    return {"status": status, "event": event, "createdAt": f"{datetime.now(timezone.utc) - timedelta(hours=hours_ago):%FT%TZ}"}
+    "A run of the workflow; its time is counted from when it is asked for, not from when tests are collected."
+    return {"status": status, "event": event, "hours_ago": hours_ago}
+
+def dated(run): return {**run, "createdAt": f"{datetime.now(timezone.utc) - timedelta(hours=run['hours_ago']):%FT%TZ}"}
 
 ASKED = [["workflow", "run", "mlops.yaml", "--ref", "main", "-f", "reason=drift"]]
 

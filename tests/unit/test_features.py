@@ -21,7 +21,7 @@ from churn_nb.data import DataError, load_events, md5
 from churn_nb.log import Segments
 from churn_nb.settings import Workspace, load_settings
 from churn_nb.store import FACTS, OF_THE_MOMENT, request_time, utc
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
 UTC, WINDOWS = dt.UTC, [24, 168, 720, 2160]
 AS_OF = [dt.datetime(1997, 4, 1, tzinfo=UTC), dt.datetime(1997, 4, 2, 12, 30, 1, tzinfo=UTC), dt.datetime(1998, 3, 1, tzinfo=UTC)]
@@ -125,7 +125,7 @@ t.same(t.as_dict(got), t.brute(log, t.AS_OF[:1], [24]))
 assert str(got.event_timestamp.dt.tz) == "UTC" and t.f.labels(t.table(log), [dt.date(1997, 4, 1)], 90).churn.tolist() == [0]
 '''
 def test_a_date_means_midnight_utc_in_any_time_zone():
-    subprocess.run([sys.executable, "-c", IN_LOS_ANGELES], check=True, env={"TZ": "America/Los_Angeles", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT/'tests'}"})
+    subprocess.run([sys.executable, "-c", IN_LOS_ANGELES], check=True, env={"TZ": "America/Los_Angeles", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT/'tests/unit'}:{SUPPORT}"})
 
 @quick(60)
 @given(events, st.integers(1, 120))
