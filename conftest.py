@@ -44,5 +44,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if hasattr(item, "cell"): prepare_cell(item)
         else: mark(item, known.get(name(item), 0.))
-    for n in {name(item) for item in items}: length[n.partition("::")[0]] = length.get(n.partition("::")[0], 0.) + known.get(n, 1.)
-    items.sort(key=lambda item: -length[item.nodeid.partition("::")[0]])
+    for n in sorted({name(item) for item in items}): length[n.partition("::")[0]] = length.get(n.partition("::")[0], 0.) + known.get(n, 1.)
+    file = lambda item: item.nodeid.partition("::")[0]
+    items.sort(key=lambda item: (-round(length[file(item)]), file(item))) # the same order in every worker
