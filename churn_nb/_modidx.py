@@ -1074,6 +1074,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.settings.atomic_write': ('settings.html#atomic_write', 'churn_nb/settings.py'),
                                    'churn_nb.settings.find_settings': ('settings.html#find_settings', 'churn_nb/settings.py'),
                                    'churn_nb.settings.load_settings': ('settings.html#load_settings', 'churn_nb/settings.py'),
+                                   'churn_nb.settings.open_duckdb': ('settings.html#open_duckdb', 'churn_nb/settings.py'),
                                    'churn_nb.settings.parse_criterion': ('settings.html#parse_criterion', 'churn_nb/settings.py'),
                                    'churn_nb.settings.step_settings': ('settings.html#step_settings', 'churn_nb/settings.py'),
                                    'churn_nb.settings.temporary_workspace': ('settings.html#temporary_workspace', 'churn_nb/settings.py')},

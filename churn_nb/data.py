@@ -12,7 +12,7 @@ import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, t
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
-from .settings import Settings, Workspace, atomic_write
+from .settings import Settings, Workspace, atomic_write, open_duckdb
 
 # %% ../nbs/11_data.ipynb #a1201ffa
 class DataError(ValueError):
@@ -136,8 +136,7 @@ def check_csv(path:Path,                   # CSV with a header
     except (OSError, csv.Error) as e: raise DataError(f"{path}: can't be read as CSV: {e}") from None
     shown = " ".join(", ".join(have).split())[:200] or "none"
     if names != have: raise DataError(f"{path}: columns are {shown}; expected {', '.join(names)}")
-    con = duckdb.connect()
-    con.execute("SET TimeZone = 'UTC'")
+    con = open_duckdb()
     try: con.execute("""CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true,
                         auto_detect=false, delim=',', quote='"', escape='"', columns=?)""",
                      [glob.escape(str(path)), {n: "VARCHAR" for n in names}])

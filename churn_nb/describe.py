@@ -17,7 +17,7 @@ import duckdb
 from .categories import entity_key, quoted_name
 from .data import DataError
 from .guard_rails import Finding, guard_columns, guard_label, guard_twins, twin_sql
-from .settings import atomic_write
+from .settings import atomic_write, open_duckdb
 
 # %% ../nbs/50_describe.ipynb #5c820862
 DELIMITERS = ",;\t|"
@@ -111,8 +111,7 @@ def raw_table(file:Path, form:Csv|None, # None: parquet
               width:int, memory_limit:str="1GB") -> Iterator[duckdb.DuckDBPyConnection]:
     "A connection with the view `raw`: row (from 1) and c0, c1, ... as the file has them. Raises DataError."
     with tempfile.TemporaryDirectory() as spill:
-        con = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": spill})
-        con.execute("SET TimeZone = 'UTC'")
+        con = open_duckdb(memory_limit=memory_limit, temp_directory=spill)
         with contextlib.suppress(duckdb.Error):
             con.execute("SET enable_progress_bar = false") # a notebook refuses to be told
         if width > 100: con.execute("SET threads = 1") # a thread holds some pages for each column

@@ -11,7 +11,7 @@ import contextlib, functools, hashlib, os, re, uuid
 from pathlib import Path
 import duckdb, filelock, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from .data import data_hash, load_events, one_in
-from .settings import Settings, Workspace
+from .settings import Settings, Workspace, open_duckdb
 from .store import mark, refreshed
 
 # %% ../nbs/18_log.ipynb #43b2c6f7
@@ -101,12 +101,12 @@ def compact(log:Segments,
 def connection(memory_limit:str="2GB", spill:Path|None=None) -> duckdb.DuckDBPyConnection:
     "DuckDB in this process, in UTC, with a limit to its memory and a folder for what exceeds it."
     con = _database(memory_limit, spill and str(spill)).cursor()
-    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET TimeZone = 'UTC'") # a cursor begins with the zone of the machine
     return con
 
 @functools.lru_cache(maxsize=4) # opened once, not for each customer that is refreshed
 def _database(memory_limit:str, spill:str|None):
-    return duckdb.connect(config={"memory_limit": memory_limit, **({"temp_directory": spill} if spill else {})})
+    return open_duckdb(memory_limit=memory_limit, **({"temp_directory": spill} if spill else {}))
 
 # %% ../nbs/18_log.ipynb #a0320609
 def pushed(settings:Settings) -> Segments:

@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from .bundle import Manifest
 from .categories import Dictionary
+from .settings import open_duckdb
 
 # %% ../nbs/30_request_log.ipynb #0666b58a
 log = logging.getLogger("churn_nb.request_log")
@@ -91,7 +92,7 @@ def write_parquet(path:Path, columns:dict[str, np.ndarray]):
     wanted = ", ".join(f"{s} AS " + quoted(n, '"') for s, n in zip(sources, columns))
     config:dict[str, Any] = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
     try:
-        with duckdb.connect(config=config) as db:
+        with open_duckdb(**config) as db:
             db.register("rows", cols)
             db.execute(f"""COPY (SELECT {wanted} FROM rows) TO {quoted(str(path), "'")}
                            (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 10000, USE_TMP_FILE false)""")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILT_IN', 'SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate',
            'Drift', 'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'temporary_workspace',
-           'atomic_write', 'WorkspaceError', 'Workspace', 'step_settings']
+           'atomic_write', 'WorkspaceError', 'Workspace', 'step_settings', 'open_duckdb']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
 import atexit, configparser, json, os, re, shutil, tempfile, tomllib
@@ -404,3 +404,11 @@ def step_settings(workspace:str|Path="",     # Empty: a lesson, in a temporary w
     if workspace: return s
     own = {"tracking_uri": over.get("stores.tracking_uri", ""), "online": over.get("stores.online", "sqlite")}
     return s.model_copy(update={"stores": s.stores.model_copy(update=own)})
+
+# %% ../nbs/10_settings.ipynb #5922c448
+def open_duckdb(**config): # Settings of DuckDB, as `memory_limit` -> duckdb.DuckDBPyConnection
+    "DuckDB in this process and in memory, in UTC. A query that fails while it is copied into a file raises; it never hangs."
+    import duckdb # here: who only reads settings doesn't need it
+    con = duckdb.connect(config={"async_threads": 0, **config}) # with threads for output, 2.0 deadlocks in TaskExecutor::DrainTasks
+    con.execute("SET TimeZone = 'UTC'")
+    return con

@@ -13,8 +13,9 @@ import contextlib, json, os, shutil, tempfile
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-import duckdb, filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from .data import DataError
+from .settings import open_duckdb
 
 # %% ../nbs/26_simulator.ipynb #09166eb2
 PLANS = {"basic": 9., "plus": 19., "premium": 39.} # dollars a month
@@ -322,8 +323,7 @@ def make_snapshot(path:Path,      # Parquet to write; the truth goes beside it, 
         if truth.exists() and path.exists() and (pq.read_schema(path).metadata or {}).get(b"simulation") == said:
             return path
         simulate(made := Path(d)/"made", sim)
-        con = duckdb.connect()
-        con.execute("SET TimeZone = 'UTC'")
+        con = open_duckdb()
         for t, f in (("customers", "customers.parquet"), ("events", "events/*.parquet"), ("truth", "truth.parquet")):
             con.execute(f"CREATE VIEW {t} AS SELECT * FROM read_parquet('{made/f}')")
         rows = con.sql(snapshot_sql()).to_arrow_table().replace_schema_metadata({b"simulation": said})

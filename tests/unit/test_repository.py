@@ -28,6 +28,10 @@ def test_export_clean_and_readme_are_in_step(tmp_path):
     assert not differ, f"run `make export`: {differ}"
     assert sum(f.parts[0] == "churn_nb" and f.suffix == ".py" for f in TRACKED) == len(list((top/"churn_nb").glob("*.py")))
 
+def test_duckdb_is_opened_in_one_place():
+    "`open_duckdb` switches off what makes a COPY that fails wait for ever."
+    assert [f.name for f in sorted((ROOT/"churn_nb").glob("**/*.py")) if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", f.read_text())] == ["settings.py"]
+
 @pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_lessons(nb):
     cells = json.loads(nb.read_text())["cells"]
