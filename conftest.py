@@ -33,6 +33,7 @@ def prepare_cell(item):
 
 def mark(item, seconds:float):
     "Markers by what a test uses, where it lies and how long it took."
+    if item.get_closest_marker("fast"): return
     used, path = set(getattr(item, "fixturenames", ())), item.path.relative_to(ROOT).parts
     marks = [name for name, holds in (("service", used & SERVICES), ("browser", "chromium" in used), ("root", path[:2] == ("tests", "e2e")), ("slow", seconds > SLOW_SECONDS)) if holds]
     for name in marks or ["fast"]*(path[:2] == ("tests", "unit")): item.add_marker(name)

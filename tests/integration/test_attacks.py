@@ -6,6 +6,7 @@ from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p, registry as r
 from churn_nb.bundle import BundleError, FileHash, manifest_json, read_bundle, write_bundle
 from deadlines import allow
+from paths import CHURN, PYTHON
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -13,7 +14,7 @@ ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
 class Payload:
     "Unpickled, it leaves a file."
     def __init__(self, marker): self.marker = str(marker)
-    def __reduce__(self): return (open, (self.marker, "w"))
+    def __reduce__(self): return (os.mknod, (self.marker,))
 
 def pickles(marker):
     "The ways in which a payload is usually packed."
@@ -280,7 +281,7 @@ def test_mlflow_honours_the_variable_that_we_set(tmp_path, flavour):
     ran = {}
     for allowed in ("True", "False"):
         folder = poisoned(tmp_path/allowed, tmp_path/f"marker-{allowed}", flavour)
-        out = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=False, capture_output=True, text=True, timeout=allow(120),
+        out = subprocess.run([PYTHON, "-c", LOAD, str(folder)], check=False, capture_output=True, text=True, timeout=allow(120),
                              env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": allowed}).stdout
         ran[allowed] = (tmp_path/f"marker-{allowed}").exists()
         if allowed == "False": assert "pickle is disallowed" in out or "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" in out
@@ -361,7 +362,7 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         from churn_nb import doctor, pipeline
         with pytest.raises(BundleError, match=says): pipeline._load(pipeline._settings(str(tmp_path)))
         with pytest.raises(BundleError, match=says): doctor.check_bundle(pipeline._settings(str(tmp_path)))
-        out = subprocess.run([sys.executable, "-c", "from churn_nb.pipeline import main; main()", "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
+        out = subprocess.run([CHURN, "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
                              check=False, capture_output=True, text=True, timeout=allow(60))
         assert out.returncode == 2 and says in out.stderr and out.stderr.count("\n") == 1 and not (tmp_path/"out.csv").exists()
     assert not marker.exists()

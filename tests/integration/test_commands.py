@@ -1,8 +1,8 @@
 "The real entry point of every command: a process of its own does what a forked one does (most tests fork them from support/warm.py)."
-import re, subprocess
+import os, re, subprocess, sys
 import pandas as pd, pytest
 from deadlines import allow
-from paths import CHURN, REAL_CHURN, own_environment
+from paths import CHURN, PYTHON, REAL_CHURN, SUPPORT, own_environment
 from serving import put_live
 
 def prepare(command, ws, tmp_path, copied):
@@ -27,7 +27,7 @@ def test_every_command_is_here():
     listed = subprocess.run([REAL_CHURN, "--help"], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"^│ ([a-z][a-z-]+)  ", listed, re.M) == list(EXIT)
 
-@pytest.mark.parametrize("command", [c for c in EXIT if c != "retrain"]) # which starts a run: tests/integration/test_pipeline.py
+@pytest.mark.parametrize("command", [c for c in EXIT if c != "retrain"]) # which starts a run: test_pipeline.py
 def test_a_command_answers_forked_as_by_itself(command, tmp_path, copied):
     said = {}
     for kind, program, env in (("itself", REAL_CHURN, own_environment()), ("forked", CHURN, None)):
@@ -36,3 +36,16 @@ def test_a_command_answers_forked_as_by_itself(command, tmp_path, copied):
         same = lambda text, ws=ws: re.sub(r"\d+(\.\d+)? (s|ms|MB|GB|of)\b|\d{4}-\d\d-\d\dT[\d:.+Z]+", "N", text.replace(str(ws), "WS")) # what differs between any two calls
         said[kind] = done.returncode, same(done.stdout), same(done.stderr)
     assert said["forked"] == said["itself"] and said["itself"][0] == EXIT[command], said
+
+PROGRAMS = {"arguments": ["-c", "import sys, os; print(sys.argv, os.getcwd(), __name__, sys.path[0], sys.stdin.read())", "a", "b c"], "exit code": ["-c", "import sys; sys.exit(3)"],
+            "a sentence": ["-c", "import sys; sys.exit('no')"], "an error": ["-c", "1/0"], "a signal": ["-c", "import os; os.kill(os.getpid(), 9)"], "a module": ["-m", "json.tool", "--compact"],
+            "a path": ["-c", "import raw_http; print(raw_http.__file__)"], "its own": ["-c", "import subprocess as s, sys; s.run([sys.executable, '-c', 'import sys; print(sys.argv, flush=True)', 'x'])"]}
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_answers_forked_as_by_itself(name, tmp_path):
+    said = []
+    for python in (sys.executable, PYTHON):
+        done = subprocess.run([python, *PROGRAMS[name]], input='{"x": 1}', capture_output=True, text=True, cwd=tmp_path, env=own_environment(PYTHONPATH=str(SUPPORT)) if python is sys.executable
+                              else {**os.environ, "PYTHONPATH": str(SUPPORT)}, timeout=allow(60))
+        said.append((done.returncode, done.stdout, done.stderr.splitlines()[-1:]))
+    assert said[0] == said[1] and said[0] != (0, "", [])

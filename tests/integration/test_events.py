@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -21,6 +20,7 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 from online_store import api_on, churn, customers, model_of, total_in
 from deadlines import allow
+from paths import PYTHON
 from serving import free_port, wait_for
 
 from churn_nb import features as f
@@ -146,7 +146,7 @@ def test_killed_between_any_two_writes(stores, configured, tmp_path):
     for at in range(1, moments + 1):
         shutil.copytree(tmp_path/"before", tmp_path/f"{at}")
         todo.append(({"paths.workspace": str(tmp_path/f"{at}")}, at, rows))
-    r = subprocess.run([sys.executable, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, timeout=allow(300))
+    r = subprocess.run([PYTHON, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, timeout=allow(300))
     ended = [int(x) for x in r.stdout.split()]
     n = len(ended) - 1
     assert ended == [9]*n + [0] and 10 < n < moments, (ended, r.stderr[-2000:])
@@ -182,7 +182,7 @@ def test_several_processes_write_the_same_events(copied, kind, request):
     rows = [event(10**7 + i, ids[i % 11], amount=2.) for i in range(24)]
     mine = [np.random.default_rng(k).permutation(24)[:18] for k in range(3)]
     over = {"paths.workspace": str(s.paths.workspace), "stores.online": s.stores.online}
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in mine]
+    writers = [subprocess.Popen([PYTHON, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in mine]
     for w, part in zip(writers, mine):
         w.stdin.write(json.dumps([over, [rows[i] for i in part]])); w.stdin.close(); w.stdin = None
     said = [json.loads(w.communicate(timeout=allow(300))[0]) for w in writers]

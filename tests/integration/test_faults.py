@@ -1,6 +1,6 @@
 """What breaks around a running server, and what its clients notice. Redis away, hanging and back: tests/integration/test_events.py; bundles swapped under load: tests/unit/test_serve.py;
 Triton away: tests/unit/serving/test_triton.py."""
-import contextlib, itertools, json, os, resource, shutil, signal, socket, threading, time
+import contextlib, itertools, json, os, resource, shutil, signal, socket, sys, threading, time
 import httpx, pytest
 from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
@@ -212,7 +212,7 @@ def files():
 def test_ten_thousand_connections(tmp_path, files, capsys):
     put_live(tmp_path)
     n = files - 100
-    with serving(tmp_path, max_connections=n, idle_seconds=300) as s, contextlib.ExitStack() as stack:
+    with serving(tmp_path, python=sys.executable, max_connections=n, idle_seconds=300) as s, contextlib.ExitStack() as stack:
         ask(s.url, request())
         empty, began, held = rss_mb(s.pid), time.monotonic(), []
         for _ in range(n - 20): held.append(stack.enter_context(connect(s.url)))

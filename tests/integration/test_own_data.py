@@ -15,7 +15,7 @@ from churn_nb.settings import Workspace, load_settings
 from churn_nb.snapshot import key_of
 from churn_nb.train import train
 from deadlines import allow
-from serving import Server
+from serving import serving
 
 def as_sent(row, names): # numpy's numbers are no JSON
     return {n: None if pd.isna(v := row[n]) else v if isinstance(v, str) else float(v) for n in names}
@@ -140,8 +140,7 @@ def test_one_command_gives_a_model_a_report_and_an_api(own):
 
 def test_the_api_accepts_the_customer_ids_of_the_file(own):
     ws, file, _ = own
-    server = Server(ws)
-    try:
+    with serving(ws) as server:
         m = verify_bundle(current_bundle(ws/"bundle"))
         by_id = httpx.post(f"{server.url}/predict", json={"customer_id": "K-0011"}, timeout=allow(60))
         row = pd.read_csv(file, sep=";", encoding="cp1252", decimal=",", thousands=".").set_index("Kundennr").loc["K-0011"]
@@ -153,7 +152,6 @@ def test_the_api_accepts_the_customer_ids_of_the_file(own):
         assert [httpx.post(f"{server.url}/predict", json=body).status_code for body in ({k: v for k, v in sent.items() if k != "Vertrag"}, sent | {"Land": "DE"}, sent | {"Vertrag": [1]})] == [422]*3
         run = subprocess.run([sys.executable, "-c", python_client(m, server.url)], capture_output=True, text=True)
         assert run.returncode == 0 and f"'probability': {httpx.post(f'{server.url}/predict', json=m.example).json()['probability']}" in run.stdout, run.stderr
-    finally: server.process.terminate(); server.process.wait(allow(20))
 
 def test_the_client_passes_a_type_checker(own, tmp_path):
     ws, _, _ = own

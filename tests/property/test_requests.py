@@ -1,5 +1,5 @@
 "Requests that nobody would write: made from the OpenAPI document, from mangled bodies, and a hundred thousand of them."
-import contextlib, json, statistics, struct, time
+import contextlib, json, statistics, struct, sys, time
 from collections import Counter
 import httpx, pytest, schemathesis
 from hypothesis import HealthCheck, Phase, example, given, seed, settings as hyp, strategies as st
@@ -167,7 +167,7 @@ def test_no_memory_is_lost_over_100_000_requests(tmp_path, capsys):
     put_live(tmp_path)
     kinds = [request()]*40 + [request(kind="application/json; charset=utf-8")]*4 + [request(b'{"age": 1}')]*4 + [request(GOOD["/predict/batch"], path="/predict/batch")]*2 + [
         request(GOOD["/v2/models/churn/infer"], path="/v2/models/churn/infer"), request(b"{", kind="text/x"), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /nowhere HTTP/1.1\r\n\r\n"]
-    with serving(tmp_path, request_log_seconds=2) as s, contextlib.ExitStack() as stack:
+    with serving(tmp_path, python=sys.executable, request_log_seconds=2) as s, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(s.url)) for _ in range(64)]
         sent, rss = 0, {}
         while sent < 100_000:

@@ -1,11 +1,12 @@
-"""`churn` or a kernel, forked from the process of warm.py where one answers: `python -S forked.py churn|kernel ARGUMENTS`. It looks like the process itself."""
+"""`churn`, a kernel or Python, forked from the process of warm.py where one answers: `python -S forked.py churn|kernel|python ARGUMENTS`. It looks like the process itself."""
 import array, json, os, select, signal, socket, sys
 
-REAL = {"churn": ["-c", "import sys; from churn_nb.pipeline import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"]}
+REAL = {"churn": ["-c", "import sys; from churn_nb.pipeline import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"], "python": []}
 
 def real(kind, arguments): os.execv(sys.executable, [sys.executable, *REAL[kind], *arguments])
 
 def main(kind, *arguments):
+    if kind == "python" and (not arguments or arguments[0] not in ("-c", "-m")): real(kind, arguments) # other options are for a new interpreter
     connection = socket.socket(socket.AF_UNIX)
     try: connection.connect(os.environ["WARM_TEST_PROCESS"])
     except (KeyError, OSError): real(kind, arguments)

@@ -1,10 +1,11 @@
 "An MLflow registry with two small models, on any database, and real processes that promote and roll back in it, and die where they are told to."
-import contextlib, json, subprocess, sys, uuid
+import contextlib, json, subprocess, uuid
 import numpy as np, pandas as pd, pytest, sqlalchemy
 from sklearn.linear_model import LogisticRegression
 from churn_nb import promote as p, registry as r, train as t
 from churn_nb.bundle import Feature, Manifest, SelfTest, current_bundle, verify_bundle
 from churn_nb.settings import Workspace, load_settings
+from paths import PYTHON
 
 NAMES = ["age", "usage_minutes"]
 rng = np.random.default_rng(0)
@@ -15,11 +16,12 @@ LEARN, ROWS = WORLD[:150], WORLD[150:].reset_index(drop=True)
 @contextlib.contextmanager
 def a_crew():
     "The process that all others are forked from; it does the slow imports, while the registry is made."
-    child = subprocess.Popen([sys.executable, "-c", CREW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([PYTHON, "-c", CREW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try: yield child
     finally:
         child.stdin.close()
         assert child.wait() == 0
+        child.stdout.close()
 
 class Registry:
     "Made once; each test has a model name and workspaces of its own in it."

@@ -1,11 +1,12 @@
 "A small bundle with a known formula, and a real server process for the tests that need one."
-import contextlib, json, signal, socket, subprocess, sys, time
+import contextlib, json, signal, socket, subprocess, time
 from pathlib import Path
 import msgspec, numpy as np, onnx
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb.bundle import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
 from churn_nb.settings import load_settings
 from deadlines import allow
+from paths import PYTHON
 
 W = np.array([.03, -.01, .2], np.float32) # age, usage_minutes, gap
 
@@ -45,19 +46,18 @@ def put_live(workspace, version="1", bias=0., **kw):
 def settings_for(workspace, **serve): return load_settings({"paths.workspace": workspace, **{f"serve.{k}": v for k, v in serve.items()}}, environ={})
 
 class Server:
-    "A real `run_server` process on a free loopback port, stopped by its own pid."
-    code = ("import sys, json\nfrom churn_nb.serve import run_server\nfrom churn_nb.settings import load_settings\n"
+    "A real `run_server` process on a free loopback port, stopped by its own pid. Forked (see paths.PYTHON), but where its memory is what is tested: `python=sys.executable`."
+    code = ("import os, sys, json\nprint(os.getpid(), flush=True)\nfrom churn_nb.serve import run_server\nfrom churn_nb.settings import load_settings\n"
             "run_server(load_settings(json.loads(sys.argv[1]), environ={}), port=0)")
-    def __init__(self, workspace, **serve):
+    def __init__(self, workspace, python=PYTHON, **serve):
         self.workspace, self.logfile = Path(workspace), Path(workspace)/"server.log"
         over = json.dumps({"paths.workspace": str(workspace), **{f"serve.{k}": v for k, v in serve.items()}})
         self.began = time.perf_counter()
         with open(self.logfile, "ab") as err:
-            self.process = subprocess.Popen([sys.executable, "-c", self.code, over], stdout=subprocess.PIPE, stderr=err, text=True)
-        self.greeting = self.process.stdout.readline()
+            self.process = subprocess.Popen([python, "-c", self.code, over], stdout=subprocess.PIPE, stderr=err, text=True)
+        self.pid, self.greeting = int(self.process.stdout.readline() or 0), self.process.stdout.readline()
         assert self.greeting.startswith("http://127.0.0.1:"), self.greeting + self.logfile.read_text()
         self.url = self.greeting.split()[0]
-    pid = property(lambda self: self.process.pid)
     def logged(self): return [msgspec.json.decode(line) for line in self.logfile.read_bytes().splitlines()]
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -1,17 +1,18 @@
-"""A process with the slow imports done (mlflow, feast, scikit-learn, evidently: some 15 seconds of processor), from which commands and kernels of tests are forked.
+"""A process with the slow imports done (mlflow, feast, scikit-learn, evidently: some 15 seconds of processor), from which commands, kernels and short programs of tests are forked.
 
-    python warm.py SOCKET     serve: a client's argv, environment, folder and descriptors come in; a fork runs `churn` or a kernel with them
+    python warm.py SOCKET     serve: a client's argv, environment, folder and descriptors come in; a fork runs `churn`, a kernel or `python -c|-m` with them
 
 Clients are `forked.py`, which look like the process itself: same descriptors, signals passed on, same exit code. Where no such server answers, a client runs the real thing,
 so nothing depends on it but time. What is forked differs from a fresh process in one way: modules are imported already. `prometheus_client` comes first, as in the API: Feast's import turns on
 its mode for several processes. Tests of imports, of limits and of hash seeds start their own."""
-import array, atexit, gc, importlib, json, os, runpy, selectors, signal, socket, sys, threading, time, traceback, warnings
+import array, atexit, gc, importlib, json, os, runpy, selectors, signal, socket, sys, threading, time, traceback, types, warnings
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 MODULES = ("prometheus_client", "pandas", "scipy.stats", "sklearn.ensemble", "sklearn.linear_model", "sklearn.neural_network", "sklearn.inspection", "sklearn.model_selection", "matplotlib.pyplot",
            "mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store", "skl2onnx", "evidently", "evidently.presets", "duckdb", "pyarrow.parquet", "pyarrow.csv",
            "feast", "ipykernel.kernelapp", "ipykernel.ipkernel", "papermill",
            "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.pipeline", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
-           "churn_nb.scoring", "churn_nb.watch", "churn_nb.doctor")
+           "churn_nb.scoring", "churn_nb.watch", "churn_nb.doctor", "churn_nb.events")
 
 def receive(connection) -> tuple[dict, list[int]]:
     "A request and the three descriptors that came with it."
@@ -82,6 +83,8 @@ def become(job:dict):
     os.environ.update(job["environ"])
     os.environ.pop("JPY_PARENT_PID", None) # the client watches its parent
     os.chdir(job["cwd"])
+    if job["kind"] == "python": sys.path[:] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *(p for p in sys.path if p != HERE)]
+    sys.executable = os.environ.get("WARM_TEST_PYTHON", sys.executable) # what it starts is forked, too
     for name in ("SIGINT", "SIGTERM", "SIGCHLD"): signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     time.tzset()
     np.random.seed()
@@ -96,15 +99,27 @@ def run(job:dict):
     if job["kind"] == "churn":
         from churn_nb.pipeline import main
         sys.exit(main())
+    if job["kind"] == "python": return python(*job["argv"][1:])
     import matplotlib, pandas # which ask at import whether they are in a kernel
     matplotlib.rcParams["backend"] = os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     pandas.set_option("display.max_columns", 20)
     runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
 
+def python(option:str, program:str, *arguments):
+    "As the interpreter does it with `-c` and `-m`."
+    sys.argv[:] = [option, *arguments]
+    if option == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        return
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    exec(compile(program, "<string>", "exec"), vars(main))
+
 def ended(job:dict):
     "Run it and end as the interpreter does, without taking all modules apart, which would take seconds."
     code = 1
-    try: code = run(job) or 0
+    try:
+        run(job)
+        code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
         if isinstance(e.code, str): print(e.code, file=sys.stderr)

@@ -1,9 +1,9 @@
-"Starts the process of warm.py for a test run, and says to `churn` and to Jupyter where it is."
+"Starts the process of warm.py for a test run, and says to `churn`, to Jupyter and to tests where it is."
 import json, os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOCKET, COMMAND = "WARM_TEST_PROCESS", "WARM_TEST_CHURN" # environment variables
+SOCKET, PROGRAMS = "WARM_TEST_PROCESS", {"churn": "WARM_TEST_CHURN", "python": "WARM_TEST_PYTHON"} # environment variables
 
 def start(config):
     "Of the controller, not of a worker; workers and what they start inherit the environment."
@@ -12,11 +12,12 @@ def start(config):
     client = [sys.executable, "-S", str(HERE/"forked.py")]
     (spec := folder/"jupyter"/"kernels"/"python3").mkdir(parents=True)
     (spec/"kernel.json").write_text(json.dumps({"argv": [*client, "kernel", "-f", "{connection_file}"], "display_name": "Python 3 (forked)", "language": "python"}))
-    (folder/"churn").write_text(f"#!/bin/sh\nexec {' '.join(client)} churn \"$@\"\n")
-    (folder/"churn").chmod(0o755)
+    for kind in PROGRAMS:
+        (folder/kind).write_text(f"#!/bin/sh\nexec {' '.join(client)} {kind} \"$@\"\n")
+        (folder/kind).chmod(0o755)
+    os.environ |= {SOCKET: str(folder/"socket"), "JUPYTER_PATH": str(folder/"jupyter"), **{v: str(folder/kind) for kind, v in PROGRAMS.items()}}
     with open(folder/"log", "wb") as log:
         process = subprocess.Popen([sys.executable, HERE/"warm.py", folder/"socket"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONWARNINGS": "ignore"})
-    os.environ |= {SOCKET: str(folder/"socket"), COMMAND: str(folder/"churn"), "JUPYTER_PATH": str(folder/"jupyter")}
     config._warm_process = process, folder
 
 def stop(config):

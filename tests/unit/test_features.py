@@ -21,7 +21,7 @@ from churn_nb.data import DataError, load_events, md5
 from churn_nb.log import Segments
 from churn_nb.settings import Workspace, load_settings
 from churn_nb.store import FACTS, OF_THE_MOMENT, request_time, utc
-from paths import ROOT, SUPPORT
+from paths import PYTHON, ROOT, SUPPORT
 
 UTC, WINDOWS = dt.UTC, [24, 168, 720, 2160]
 AS_OF = [dt.datetime(1997, 4, 1, tzinfo=UTC), dt.datetime(1997, 4, 2, 12, 30, 1, tzinfo=UTC), dt.datetime(1998, 3, 1, tzinfo=UTC)]
@@ -409,7 +409,7 @@ def killed(tmp_path_factory):
     f.training_rows(configured(root/"old"), 60)
     for i in range(len(MOMENTS)): shutil.copytree(root/"old", root/f"{i}")
     todo = [({"paths.workspace": str(root/f"{i}"), "paths.data": str(ROOT/"data")}, moment, N) for i, moment in enumerate(MOMENTS)]
-    r = subprocess.run([sys.executable, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, cwd=ROOT)
+    r = subprocess.run([PYTHON, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, cwd=ROOT)
     assert r.stdout.split() == ["9"]*len(MOMENTS), r.stderr # each one died by SIGKILL
     return root
 

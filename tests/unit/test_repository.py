@@ -5,7 +5,7 @@ import compared, pytest
 import matplotlib.pyplot as plt, numpy as np
 from compared import alike
 from deadlines import allow
-from paths import ROOT
+from paths import PYTHON, ROOT
 
 BIN = Path(sys.executable).parent
 TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
@@ -19,6 +19,7 @@ def copy_of_tracked(to):
         shutil.copy(ROOT/f, to/f, follow_symlinks=False)
     return to
 
+@pytest.mark.fast
 def test_export_clean_and_readme_are_in_step(tmp_path):
     "Exporting, cleaning and rendering README again changes no file."
     top = copy_of_tracked(tmp_path)
@@ -116,16 +117,17 @@ def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
     "14_registry registers, promotes and rolls back models called churn_predictor: in a registry of its own."
     server = tmp_path/"company.db"
     env = {**os.environ, "CHURN_STORES_TRACKING_URI": f"sqlite:///{server}", "PYTHONWARNINGS": "ignore"}
-    r = subprocess.run([sys.executable, "-m", "papermill", "--cwd", ROOT/"nbs", ROOT/"nbs"/"14_registry.ipynb", tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
+    r = subprocess.run([PYTHON, "-m", "papermill", "--cwd", ROOT/"nbs", ROOT/"nbs"/"14_registry.ipynb", tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     assert not server.exists()
 
-@pytest.mark.parametrize("nb", ["04_serve", "10_settings", "42_batching"]) # a long one, a short one, and one with event loops
+@pytest.mark.parametrize("nb", ["10_settings", "42_batching"]) # a plain one, and one with event loops
 def test_the_nbdev_test_command_runs_a_notebook(nb):
     "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
     done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
+@pytest.mark.fast # what fails most often is run first
 @pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
 def test_linters_find_nothing(command):
     done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))

@@ -299,7 +299,7 @@ FEAST = textwrap.dedent("""
 
 def test_a_real_feast_store_is_read_by_the_running_server(tmp_path):
     put_live(tmp_path)
-    with serving(tmp_path) as s, httpx.Client(base_url=s.url, timeout=allow(60)) as c:
+    with serving(tmp_path, python=sys.executable) as s, httpx.Client(base_url=s.url, timeout=allow(60)) as c:
         assert c.post("/predict", json={"customer_id": 1}).status_code == 503
         made = subprocess.run([sys.executable, "-c", FEAST, str(tmp_path/"feast")], check=False, capture_output=True, text=True, timeout=allow(120))
         assert made.returncode == 0, made.stderr

@@ -1,5 +1,5 @@
 "Alarms that race, die, stutter and lie about the time: at most one retrain runs, and the file tells what happened."
-import json, os, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, threading, time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import retrain as r
 from churn_nb.settings import load_settings, temporary_workspace
 from deadlines import allow
+from paths import PYTHON
 
 T0 = datetime(2026, 3, 1, 6, tzinfo=timezone.utc)
 hours = lambda h: T0 + timedelta(hours=h)
@@ -41,7 +42,7 @@ print(out.action, out.exit_code, out.reason, sep="|", flush=True)
 '''
 
 def ask(s, seconds=0., code=0):
-    p = subprocess.Popen([sys.executable, "-c", ASK, str(s.paths.workspace), str(s.drift.cooldown_hours), str(seconds), str(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([PYTHON, "-c", ASK, str(s.paths.workspace), str(s.drift.cooldown_hours), str(seconds), str(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "here\n"
     return p
 

@@ -222,6 +222,7 @@ def test_rollback_under_traffic_fails_no_request(registry):
                     says = json.loads(answer.read())
                     mine.append(says["model_version"]) if answer.status == 200 else failed.append(says)
                 except Exception as e: failed.append(repr(e)); c.close()
+            c.close()
         crowd = [threading.Thread(target=hammer, args=[mine]) for mine in seen]
         for c in crowd: c.start()
         all_hear = lambda v: wait_for(lambda: all(mine and mine[-1] == v for mine in seen)) # one may report late what was answered before the switch
