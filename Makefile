@@ -69,11 +69,11 @@ test-code: data ## pytest: what a cell can't hold
 
 test-fast: setup ## a first answer: lint, types, what must be in step, and the unit tests that need no service and no time
 	@echo "== lint, types, export in step, unit tests"
-	@$(PYTEST) -n 2 -m fast --cov --cov-report= --cov-fail-under=0 tests/unit
+	@$(PYTEST) -n 3 -m fast --cov --cov-report= --cov-fail-under=0 tests/unit
 
-test-rest: setup # every notebook with its outputs, and the tests that test-fast leaves out; many wait for processes, so three run side by side
+test-rest: setup # every notebook with its outputs, and the tests that test-fast leaves out; many wait for processes, so four run side by side
 	@$(BIN)/python tests/support/compared.py
-	@$(PYTEST) $(NBVAL) -n 3 -m "not fast" --cov --cov-append --cov-report= --cov-fail-under=0 --durations=8 --ignore tests/e2e nbs tests
+	@$(PYTEST) $(NBVAL) -n 4 -m "not fast" --cov --cov-append --cov-report= --cov-fail-under=0 --durations=8 --ignore tests/e2e nbs tests
 
 check: data ## a first answer on a change in about two minutes: lint, types, what must be in step, and the tests that touch it (BASE=<revision> SECONDS=<budget>)
 	@$(BIN)/python tests/support/check.py $(if $(BASE),--base $(BASE)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -22,7 +22,7 @@ def known_seconds() -> dict[str, float]:
 
 def pytest_configure(config):
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
-    if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast": warm_process.start(config)
+    if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast" and config.args != ["tests/e2e"]: warm_process.start(config)
 
 def pytest_unconfigure(config): warm_process.stop(config)
 

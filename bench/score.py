@@ -1,7 +1,7 @@
 """A million rows of 20 columns scored from file to file: `churn score`'s work against scikit-learn, treelite, tl2cgen and the model's bare run.
 
     python bench/score.py            all of it; seconds are noisy where other programs run
-    python bench/score.py --quick    a fiftieth of the rows, one round, into a temporary folder
+    python bench/score.py --quick    a two-hundredth of the rows, one round, into a temporary folder
 
 Every run is a process of its own, and rounds are interleaved: what disturbs one disturbs all. There are two ceilings. One is what ONNX Runtime takes for the
 same matrix in memory, in the same portions, two at a time: no file, no decision, no output. The other is the barest script from file to file: read all,
@@ -228,8 +228,8 @@ def main():
     out, found = folder(a), recorded("score", p, a)
     python, left_out = pythons(a.quick)
     with tempfile.TemporaryDirectory(dir=ROOT/".bench") as tmp: # on disk; /tmp may be memory
-        found["parts"] = [rounds(Path(tmp), kind, 20_000 if a.quick else 10**6, 1 if a.quick else a.rounds, python) for kind in TABLES]
-        sizes = [2000, 20_000] if a.quick else [10**4, 10**5, 10**6, 10**7]
+        found["parts"] = [rounds(Path(tmp), kind, 5000 if a.quick else 10**6, 1 if a.quick else a.rounds, python) for kind in TABLES]
+        sizes = [500, 5000] if a.quick else [10**4, 10**5, 10**6, 10**7]
         found["growth"] = growth(Path(tmp), sizes, 1 if a.quick else 3) | {"most": sizes[-1]}
     write(out, "score", found | {"left_out": left_out}, markdown, plot)
 

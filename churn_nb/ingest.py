@@ -142,7 +142,7 @@ class EventsIn:
         return last > refreshed(self.settings)["batch"]
 
     async def again(self):
-        "Bring late features up to date; called every second, tries every five."
+        "Bring late features up to date; called often, tries every five seconds."
         if time.monotonic() < self.again_at or (self.ingest and self.ingest.running) or not self.behind(): return
         self.again_at = time.monotonic() + 5
         await self._open().add([])

@@ -523,9 +523,9 @@ class Parts:
 
 # %% ../nbs/04_serve.ipynb #a2879f68
 async def _watch(parts:Parts):
-    "Once a second: is there another bundle, and are there events that the store has not got yet?"
+    "Every `[serve] reload_seconds`: is there another bundle, and are there events that the store has not got yet?"
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(parts.limits.reload_seconds)
         parts.traffic.flush()
         try:
             await asyncio.to_thread(parts.current.refresh)

@@ -67,14 +67,32 @@ else:
         if Path(p).is_dir(): shutil.copytree(p, to, dirs_exist_ok=True)
 '''
 
+ENVIRONMENT = f'''
+"Stand-in for the cache of a runner: the environment of the tests, where the lock is the same, with the checkout's paths. (`make setup` from nothing is in test_fresh_clone.py.)"
+import subprocess
+from pathlib import Path
+root, here = Path({str(ROOT)!r}), Path.cwd()
+print("[stand-in: setup-python] an environment that is there already")
+if (here/"requirements.lock").read_bytes() == (root/"requirements.lock").read_bytes():
+    subprocess.run(["cp", "-al", root/".venv", here/".venv"], check=True) # links, so whatever is changed is written anew
+    for f in [*here.glob(".venv/bin/*"), *here.glob(".venv/lib/python3*/site-packages/__editable__*"), here/".venv/.ready"]:
+        if f.is_symlink() or not f.is_file(): continue
+        text, mode = f.read_bytes(), f.stat().st_mode
+        if str(root).encode() in text or f.name == ".ready":
+            f.unlink()
+            f.write_bytes(text.replace(str(root).encode(), str(here).encode()))
+            f.chmod(mode)
+'''
+
 def actions(folder) -> list[str]:
     "Stand-ins for the actions that the workflow uses; act's options that put them in their place."
     options = []
     for used in sorted(set(re.findall(r"uses: (\S+)", (ROOT/".github/workflows/mlops.yaml").read_text()))):
         name = used.split("@")[0].split("/")[1]
         (at := folder/name).mkdir(parents=True)
-        (at/"keep.py").write_text(KEEP)
-        step = {"shell": "bash", "run": f'python3 "{at}/keep.py"' if "artifact" in name else f'echo "[stand-in: {name}]"',
+        script = {"setup-python": ENVIRONMENT, "upload-artifact": KEEP, "download-artifact": KEEP}.get(name, "")
+        (at/"action.py").write_text(script)
+        step = {"shell": "bash", "run": f'python3 "{at}/action.py"' if script else f'echo "[stand-in: {name}]"',
                 "env": {"NAME": "${{ inputs.name }}", "WHERE": "${{ inputs.path }}", "ACTION": name}}
         inputs = {i: {"required": False} for i in ("name", "path", "if-no-files-found", "python-version", "cache", "cache-dependency-path", "role-to-assume", "aws-region",
                                                    "persist-credentials", "image-ref", "severity", "ignore-unfixed", "exit-code")}
@@ -119,6 +137,8 @@ class Shop:
         self.process("docker-registry", "serve", self.here/"registry.yml", log="registry.log")
         self.cluster()
         self.forge()
+        self.layers = threading.Thread(target=containers.build_target, args=("needs", "localhost/churn-needs:online", "--build-arg", "EXTRA=online"))
+        self.layers.start() # while a first model is trained: what a runner's cache of layers has of an unchanged lock
         for url in (f"{self.mlflow}/health", f"http://{self.registry}/v2/"): self.up(url)
         return self
     def up(self, url, seconds=180):
@@ -131,6 +151,7 @@ class Shop:
     def __exit__(self, *error):
         for it in (self.state()["serving"], self.state()["coming"]):
             if it: containers.podman("rm", "-f", it["name"], ok=False)
+        self.layers.join()
         for stop in reversed(self.stop): stop()
 
     def cluster(self):

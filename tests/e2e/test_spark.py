@@ -28,14 +28,14 @@ def cdnow(con):
     con.register("log", load_events(s))
     return "SELECT event_id, customer_id, event_timestamp, created_timestamp, amount FROM log", [d for dates in split_dates(s).values() for d in dates]
 
-def ten_million(con):
+def two_million(con):
     "Late events, events stamped before they happened, shared seconds, and an as-of moment within a second."
-    return events_sql(10_000_000), [datetime(2024, 7, 1), datetime(2024, 12, 1, 0, 0, 0, 500_000)]
+    return events_sql(2_000_000), [datetime(2024, 7, 1), datetime(2024, 12, 1, 0, 0, 0, 500_000)]
 
 def test_spark_adds_two_packages_to_the_lock():
     assert sorted(re.findall(r"^(\S+)==", (ROOT/"requirements-spark.lock").read_text(), re.M)) == ["py4j", "pyspark"]
 
-@pytest.mark.parametrize("data", [cdnow, ten_million])
+@pytest.mark.parametrize("data", [cdnow, two_million])
 def test_spark_equals_duckdb(python, data, tmp_path):
     con = duckdb.connect(config={"temp_directory": str(tmp_path/"spill")})
     con.execute("SET TimeZone = 'UTC'")
@@ -56,4 +56,4 @@ def test_spark_equals_duckdb(python, data, tmp_path):
         rows, shared = rows + n, shared + s
     print(f"{data.__name__}: {rows:,} rows equal; {shared:,} events shared their second with one before")
     assert rows > 50_000 and shared > 5_000
-    assert con.execute("SELECT count(*) FROM events WHERE created_timestamp <> event_timestamp").fetchone()[0] > 100_000 or data is cdnow
+    assert con.execute("SELECT count(*) FROM events WHERE created_timestamp <> event_timestamp").fetchone()[0] > 30_000 or data is cdnow

@@ -11,7 +11,7 @@ import sources
 from paths import ROOT
 from touched import Touched, read_map
 
-SECONDS = 110. # Of the selected tests, by their known durations, on two workers
+SECONDS = 500. # Of the selected tests, by their known durations, on two workers
 UNKNOWN = 3.   # Seconds of a test without a known duration
 IN_STEP = "tests/unit/test_repository.py::test_export_clean_and_readme_are_in_step"
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -151,7 +151,7 @@ def commands(files:list[str], chosen:list[str], tests_only:bool) -> list[tuple[s
     lint = "lint" if others else "lint-python"
     found = [] if tests_only else [("lint and types", ["make", "--no-print-directory", lint], f"make {lint}"),
                                    ("in step", [*PYTEST, IN_STEP], "export, clean and README change nothing")]
-    options = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
+    options = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder",
                "--nbval", "--nbval-sanitize-with", "nbs/.nbval.cfg"]
     books = sum(t.endswith(".ipynb") for t in chosen)
     if chosen: found.append(("tests", [*PYTEST, *options, *chosen], f"{len(chosen) - books} tests, {books} notebooks"))

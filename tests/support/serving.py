@@ -51,7 +51,7 @@ class Server:
             "run_server(load_settings(json.loads(sys.argv[1]), environ={}), port=0)")
     def __init__(self, workspace, python=PYTHON, **serve):
         self.workspace, self.logfile = Path(workspace), Path(workspace)/"server.log"
-        over = json.dumps({"paths.workspace": str(workspace), **{f"serve.{k}": v for k, v in serve.items()}})
+        over = json.dumps({"paths.workspace": str(workspace), **{f"serve.{k}": v for k, v in ({"reload_seconds": .1} | serve).items()}})
         self.began = time.perf_counter()
         with open(self.logfile, "ab") as err:
             self.process = subprocess.Popen([python, "-c", self.code, over], stdout=subprocess.PIPE, stderr=err, text=True)

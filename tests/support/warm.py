@@ -126,7 +126,8 @@ def ended(job:dict):
     except BaseException: traceback.print_exc()
     threading._shutdown()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr): stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed: stream.flush()
     os._exit(code)
 
 def serve(path:str):

@@ -71,7 +71,7 @@ def test_sigterm_writes_the_waiting_rows(tmp_path, capsys):
     "The process loads neither pandas nor pyarrow."
     put_live(tmp_path)
     loaded = lambda pid: {m for m in ("pandas", "pyarrow", "duckdb") if m in Path(f"/proc/{pid}/maps").read_text()}
-    with serving(tmp_path, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
+    with serving(tmp_path, python=sys.executable, request_log_seconds=1.5) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for _ in range(5): assert c.post("/predict/batch", json=[ROW] * 500).status_code == 200
         before, mb = loaded(s.pid), rss_mb(s.pid)
         assert wait_for(lambda: files(tmp_path/"requests"))
