@@ -1,6 +1,6 @@
 """What pytest is told about notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and
 pictures are compared, too. Tests get their markers by what they use. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
-import json, os, sys
+import os, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -14,11 +14,6 @@ pytest_plugins = ["touched"] if "RECORD_TOUCHED" in os.environ else [] # records
 
 SERVICES = {"valkey", "redis_store", "own_valkey", "postgres", "registries", "triton_here", "s3"} # fixtures that start one
 SLOW_SECONDS = 5
-
-def known_seconds() -> dict[str, float]:
-    "Of each test function and notebook, when it was last recorded."
-    f = ROOT/"tests"/"touched.json"
-    return json.loads(f.read_text())["tests"] if f.exists() else {}
 
 def pytest_configure(config):
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
@@ -40,11 +35,15 @@ def mark(item, seconds:float):
 
 def pytest_collection_modifyitems(items):
     "Files in the order of their length, longest first: with `--dist loadfile` no long one is left for the end."
-    known, length = known_seconds(), {}
-    name = lambda item: item.nodeid.partition("[")[0] if not hasattr(item, "cell") else item.nodeid.partition("::")[0]
+    from touched import read_map # here: while it records, it is a plugin, which is imported by pytest
+    known, shared, length = read_map(), {}, {}
+    file = lambda item: item.nodeid.partition("::")[0]
+    name = lambda item: item.nodeid.partition("[")[0] if not hasattr(item, "cell") else file(item)
+    for seconds, tests in known.fixtures.values():
+        for test in tests: shared[test] = shared.get(test, 0.) + seconds
+        for f in {test.partition("::")[0] for test in tests}: length[f] = length.get(f, 0.) + seconds
     for item in items:
         if hasattr(item, "cell"): prepare_cell(item)
-        else: mark(item, known.get(name(item), 0.))
-    for n in sorted({name(item) for item in items}): length[n.partition("::")[0]] = length.get(n.partition("::")[0], 0.) + known.get(n, 1.)
-    file = lambda item: item.nodeid.partition("::")[0]
+        else: mark(item, known.seconds.get(name(item), 0.) + shared.get(name(item), 0.))
+    for n in sorted({name(item) for item in items}): length[n.partition("::")[0]] = length.get(n.partition("::")[0], 0.) + known.seconds.get(n, 1.)
     items.sort(key=lambda item: (-round(length[file(item)]), file(item))) # the same order in every worker

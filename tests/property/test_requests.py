@@ -79,7 +79,7 @@ def lines():
             if url not in made or time.monotonic() - made[url][1] > 2: # the server ends a connection that has been idle
                 c = stack.enter_context(connect(url))
                 c.settimeout(120) # a busy machine
-                made[url] = (c, c.makefile("rb")), 0
+                made[url] = (c, stack.enter_context(c.makefile("rb"))), 0
             made[url] = made[url][0], time.monotonic()
             return made[url][0]
         yield get
