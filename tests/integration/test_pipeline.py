@@ -4,7 +4,7 @@ import httpx, pandas as pd, pytest
 from churn_nb.bundle import current_bundle, verify_bundle
 from churn_nb.features import with_request_time
 from churn_nb.pipeline import STEPS
-from commands import FEW, GATE, churn
+from commands import FEW, GATE, PLAIN, churn
 from deadlines import allow
 from paths import CHURN, REAL_CHURN, ROOT, own_environment
 from serving import free_port, wait_for
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("measured")
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    "A workspace after two runs on the same data."
+    "A workspace after two runs on the same data; the first draws Evidently's page as well."
     ws = tmp_path_factory.mktemp("work")
-    return ws, [churn("run", *FEW, "--workspace", ws) for _ in range(2)]
+    return ws, [churn("run", *FEW, "--workspace", ws, env=env) for env in ({}, PLAIN)]
 
 def results(ws): return {s: json.loads((ws/"results"/f"{s}.json").read_text()) for s in STEPS}
 def executed(ws): return sorted(p for p in (ws/"runs").iterdir())
@@ -139,7 +139,7 @@ def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
 def test_the_service_is_monitored_and_retrained(ran, tmp_path):
     "Nothing asked, what training was like, another world; then one retraining, which the gate refuses: the data are the same."
     ws, _ = ran
-    look = lambda: churn("drift", "--workspace", ws, "--json", tmp_path/"w.json")
+    look = lambda: churn("drift", "--workspace", ws, "--json", tmp_path/"w.json", env=PLAIN)
     nothing = look()
     assert nothing.returncode == 2 and "no rows in the current table" in nothing.stdout and "drift: warn" in nothing.stdout
     rows = pd.read_parquet(ws/"feast"/"training_rows.parquet")
@@ -174,7 +174,7 @@ def test_the_service_is_monitored_and_retrained(ran, tmp_path):
     assert elsewhere.returncode == 3 and (runner/"reports"/"drift.json").exists(), elsewhere.stdout + elsewhere.stderr
     assert found["model_version"] == "1" and {f["name"] for f in found["features"] if f["level"] == "retrain"} >= {"spend_total", "recency_days"}
     runs = len(executed(ws))
-    once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
+    once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws, env=PLAIN)
     assert once.returncode == 1 and "version 3 refused" in once.stdout, once.stdout + once.stderr
     again = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
     assert again.returncode == 0 and again.stdout.startswith("cooling down: ") and len(executed(ws)) == runs + 1
