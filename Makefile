@@ -126,7 +126,7 @@ export: setup ## notebooks -> churn_nb/, cleaned, README included
 
 readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
-	@sed -i -E 's#\]\(([0-9]{2}_[a-z_]+\.ipynb)\)#](nbs/\1)#g; s#\]\(images/#](nbs/images/#g; s#\]\(\.\./#](#g' README.md
+	@sed -i -E 's#\]\((([a-z_]+/)*[0-9]{2}_[a-z0-9_]+\.ipynb)\)#](nbs/\1)#g; s#\]\(images/#](nbs/images/#g; s#\]\(\.\./#](#g' README.md
 
 lock: setup ## pin every package again from pyproject.toml
 	@$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --upgrade -o requirements.lock pyproject.toml

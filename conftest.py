@@ -1,13 +1,14 @@
 """What pytest is told about notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and
 pictures are compared, too. Tests get their markers by what they use. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
-import os, sys
+import json, os, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT/"tests"/"support"))
-import nbval.plugin # noqa: E402
+import nbval.plugin, pytest # noqa: E402
 import churn_nb # noqa: E402, F401 # telemetry is off before anything else is imported
 import warm_process # noqa: E402
+import sources # noqa: E402
 from compared import comparing_pictures # noqa: E402
 
 pytest_plugins = ["touched"] if "RECORD_TOUCHED" in os.environ else [] # records which test executes what
@@ -33,8 +34,17 @@ def mark(item, seconds:float):
     marks = [name for name, holds in (("service", used & SERVICES), ("browser", "chromium" in used), ("root", path[:2] == ("tests", "e2e")), ("slow", seconds > SLOW_SECONDS)) if holds]
     for name in marks or ["fast"]*(path[:2] == ("tests", "unit")): item.add_marker(name)
 
-def pytest_collection_modifyitems(items):
+def missed_notebooks(config, items) -> list[str]:
+    "Where the whole of nbs is asked for: notebooks with code of which no cell was collected."
+    asked = {(config.invocation_params.dir/a).resolve() for a in config.args}
+    if not config.option.nbval or not asked & {ROOT, ROOT/"nbs"}: return []
+    collected = {str(item.path.relative_to(ROOT)) for item in items if hasattr(item, "cell")}
+    with_code = {nb for nb in sources.notebook_files(ROOT) if any(c["cell_type"] == "code" for c in json.loads((ROOT/nb).read_text())["cells"])}
+    return sorted(with_code - collected)
+
+def pytest_collection_modifyitems(config, items):
     "Files in the order of their length, longest first: with `--dist loadfile` no long one is left for the end."
+    if missed := missed_notebooks(config, items): raise pytest.UsageError(f"notebooks that were not collected: {', '.join(missed)}")
     from touched import read_map # here: while it records, it is a plugin, which is imported by pytest
     known, shared, length = read_map(), {}, {}
     file = lambda item: item.nodeid.partition("::")[0]

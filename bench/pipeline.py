@@ -64,6 +64,8 @@ def notebooks() -> dict:
     r = subprocess.run([BIN/"nbdev-test", "--n-workers", "2", "--timing"], cwd=ROOT, capture_output=True, text=True, env=environ() | {"PATH": f"{BIN}:{os.environ['PATH']}"}, check=False)
     if r.returncode: sys.exit(f"nbdev-test failed:\n{r.stdout[-2000:]}{r.stderr[-2000:]}")
     each = {name: int(s) for name, s in re.findall(r"^(\d\w+)\.ipynb: (\d+) secs", r.stdout, re.M)}
+    numbered = [f for f in (ROOT/"nbs").rglob("[0-9]*.ipynb") if ".ipynb_checkpoints" not in f.parts]
+    if len(each) != len(numbered): sys.exit(f"nbdev-test ran {len(each)} of {len(numbered)} notebooks")
     return {"seconds": round(time.perf_counter() - start, 1), "notebooks": len(each), "each": each}
 
 def goals(found:dict) -> list[list]:

@@ -1076,6 +1076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'churn_nb.settings.load_settings': ('settings.html#load_settings', 'churn_nb/settings.py'),
                                    'churn_nb.settings.open_duckdb': ('settings.html#open_duckdb', 'churn_nb/settings.py'),
                                    'churn_nb.settings.parse_criterion': ('settings.html#parse_criterion', 'churn_nb/settings.py'),
+                                   'churn_nb.settings.repository_file': ('settings.html#repository_file', 'churn_nb/settings.py'),
                                    'churn_nb.settings.step_settings': ('settings.html#step_settings', 'churn_nb/settings.py'),
                                    'churn_nb.settings.temporary_workspace': ('settings.html#temporary_workspace', 'churn_nb/settings.py')},
             'churn_nb.shadow': { 'churn_nb.shadow.Job': ('shadow.html#job', 'churn_nb/shadow.py'),

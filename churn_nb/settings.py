@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUILT_IN', 'SettingsError', 'Criterion', 'parse_criterion', 'Section', 'Paths', 'Data', 'Features', 'Train', 'Gate',
-           'Drift', 'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'load_settings', 'temporary_workspace',
-           'atomic_write', 'WorkspaceError', 'Workspace', 'step_settings', 'open_duckdb']
+           'Drift', 'Serve', 'Triton', 'Stores', 'Settings', 'find_settings', 'repository_file', 'load_settings',
+           'temporary_workspace', 'atomic_write', 'WorkspaceError', 'Workspace', 'step_settings', 'open_duckdb']
 
 # %% ../nbs/10_settings.ipynb #3de17b37
 import atexit, configparser, json, os, re, shutil, tempfile, tomllib
@@ -239,6 +239,14 @@ def _merge(*layers:dict) -> dict[str, dict]:
     for layer in layers:
         for s, kv in layer.items(): out.setdefault(s, {}).update(kv)
     return out
+
+# %% ../nbs/10_settings.ipynb #5c1e20a2
+def repository_file(name:str, # Counted from the top folder, `bench/serve.json`
+                   ) -> Path:
+    "Where a file of the repository is, from any folder below its top. Raises SettingsError outside of a clone."
+    found = find_settings()
+    if found is None: raise SettingsError(f"{name}: no settings.ini here or above; run in a clone of the project")
+    return found.parent/name
 
 # %% ../nbs/10_settings.ipynb #cf9a3b9a
 BUILT_IN = ("cdnow", "telecom", "telco", "simulated") # data sets that the project brings

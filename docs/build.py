@@ -92,7 +92,8 @@ def notebook(path:Path, url:str="", source:str="") -> Page:
     nb = nbformat.read(path, 4)
     summary = re.search(r"^> (.+)", "".join("".join(c["source"]) + "\n" for c in nb["cells"][:1]), re.M)
     body = "\n".join(cell_html(c) for c in nb["cells"])
-    return finished(Page(url or f"{path.stem}.html", path.stem, body, source or f"nbs/{path.name}", "" if path.stem == "index" else path.stem, plain(summary[1]) if summary else ""))
+    if not source: url, source = path.relative_to(ROOT/"nbs").with_suffix(".html").as_posix(), path.relative_to(ROOT).as_posix()
+    return finished(Page(url, path.stem, body, source, "" if path.stem == "index" else path.stem, plain(summary[1]) if summary else ""))
 
 def document(source:str) -> Page:
     return finished(Page(re.sub(r"\.md$", ".html", source), source, prose((ROOT/source).read_text()), source))
@@ -118,11 +119,13 @@ def reference(module:Path) -> Page|None: # None: exports nothing
     "Every public function and class of a module; read, not imported."
     text = module.read_text()
     tree, lines = ast.parse(text), text.splitlines()
-    origin = re.search(r"File to edit: \.\./nbs/(\w+)\.ipynb", text)
+    origin = re.search(r"File to edit: (?:\.\./)+(nbs/[\w/]+\.ipynb)", text)
     shown = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not n.name.startswith("_")]
     if not origin or not shown: return None
-    intro = f'<h1 id="{module.stem}"><code>churn_nb.{module.stem}</code></h1>{prose(ast.get_docstring(tree) or "")}<p>Explained in <a href="../nbs/{origin[1]}.ipynb">{origin[1]}</a>.</p>'
-    return finished(Page(f"api/{module.stem}.html", module.stem, intro + "\n".join(described(lines, n) for n in shown), f"churn_nb/{module.name}", module.stem))
+    source, name = module.relative_to(ROOT), ".".join(module.relative_to(ROOT/"churn_nb").with_suffix("").parts)
+    book = posixpath.relpath(origin[1], source.parent.as_posix())
+    intro = f'<h1 id="{module.stem}"><code>churn_nb.{name}</code></h1>{prose(ast.get_docstring(tree) or "")}<p>Explained in <a href="{book}">{Path(book).stem}</a>.</p>'
+    return finished(Page(f"api/{name.replace('.', '/')}.html", name, intro + "\n".join(described(lines, n) for n in shown), source.as_posix(), name))
 
 def last_run(workspace:Path) -> list[Page]:
     "The report of the last run in a workspace, and its executed notebooks."
@@ -140,9 +143,10 @@ class Site:
     "All pages, and where a link to a file of the repository leads."
     def __init__(self, out:Path, workspace:Path):
         self.out, self.files, self.broken = out, {}, []
-        books = [notebook(p) for p in sorted((ROOT/"nbs").glob("*.ipynb"))]
+        books = [notebook(p) for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+        self.books = len(books)
         texts = [document(str(p.relative_to(ROOT))) for pattern in ("*.md", "bench/*.md", "data/*.md") for p in sorted(ROOT.glob(pattern)) if p.name != "README.md"]
-        self.api = [p for m in sorted((ROOT/"churn_nb").glob("[a-z]*.py")) if (p := reference(m))]
+        self.api = [p for m in sorted((ROOT/"churn_nb").rglob("*.py")) if m.name[0] != "_" and (p := reference(m))]
         self.run = last_run(workspace)
         self.pages = [*books, *texts, *self.api, *self.run]
         self.by_source = {p.source: p.url for p in self.pages if p.source and not p.source.startswith("churn_nb/")} | {"README.md": "index.html"}
@@ -154,7 +158,7 @@ class Site:
         index = ROOT/"nbs/index.ipynb"
         tables = "".join(c.source for c in nbformat.read(index, 4).cells) if index.exists() else ""
         for subject, row in re.findall(r"^\| \*\*(.+?)\*\* \|(.+)$", tables, re.M):
-            out[subject] = [f"nbs/{book}" for book in re.findall(r"\((\d\d_\w+\.ipynb)\)", row)]
+            out[subject] = [f"nbs/{book}" for book in re.findall(r"\(((?:[a-z_]+/)*\d\d_\w+\.ipynb)\)", row)]
         listed = {s for sources in out.values() for s in sources}
         self.broken += [f"nbs/index.ipynb: {s} is in none of its tables" for s in sorted(by) if s.startswith("nbs/") and s not in listed]
         return [*((name, [by[s] for s in sources if s in by]) for name, sources in out.items()), ("Functions", self.api)]
@@ -226,7 +230,7 @@ def main() -> int:
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("CHURN_PATHS_WORKSPACE", ROOT/"work")), help="whose last run is shown (default: work)")
     args = parser.parse_args()
     n = (site := Site(args.out, args.workspace)).write()
-    print(*site.broken, f"{os.path.relpath(args.out)}/index.html and {n - 1} more pages", sep="\n")
+    print(*site.broken, f"{os.path.relpath(args.out)}/index.html and {n - 1} more pages; {site.books} notebooks, {len(site.api)} modules", sep="\n")
     return 2 if site.broken else 0
 
 if __name__ == "__main__": sys.exit(main())

@@ -2,7 +2,7 @@
 import json, re, subprocess, sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
-import pytest
+import pytest, sources
 from browser import needs_chromium
 from paths import ROOT
 
@@ -22,6 +22,7 @@ def site(tmp_path_factory):
     (ws/"runs/20260101-000000/00_features.ipynb").write_text((ROOT/"nbs/00_features.ipynb").read_text())
     done = build("--out", folder/"site", "--workspace", ws)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"; {len(sources.notebook_files(ROOT))} notebooks, {len(sources.notebooks(ROOT))} modules" in done.stdout
     return folder/"site"
 
 class Links(HTMLParser):
@@ -63,7 +64,8 @@ def test_nothing_comes_from_elsewhere_and_no_formula_is_left(pages):
         assert not re.findall(r"<m\w+>[^<]*\\[^<]*</m\w+>", text), page # a command that the converter did not know
 
 def test_each_notebook_has_a_page_and_each_module_its_functions(site):
-    for nb in (ROOT/"nbs").glob("*.ipynb"): assert (site/f"{nb.stem}.html").stat().st_size > 4_000
+    for nb in sources.notebook_files(ROOT): assert (site/nb.removeprefix("nbs/")).with_suffix(".html").stat().st_size > 4_000
+    for module in sources.notebooks(ROOT): assert (site/"api"/f"{module.replace('.', '/')}.html").stat().st_size > 1_000
     assert 'id="psi"' in (site/"api/drift.html").read_text() and "1-D numeric sample" in (site/"api/drift.html").read_text()
     assert "Benjamini" in (site/"pages.js").read_text() and (site/"bench/RESULTS.html").exists()
 

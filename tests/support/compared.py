@@ -1,11 +1,11 @@
 """Pictures, compared as what is seen (nbval would leave them out, or ask for equal bytes, which depend on the library that wrote them); and how many stored outputs the notebooks hold that nbval compares: a cell each, and the pictures among them.
 
-    python tests/support/compared.py     prints the count; exit code 1 where it fell below the number in nbs/.compared
+    python tests/support/compared.py     prints the counts; exit code 1 where one fell below its number in nbs/.compared
 """
-import base64, io, json, sys
+import base64, io, json, re, sys
 from pathlib import Path
-
-NBS = Path(__file__).resolve().parents[2]/"nbs"
+import sources
+from paths import ROOT
 
 def pictures(outputs:list) -> list[str]: # PNG, base64
     return [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
@@ -33,13 +33,17 @@ def compared(nb:Path) -> tuple[int, int]: # Outputs, pictures
     outputs = [o for c in cells for o in c["outputs"]]
     return len(outputs), sum("image/png" in o.get("data", {}) for o in outputs)
 
-def total() -> tuple[int, int, int]: # Outputs, pictures, at least so many
-    each = [compared(nb) for nb in sorted(NBS.glob("*.ipynb"))]
-    return sum(n for n, _ in each), sum(p for _, p in each), int((NBS/".compared").read_text())
+def least(root:Path=ROOT) -> tuple[int, int]: # Outputs, notebooks
+    "What nbs/.compared asks for at least."
+    outputs, notebooks = map(int, re.fullmatch(r"(\d+) outputs\n(\d+) notebooks\n", (root/"nbs/.compared").read_text()).groups())
+    return outputs, notebooks
 
-def main() -> int:
-    n, pictures, least = total()
-    print(f"== nbval compares {n} stored outputs, {pictures} of them pictures; it may not be less than {least} (nbs/.compared)")
-    return int(n < least)
+def main(root:Path=ROOT) -> int:
+    "Over the notebooks of every folder."
+    each = [compared(root/nb) for nb in sources.notebook_files(root)]
+    found, wanted = (sum(n for n, _ in each), len(each)), least(root)
+    print(f"== nbval compares {found[0]} stored outputs of {found[1]} notebooks, {sum(p for _, p in each)} of the outputs pictures; "
+          f"not less than {wanted[0]} of {wanted[1]} (nbs/.compared)")
+    return int(found[0] < wanted[0] or found[1] < wanted[1])
 
 if __name__ == "__main__": sys.exit(main())

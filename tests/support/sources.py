@@ -25,14 +25,24 @@ def functions(tree:ast.Module) -> list[tuple[str, ast.AST]]:
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): yield prefix + node.name, node
     return list(walk(tree.body, ""))
 
+def notebook_files(root:Path) -> list[str]:
+    "Of nbs and every folder below it; Jupyter's own copies are none."
+    return [nb for nb in files(root, "nbs", "*.ipynb") if ".ipynb_checkpoints" not in Path(nb).parts]
+
+def module_of(root:Path, nb:str) -> str: # Empty: it exports none
+    found = re.search(r"#\| *default_exp +([\w.]+)", read(root, nb))
+    return found[1] if found else ""
+
 def notebooks(root:Path) -> dict[str, str]: # Module -> its notebook
-    found = {nb: re.search(r"#\| *default_exp +([\w.]+)", read(root, nb)) for nb in files(root, "nbs", "*.ipynb")}
-    return {m[1]: nb for nb, m in found.items() if m}
+    return {m: nb for nb in notebook_files(root) if (m := module_of(root, nb))}
+
+def notebook_of(root:Path, module:str) -> Path: # `churn_nb.settings` -> its notebook
+    return root/notebooks(root)[module.removeprefix("churn_nb.")]
 
 @cache
 def tests(root:Path) -> dict[str, set[str]]:
     "Test files and notebooks, e2e left out, with the names of their tests; a notebook is one test."
-    found = {nb: {nb} for nb in files(root, "nbs", "*.ipynb") if ".ipynb_checkpoints" not in nb}
+    found = {nb: {nb} for nb in notebook_files(root)}
     for file in files(root, "tests", "test_*.py"):
         if file.startswith("tests/e2e/"): continue
         tree = ast.parse(read(root, file))

@@ -1,7 +1,7 @@
 "What holds for the repository as a whole."
 import ast, base64, io, json, os, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
-import compared, pytest
+import compared, pytest, sources
 import matplotlib.pyplot as plt, numpy as np
 from compared import alike
 from deadlines import allow
@@ -9,7 +9,9 @@ from paths import PYTHON, ROOT
 
 BIN = Path(sys.executable).parent
 TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
-NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+NOTEBOOKS = [ROOT/nb for nb in sources.notebook_files(ROOT)]
+SETTINGS, DATA, PIPELINE, REGISTRY, BATCHING = (sources.notebook_of(ROOT, m) for m in ("churn_nb.settings", "churn_nb.data", "churn_nb.pipeline", "churn_nb.registry", "churn_nb.batching"))
+COURSE = [*(nb for nb in NOTEBOOKS if nb.name[0] == "0"), SETTINGS, DATA, PIPELINE]
 
 EXPORTED = ["ruff", "check", "--isolated", "--line-length", "160", "--select", "E9,F,B", "--ignore", "B905,B023,B007,B008,B017", "churn_nb"]
 
@@ -27,11 +29,40 @@ def test_export_clean_and_readme_are_in_step(tmp_path):
         subprocess.run(command, cwd=top, check=True, capture_output=True)
     differ = [str(f) for f in TRACKED if (f.parts[0] in ("nbs", "churn_nb") or f.name == "README.md") and (top/f).read_bytes() != (ROOT/f).read_bytes()]
     assert not differ, f"run `make export`: {differ}"
-    assert sum(f.parts[0] == "churn_nb" and f.suffix == ".py" for f in TRACKED) == len(list((top/"churn_nb").glob("*.py")))
+    assert sorted(str(f) for f in TRACKED if f.parts[0] == "churn_nb" and f.suffix == ".py") == sources.files(top, "churn_nb", "*.py")
+
+def test_the_notebooks_of_every_folder_are_found():
+    "Who looks for notebooks asks `sources.notebook_files`; names are unique, as nbdev's and the site's lists show them without folders."
+    assert sorted(str(f) for f in TRACKED if f.suffix == ".ipynb") == sources.notebook_files(ROOT)
+    assert len({nb.name for nb in NOTEBOOKS}) == len(NOTEBOOKS) >= compared.least()[1]
+
+def test_notebooks_and_modules_belong_together():
+    "The exporter adds modules and deletes none: what was moved or renamed would stay, and be imported."
+    exporting = {nb: m for nb in sources.notebook_files(ROOT) if (m := sources.module_of(ROOT, nb))}
+    modules = {m: f for m, f in sources.modules(ROOT).items() if not f.endswith("__init__.py")}
+    assert sorted(exporting.values()) == sorted(modules) and len(exporting) == len(NOTEBOOKS) - 1 # all but the index
+    for nb, module in exporting.items(): # the header is the last word on where a module comes from
+        origin = re.search(r"File to edit: (\S+)\.$", sources.read(ROOT, modules[module]), re.M)[1]
+        assert os.path.normpath((ROOT/modules[module]).parent/origin) == str(ROOT/nb), module
+    packages = {str(Path(f).parent) for f in modules.values()}
+    assert packages <= {str(Path(f).parent) for f in sources.files(ROOT, "churn_nb", "__init__.py")}, "a folder without __init__.py is in no wheel"
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_find_files_from_any_folder(nb):
+    "A kernel starts in its notebook's folder: `repository_file` says where the files of the repository are."
+    code = "\n".join("".join(c["source"]) for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "code")
+    assert not re.findall(r"""["']\.\./(?:bench|tests|data|docs|nbs|k8s|triton)\b""", code)
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_of_notebooks_lead_somewhere(nb):
+    prose = "\n".join("".join(c["source"]) for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "markdown")
+    links = [x for x in re.findall(r"\]\(([^)#\s]+)\)", prose) if "://" not in x]
+    assert [x for x in links if not (nb.parent/x).exists()] == []
 
 def test_duckdb_is_opened_in_one_place():
     "`open_duckdb` switches off what makes a COPY that fails wait for ever."
-    assert [f.name for f in sorted((ROOT/"churn_nb").glob("**/*.py")) if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", f.read_text())] == ["settings.py"]
+    opened = [f for f in sources.modules(ROOT).values() if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", sources.read(ROOT, f))]
+    assert [Path(f).name for f in opened] == ["settings.py"]
 
 @pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_lessons(nb):
@@ -55,9 +86,9 @@ def test_notebooks_are_lessons(nb):
             if (n := len(src.splitlines())) > 25 and not imports: # only what can't be cut: one function, one class, one table
                 assert any(x.end_lineno - x.lineno + 1 >= .75*n for x in ast.parse(src).body), f"a cell of {n} lines holds several things: {lines[:3]}"
 
-@pytest.mark.parametrize("name", ["00_features", "01_train", "02_promote", "03_drift", "04_serve", "10_settings", "11_data", "12_pipeline"])
-def test_course_notebooks_end_with_summary_and_three_exercises(name):
-    cells = json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("nb", COURSE, ids=lambda p: p.stem)
+def test_course_notebooks_end_with_summary_and_three_exercises(nb):
+    cells = json.loads(nb.read_text())["cells"]
     *_, short, exercises = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
     assert short.startswith("## In short") and short.count("\n|") > 5
     assert exercises.startswith("## Exercises") and re.findall(r"^\d\. \*\*", exercises, re.M) == [f"{i}. **" for i in (1, 2, 3)]
@@ -65,10 +96,11 @@ def test_course_notebooks_end_with_summary_and_three_exercises(name):
     assert solutions == cells[-3:] and all(c["metadata"]["jupyter"]["source_hidden"] and "test_" in "".join(c["source"]) for c in solutions)
 
 def test_steps_have_parameters():
-    for nb in NOTEBOOKS:
-        if nb.stem[0] == "0":
-            tagged = [c for c in json.loads(nb.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
-            assert len(tagged) == 1, nb.name
+    steps = [nb for nb in NOTEBOOKS if nb.stem[0] == "0"]
+    assert len(steps) == 5
+    for nb in steps:
+        tagged = [c for c in json.loads(nb.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        assert len(tagged) == 1, nb.name
 
 def test_lock_pins_everything_by_hash_and_names_no_address():
     text = (ROOT/"requirements.lock").read_text()
@@ -88,7 +120,7 @@ def test_wheel_carries_the_settings_and_every_module(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, top], check=True, capture_output=True)
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     names = set(wheel.namelist())
-    assert {f"churn_nb/{m.name}" for m in (ROOT/"churn_nb").glob("*.py")} <= names
+    assert {n for n in names if n.startswith("churn_nb/") and n.endswith(".py")} == set(sources.files(ROOT, "churn_nb", "*.py"))
     assert wheel.read("churn_nb/settings.ini") == (ROOT/"settings.ini").read_bytes()
     wheel.extractall(tmp_path/"bare")
     shown = subprocess.run([sys.executable, "-c", "from churn_nb.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],
@@ -105,26 +137,26 @@ def test_nbdev_commands_answer_to_both_names():
     for name in ("test", "export", "clean", "prepare"):
         assert all((BIN/f"nbdev{sep}{name}").exists() for sep in "-_"), name
 
-@pytest.mark.parametrize("path", sorted((ROOT/"nbs").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_lessons_never_reach_for_the_configured_services(path):
     "A demonstration in a notebook that writes to a registry or store takes its settings from `step_settings`."
     code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
-    if path.stem == "10_settings": return # where it is made
+    if path == SETTINGS: return # where it is made
     assert "workspace or temporary_workspace()" not in code, "use step_settings(workspace)"
     assert 'load_settings({"paths.workspace": temporary_workspace()})' not in code, "use step_settings()"
 
 def test_a_lesson_run_beside_a_configured_server_leaves_it_alone(tmp_path):
-    "14_registry registers, promotes and rolls back models called churn_predictor: in a registry of its own."
+    "The lesson on the registry registers, promotes and rolls back models called churn_predictor: in a registry of its own."
     server = tmp_path/"company.db"
     env = {**os.environ, "CHURN_STORES_TRACKING_URI": f"sqlite:///{server}", "PYTHONWARNINGS": "ignore"}
-    r = subprocess.run([PYTHON, "-m", "papermill", "--cwd", ROOT/"nbs", ROOT/"nbs"/"14_registry.ipynb", tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
+    r = subprocess.run([PYTHON, "-m", "papermill", "--cwd", REGISTRY.parent, REGISTRY, tmp_path/"out.ipynb"], env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     assert not server.exists()
 
-@pytest.mark.parametrize("nb", ["10_settings", "42_batching"]) # a plain one, and one with event loops
+@pytest.mark.parametrize("nb", [SETTINGS, BATCHING], ids=lambda p: p.stem) # a plain one, and one with event loops
 def test_the_nbdev_test_command_runs_a_notebook(nb):
     "nbval runs all of them and compares; `make test-notebooks` is nbdev's own way over all."
-    done = subprocess.run([BIN/"nbdev_test", f"nbs/{nb}.ipynb"], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
+    done = subprocess.run([BIN/"nbdev_test", nb.relative_to(ROOT)], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
 @pytest.mark.fast # what fails most often is run first
@@ -140,6 +172,18 @@ def test_links_lead_somewhere(page):
 
 def test_the_count_of_compared_outputs_does_not_fall(capsys):
     assert compared.main() == 0, capsys.readouterr().out
+
+def test_notebooks_in_folders_are_counted(tmp_path, capsys):
+    "One that is moved into a room counts as before, Jupyter's copy of it does not; one that is gone is missed."
+    cell = {"cell_type": "code", "metadata": {}, "source": "1", "outputs": [{"data": {"text/plain": "1"}}]}
+    places = ["nbs/00_a.ipynb", "nbs/room/10_b.ipynb", "nbs/room/.ipynb_checkpoints/10_b-checkpoint.ipynb"]
+    for place in places:
+        (tmp_path/place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/place).write_text(json.dumps({"cells": [cell]}))
+    (tmp_path/"nbs/.compared").write_text("2 outputs\n2 notebooks\n")
+    assert compared.main(tmp_path) == 0 and "2 stored outputs of 2 notebooks" in capsys.readouterr().out
+    (tmp_path/places[1]).unlink()
+    assert compared.main(tmp_path) == 1
 
 def test_pictures_are_compared_as_they_are_seen():
     "One pixel more is the same picture, a bar that is longer is not; another size neither."

@@ -1,7 +1,7 @@
 "ONNX Runtime writes a device id below the home folder and reports from there, unless it is told not to before it is imported: it is told everywhere."
 import json, os, re, subprocess, sys
 from pathlib import Path
-import churn_nb, pytest
+import churn_nb, pytest, sources
 from deadlines import allow
 from paths import ROOT
 
@@ -36,7 +36,7 @@ def late(code, *first):
 def test_notebooks_import_the_package_before_onnxruntime():
     "A kernel that somebody starts by hand has no environment of ours."
     code = lambda nb: "\n".join("".join(c["source"]) for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "code")
-    notebooks = sorted((ROOT/"nbs").rglob("*.ipynb"))
+    notebooks = [ROOT/nb for nb in sources.notebook_files(ROOT)]
     assert len(notebooks) > 50 and [nb.stem for nb in notebooks if late(code(nb), OWN_IMPORT)] == []
 
 def test_scripts_switch_telemetry_off_before_they_import_onnxruntime():
