@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT/"tests"/"support"))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive") # several workers share the cores: a thread that waits for others sleeps; an eighth less processor time, no other results
 import nbval.plugin, pytest # noqa: E402
 import churn_nb # noqa: E402, F401 # telemetry is off before anything else is imported
 import warm_process # noqa: E402
