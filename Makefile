@@ -85,7 +85,7 @@ check: data ## a first answer on a change in about two minutes: lint, types, wha
 
 touched: data ## record which test executes which function, into tests/touched.json, for `make check`: runs every test and notebook
 	@rm -f .coverage .coverage.*; mkdir -p build
-	@RECORD_TOUCHED=build/touched.json $(PYTEST) $(NBVAL) -n 3 --cov --cov-report= --cov-fail-under=0 --ignore tests/e2e nbs tests || echo "== touched: not every test passed; what they executed counts all the same"
+	@RECORD_TOUCHED=build/touched.json $(PYTEST) $(NBVAL) -n 4 --cov --cov-report= --cov-fail-under=0 --ignore tests/e2e nbs tests || echo "== touched: not every test passed; what they executed counts all the same"
 	@$(BIN)/python tests/support/touched.py build/touched.json
 
 e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the images, a push that ends in a running service
