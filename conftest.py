@@ -1,12 +1,12 @@
 """What pytest is told about notebooks: `nbdev-clean` removes execution counts, and nbval takes a cell with outputs but no count for one that was never run; and
 pictures are compared, too. Tests get their markers by what they use. Where several workers run, a process with the slow imports done serves them (tests/support/warm.py)."""
-import json, os, sys
+import functools, json, os, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT/"tests"/"support"))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive") # several workers share the cores: a thread that waits for others sleeps; an eighth less processor time, no other results
-import nbval.plugin, pytest # noqa: E402
+import nbval.kernel, nbval.plugin, pytest # noqa: E402
 import churn_nb # noqa: E402, F401 # telemetry is off before anything else is imported
 import warm_process # noqa: E402
 import sources # noqa: E402
@@ -18,6 +18,7 @@ SERVICES = {"valkey", "redis_store", "own_valkey", "postgres", "registries", "tr
 SLOW_SECONDS = 5
 
 def pytest_configure(config):
+    nbval.kernel.KernelManager = functools.partial(nbval.kernel.KernelManager, transport="ipc") # sockets in a folder: a port that was free is taken before the kernel has it
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
     if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast" and config.args != ["tests/e2e"]: warm_process.start(config)
 

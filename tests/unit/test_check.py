@@ -1,9 +1,10 @@
 "What `make check` selects: on a small tree with a map made up for it."
-import json, subprocess
+import ast, json, subprocess
 import coverage, pytest
 from hypothesis import given, strategies as st
 import check, sources, touched
 from check import changed_functions, choose, left_out
+from paths import ROOT
 from touched import Touched, numbers, owners, ranges, read_map, test_name as name_of, write_map
 
 # --- the map ---
@@ -193,3 +194,18 @@ def test_modules_of_the_package_are_found_in_subpackages(tmp_path):
     (tmp_path/"churn_nb"/"sub").mkdir(parents=True)
     (tmp_path/"churn_nb"/"sub"/"b.py").write_text("")
     assert sources.modules(tmp_path) == {"sub.b": "churn_nb/sub/b.py"}
+
+def test_the_recorded_map_is_of_this_tree():
+    "A map of another tree would select little, in silence."
+    t, there = read_map(), set().union(*sources.tests(ROOT).values())
+    have = {f"{m}:{f}" for m, path in sources.modules(ROOT).items() for f, _ in sources.functions(ast.parse(sources.read(ROOT, path)))}
+    gone, new = [x for x in t.seconds if not check.known_name(x, there)], have - set(t.functions)
+    assert len(gone) <= .1*len(t.seconds) and len(new) <= .15*len(have), f"run `make touched`: {len(gone)} recorded tests are gone, {len(new)} of {len(have)} functions are not recorded"
+
+def test_of_the_tests_that_touch_a_function_nearly_all_are_chosen():
+    "By the recorded map and the budget as it is: 95 % on average over all functions, and never none."
+    t, shares = read_map(), {}
+    for function, tests in t.functions.items():
+        if touching := tests - {check.IN_STEP}: shares[function] = len(choose(check.Change({function: touching}), t, check.SECONDS))/len(touching)
+    assert len(shares) > 1000 and min(shares.values()) > 0
+    assert sum(shares.values())/len(shares) >= .95, f"calibrate SECONDS of check.py: {sorted(shares.items(), key=lambda x: x[1])[:5]}"
