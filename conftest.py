@@ -17,8 +17,16 @@ pytest_plugins = ["touched"] if "RECORD_TOUCHED" in os.environ else [] # records
 SERVICES = {"valkey", "redis_store", "own_valkey", "postgres", "registries", "triton_here", "s3"} # fixtures that start one
 SLOW_SECONDS = 5
 
+def twice(start):
+    "Jupyter chooses ports that are free, and before the kernel has them another process may: then it is started once more."
+    @functools.wraps(start)
+    def again(*args, **kw):
+        try: return start(*args, **kw)
+        except RuntimeError: return start(*args, **kw)
+    return again
+
 def pytest_configure(config):
-    nbval.kernel.KernelManager = functools.partial(nbval.kernel.KernelManager, transport="ipc") # sockets in a folder: a port that was free is taken before the kernel has it
+    nbval.kernel.start_new_kernel = twice(nbval.kernel.start_new_kernel)
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
     if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast" and config.args != ["tests/e2e"]: warm_process.start(config)
 
