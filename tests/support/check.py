@@ -146,6 +146,11 @@ def run(part:str, command:list[str], shown:str) -> bool:
           f"in {time.monotonic() - began:.0f} s: {shown}", flush=True)
     return passed
 
+def place(test:str) -> tuple[str, int]:
+    "Tests of a file run in the order in which they are written: some go on where the one before has ended."
+    file, _, name = test.partition("::")
+    return file, sources.read(ROOT, file).find(f"def {name.rpartition('::')[2]}(")
+
 def commands(files:list[str], chosen:list[str], tests_only:bool) -> list[tuple[str, list[str], str]]:
     others = any(f == "Dockerfile" or f.startswith(".github/") for f in files)
     lint = "lint" if others else "lint-python"
@@ -154,7 +159,7 @@ def commands(files:list[str], chosen:list[str], tests_only:bool) -> list[tuple[s
     options = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder",
                "--nbval", "--nbval-sanitize-with", "nbs/.nbval.cfg"]
     books = sum(t.endswith(".ipynb") for t in chosen)
-    if chosen: found.append(("tests", [*PYTEST, *options, *chosen], f"{len(chosen) - books} tests, {books} notebooks"))
+    if chosen: found.append(("tests", [*PYTEST, *options, *sorted(chosen, key=place)], f"{len(chosen) - books} tests, {books} notebooks"))
     return found
 
 def main() -> int:

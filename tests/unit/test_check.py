@@ -1,5 +1,5 @@
 "What `make check` selects: on a small tree with a map made up for it."
-import ast, json, subprocess
+import ast, json, re, subprocess
 import coverage, pytest
 from hypothesis import given, strategies as st
 import check, sources, touched
@@ -209,3 +209,9 @@ def test_of_the_tests_that_touch_a_function_nearly_all_are_chosen():
         if touching := tests - {check.IN_STEP}: shares[function] = len(choose(check.Change({function: touching}), t, check.SECONDS))/len(touching)
     assert len(shares) > 1000 and min(shares.values()) > 0
     assert sum(shares.values())/len(shares) >= .95, f"calibrate SECONDS of check.py: {sorted(shares.items(), key=lambda x: x[1])[:5]}"
+
+def test_chosen_tests_run_in_the_order_of_their_file():
+    names = re.findall(r"^def (test_\w+)", (ROOT/"tests/integration/test_pipeline.py").read_text(), re.M)
+    tests = [f"tests/integration/test_pipeline.py::{n}" for n in names]
+    command = check.commands([], tests[::-1] + ["nbs/01_train.ipynb"], True)[-1][1]
+    assert command[-len(tests) - 1:] == ["nbs/01_train.ipynb", *tests] and len(tests) > 10
