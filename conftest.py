@@ -28,7 +28,9 @@ def twice(start):
 def pytest_configure(config):
     nbval.kernel.start_new_kernel = twice(nbval.kernel.start_new_kernel)
     nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *args, **kw: None # its code for kernels hangs with coverage 7
-    if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast" and config.args != ["tests/e2e"]: warm_process.start(config)
+    if getattr(config.option, "numprocesses", None) and config.option.markexpr != "fast" and config.args != ["tests/e2e"]:
+        warm_process.start(config)
+        warm_process.fork_workers(config)
 
 def pytest_unconfigure(config): warm_process.stop(config)
 

@@ -1,11 +1,17 @@
-"""`churn`, a kernel or Python, forked from the process of warm.py where one answers: `python -S forked.py churn|kernel|python ARGUMENTS`. It looks like the process itself."""
-import array, json, os, select, signal, socket, sys
+"""`churn`, a kernel, Python or a worker of pytest, forked from the process of warm.py where one answers: `python -S forked.py churn|kernel|python|worker ARGUMENTS`. It looks like the process itself."""
+import array, json, os, select, signal, socket, sys, time
 
-REAL = {"churn": ["-c", "import sys; from churn_nb.pipeline import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"], "python": []}
+REAL = {"churn": ["-c", "import sys; from churn_nb.pipeline import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"], "python": [], "worker": []}
+WORKER_WAITS = 120 # seconds; it starts with the process that it is forked from, whose imports take that long on no machine
 
 def real(kind, arguments): os.execv(sys.executable, [sys.executable, *REAL[kind], *arguments])
 
+def wait_for(path):
+    end = time.monotonic() + WORKER_WAITS
+    while not os.path.exists(path) and time.monotonic() < end: time.sleep(.02)
+
 def main(kind, *arguments):
+    if kind == "worker": wait_for(os.environ["WARM_TEST_PROCESS"])
     if kind == "python" and (not arguments or arguments[0] not in ("-c", "-m")): real(kind, arguments) # other options are for a new interpreter
     connection = socket.socket(socket.AF_UNIX)
     try: connection.connect(os.environ["WARM_TEST_PROCESS"])

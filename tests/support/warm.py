@@ -1,6 +1,6 @@
-"""A process with the slow imports done (mlflow, feast, scikit-learn, evidently: some 15 seconds of processor), from which commands, kernels and short programs of tests are forked.
+"""A process with the slow imports done (mlflow, feast, scikit-learn, evidently: some 15 seconds of processor), from which pytest's workers, and commands, kernels and short programs of tests are forked.
 
-    python warm.py SOCKET     serve: a client's argv, environment, folder and descriptors come in; a fork runs `churn`, a kernel or `python -c|-m` with them
+    python warm.py SOCKET     serve: a client's argv, environment, folder and descriptors come in; a fork runs `churn`, a kernel, `python -c|-m` or a worker with them
 
 Clients are `forked.py`, which look like the process itself: same descriptors, signals passed on, same exit code. Where no such server answers, a client runs the real thing,
 so nothing depends on it but time. What is forked differs from a fresh process in one way: modules are imported already. `prometheus_client` comes first, as in the API: Feast's import turns on
@@ -84,7 +84,7 @@ def become(job:dict):
     os.environ.pop("JPY_PARENT_PID", None) # the client watches its parent
     os.chdir(job["cwd"])
     if job["kind"] == "python": sys.path[:] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *(p for p in sys.path if p != HERE)]
-    sys.executable = os.environ.get("WARM_TEST_PYTHON", sys.executable) # what it starts is forked, too
+    if job["kind"] != "worker": sys.executable = os.environ.get("WARM_TEST_PYTHON", sys.executable) # what it starts is forked, too
     for name in ("SIGINT", "SIGTERM", "SIGCHLD"): signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     time.tzset()
     np.random.seed()
@@ -100,6 +100,7 @@ def run(job:dict):
         from churn_nb.pipeline import main
         sys.exit(main())
     if job["kind"] == "python": return python(*job["argv"][1:])
+    if job["kind"] == "worker": return python(*job["argv"][2:]) # after -u: execnet reads and writes descriptors of its own
     import matplotlib, pandas # which ask at import whether they are in a kernel
     matplotlib.rcParams["backend"] = os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     pandas.set_option("display.max_columns", 20)

@@ -3,7 +3,7 @@ import json, os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOCKET, PROGRAMS = "WARM_TEST_PROCESS", {"churn": "WARM_TEST_CHURN", "python": "WARM_TEST_PYTHON"} # environment variables
+SOCKET, PROGRAMS = "WARM_TEST_PROCESS", {"churn": "WARM_TEST_CHURN", "python": "WARM_TEST_PYTHON", "worker": "WARM_TEST_WORKER"} # environment variables
 
 def start(config):
     "Of the controller, not of a worker; workers and what they start inherit the environment."
@@ -19,6 +19,10 @@ def start(config):
     with open(folder/"log", "wb") as log:
         process = subprocess.Popen([sys.executable, HERE/"warm.py", folder/"socket"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     config._warm_process = process, folder
+
+def fork_workers(config):
+    "xdist's workers are forked as well; where coverage is measured it must see their imports, so they make them."
+    if not config.option.cov_source: config.option.tx = [f"popen//python={os.environ[PROGRAMS['worker']]}"]*config.option.numprocesses
 
 def stop(config):
     process, folder = getattr(config, "_warm_process", (None, None))
