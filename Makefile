@@ -34,7 +34,7 @@ setup: .venv/.ready ## make .venv with every pinned package, once
 	@touch $@
 
 data: setup ## fetch the data set of settings.ini from the DVC remote in the repository
-	@$(BIN)/python -c 'from churn_nb.data import data_hash; from churn_nb.settings import load_settings; s = load_settings(); print("== data:", s.data.dataset, data_hash(s))'
+	@$(BIN)/python -c 'from churn_nb.data.datasets import data_hash; from churn_nb.core.settings import load_settings; s = load_settings(); print("== data:", s.data.dataset, data_hash(s))'
 
 pipeline: data ## run the pipeline: features, training, drift, gate, bundle
 	@echo "== pipeline: the notebooks, in order, on all customers"

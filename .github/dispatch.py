@@ -1,7 +1,7 @@
 """Ask GitHub for a training because of drift, unless one is in flight or was asked for within the cool-down.
 
 Prints one line that says what was done, and why. Exit code 0: asked for or rightly not; 1: GitHub's command line failed.
-The rules are those of nbs/36_retrain.ipynb; here the list of runs is the memory, since a runner has none of its own."""
+The rules are those of nbs/ops/50_retraining.ipynb; here the list of runs is the memory, since a runner has none of its own."""
 import configparser, json, os, subprocess, sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path

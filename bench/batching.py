@@ -3,7 +3,7 @@
     python bench/batching.py            all of it, about three minutes
     python bench/batching.py --quick    three rates, half a second each, into a temporary folder
 
-One process: an event loop, `churn_nb.batching.Batcher`, ONNX Runtime on one thread. Requests are due at random (exponential gaps) at a given rate and are
+One process: an event loop, `churn_nb.serving.batching.Batcher`, ONNX Runtime on one thread. Requests are due at random (exponential gaps) at a given rate and are
 sent when they are due (open loop); latency counts from then. The light model (a network of 14 x 64 x 32) runs on the loop, the heavy one (a forest of
 1,000 trees) in a thread, as the API does it. Rates are shares of what the model answers one row at a time. The rules take turns within a round.
 Writes batching.json, batching.md and batching.png.
@@ -12,7 +12,7 @@ import asyncio, random, statistics, time, warnings
 from pathlib import Path
 import numpy as np
 from report import folder, options, recorded, table, where, write
-from churn_nb.batching import Batcher, Busy
+from churn_nb.serving.batching import Batcher, Busy
 
 RULES = {"off": {"most": 1}, "timer: 10 ms or 10": {"wait": .010, "most": 10}, "batch when busy": {"most": 256}}
 SHARES = (.1, .3, .5, .7, .9, 1.1, 1.5)

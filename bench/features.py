@@ -241,7 +241,7 @@ def join_here(kind:str, ws:str, out:str, customers:str):
     "In a process of its own: the labelled rows of CDNOW with their history, by Feast or bare; the folder of features is there."
     import duckdb as db, pandas as pd
     from churn_nb import features as f
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")} | ({"stores.offline": kind} if kind in ("file", "duckdb") else {}), environ={})
     log = f.load_events(s, int(customers))
     if kind == "make":

@@ -17,7 +17,7 @@ from report import bars, folder, goal, growth_table, grown, options, recorded, s
 BIN = Path(sys.executable).parent
 IMPORTS = {"peer": "import onnxruntime, fastapi", "ours": "import churn_nb.serve"}
 # A sample belongs to the first line that fits a file of its stack.
-OWNERS = [("Feast", r"/feast/"), ("MLflow", r"/(mlflow|alembic|sqlalchemy)/"), ("training", r"/(sklearn|scipy|joblib)/|churn_nb/(train|calibration)\.py"),
+OWNERS = [("Feast", r"/feast/"), ("MLflow", r"/(mlflow|alembic|sqlalchemy)/"), ("training", r"/(sklearn|scipy|joblib)/|churn_nb/(train|modeling/calibration)\.py"),
           ("export to ONNX", r"/(skl2onnx|onnx|onnxruntime)/"), ("figures", r"/(matplotlib|PIL)/"), ("own code and data frames", r"churn_nb/|/(pandas|numpy|pyarrow|duckdb)/|ipykernel_\d+"),
           ("kernels and papermill", r"")]
 PARTS = ("training", "Feast", "MLflow")

@@ -43,10 +43,10 @@ def rounds(width:int, batches, times:int, at_least:float=.05) -> dict:
     import numpy as np, onnxruntime as ort
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
-    from churn_nb.export import LogScale, onnx_predict, to_onnx
+    from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
     from churn_nb.features import feature_names, training_rows
-    from churn_nb.quantise import instruction_sets, precision_cost, quantise_dynamic, quantise_static
-    from churn_nb.settings import load_settings
+    from churn_nb.modeling.quantization import instruction_sets, precision_cost, quantise_dynamic, quantise_static
+    from churn_nb.core.settings import load_settings
     from churn_nb.train import fit, matrices
     with tempfile.TemporaryDirectory() as ws:
         s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")}, environ={})

@@ -26,7 +26,7 @@ DISTRIBUTION = {"sklearn": "scikit-learn"}
 PEERS = {"tl2cgen": "tl2cgen", "treelite": "treelite"} # of an environment of their own
 
 def dictionary(kind:str):
-    from churn_nb.categories import Dictionary
+    from churn_nb.data.encoding import Dictionary
     c = TABLES[kind][0]
     return Dictionary([f"x{j}" for j in range(COLUMNS)], [None]*(COLUMNS - c) + [[f"value {i}" for i in range(5)]]*c)
 
@@ -35,7 +35,7 @@ def prepare(folder:Path, kind:str, n:int):
     import numpy as np, pyarrow as pa, pyarrow.csv, pyarrow.parquet as pq
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
-    from churn_nb.export import OneHot, to_onnx
+    from churn_nb.modeling.onnx_export import OneHot, to_onnx
     d, rng = dictionary(kind), np.random.default_rng(0)
     def rows(n):
         X = rng.normal(size=(n, COLUMNS)).astype(np.float32)
@@ -77,7 +77,7 @@ def bare(folder:Path, d, workers:int, intra:int):
 def ours(folder:Path, d, workers:int=2, intra:int=1, source:str="in.parquet", reasons:int=0):
     "A function to be timed: from file to file."
     import pyarrow.parquet as pq
-    from churn_nb.scoring import score_file
+    from churn_nb.batch.scorer import score_file
     s = session(folder, intra)
     features = [SimpleNamespace(name=n, nullable=False, values=v, type="string" if v else "float32") for n, v in zip(d.names, d.values)]
     card = SimpleNamespace(features=features, reference=[v[0] if v else 0. for v in d.values], threshold=.5, version="1", run_id="bench", dataset="bench", files={})

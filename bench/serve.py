@@ -55,9 +55,9 @@ def prepare(folder:Path, customers:int, redis:str):
     from mlflow.models import infer_signature
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from churn_nb import features as f
-    from churn_nb.bundle import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
-    from churn_nb.export import onnx_predict, predict, to_onnx
-    from churn_nb.settings import load_settings
+    from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
+    from churn_nb.modeling.onnx_export import onnx_predict, predict, to_onnx
+    from churn_nb.core.settings import load_settings
     from churn_nb.train import matrices
     on = lambda ws, **more: load_settings({"paths.workspace": str(folder/ws), "paths.data": str(ROOT/"data"), **more}, environ={})
     s, names = on("ws"), f.feature_names(on("ws"))

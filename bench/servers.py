@@ -294,7 +294,7 @@ def triton(port, folder):
 
 def ours(port, folder, **over):
     from churn_nb.serve import run_server
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     run_server(load_settings({"paths.workspace": str(folder/"ws"), **over}, environ={}), port=port)
 
 def ours_sqlite(port, folder): ours(port, folder)

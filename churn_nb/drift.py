@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
-from .clusters import permutation_pvalues
-from .distances import (DriftInputError, category_counts, chi_square, jensen_shannon, ks_pvalue,
+from .monitoring.permutation_tests import permutation_pvalues
+from .monitoring.statistical_tests import (DriftInputError, category_counts, chi_square, jensen_shannon, ks_pvalue,
                                 missing_change, pool_rare, psi_of_shares, sample, shares, tally,
                                 unseen_and_vanished)
-from .drift_views import as_html
-from .drift_views import evidently_html # noqa: F401 # for who asks this module
-from .settings import Drift
+from .monitoring.drift_html import as_html
+from .monitoring.drift_html import evidently_html # noqa: F401 # for who asks this module
+from .core.settings import Drift
 
 # %% ../nbs/03_drift.ipynb #fe8788e2
 if TYPE_CHECKING: import pandas as pd # slow to import: only for the annotations

@@ -13,12 +13,12 @@ import inspect, json, logging
 from datetime import date, datetime, timedelta
 from pathlib import Path
 import filelock, pandas as pd, sqlglot
-from .data import DataError, load_events, one_in, some_customers
-from .log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
+from .data.datasets import DataError, load_events, one_in, some_customers
+from .feature_store.event_log import (Segments, compact, connection, copy_parquet, customers_of, log_hash, log_sql, pushed,
                           write_base, write_parquet)
-from .settings import Settings, Workspace, atomic_write
-from .snapshot import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
-from .store import (FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time,
+from .core.settings import Settings, Workspace, atomic_write
+from .feature_store.snapshots import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
+from .feature_store.online import (FACTS, OF_THE_MOMENT, mark, move_clock, present, quiet, refreshed, request_time,
                             spare_feast, utc, write_config)
 
 # %% ../nbs/00_features.ipynb #7736ea47
@@ -151,7 +151,7 @@ def offline_folder(settings:Settings) -> Path:
     return Workspace(settings.paths.workspace).feast/"customer_features"
 
 def _at_request(inputs):
-    from churn_nb.store import FACTS, request_time # Feast keeps this function as text: it brings what it needs
+    from churn_nb.feature_store.online import FACTS, request_time # Feast keeps this function as text: it brings what it needs
     given = [inputs[n] for n in [*FACTS, "request_timestamp"]]
     return {name: values.tolist() for name, values in request_time(*given).items()}
 

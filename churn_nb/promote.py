@@ -11,18 +11,18 @@ import html, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
-from .bundle import BundleError, Manifest, signing_key, write_bundle
-from .categories import Dictionary
-from .evaluation import compare, evaluate, smaller_is_better
-from .export import onnx_predict
-from .guard import check_onnx
-from .quantise import INT8_ROW, precision_cost
-from .registry import (RegistryError, apply_decision, champion, connect, load_int8, load_version, settle,
+from .core.manifest import BundleError, Manifest, signing_key, write_bundle
+from .data.encoding import Dictionary
+from .evaluation.metrics import compare, evaluate, smaller_is_better
+from .modeling.onnx_export import onnx_predict
+from .registry.onnx_validation import check_onnx
+from .modeling.quantization import INT8_ROW, precision_cost
+from .registry.model_registry import (RegistryError, apply_decision, champion, connect, load_int8, load_version, settle,
                                version_of)
-from .registry import deploy_champion, history, read_history, rollback # noqa: F401 # for who asks this module
+from .registry.model_registry import deploy_champion, history, read_history, rollback # noqa: F401 # for who asks this module
 from .serve import Model
-from .settings import Criterion, Gate, Settings, Workspace
-from .tabular import as_values
+from .core.settings import Criterion, Gate, Settings, Workspace
+from .modeling.tabular import as_values
 
 # %% ../nbs/02_promote.ipynb #1918dc46
 @dataclass(frozen=True)

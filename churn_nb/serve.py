@@ -8,22 +8,22 @@ __all__ = ['log', 'Answer', 'CategoryAnswer', 'Model', 'CurrentModel', 'Challeng
 
 # %% ../nbs/04_serve.ipynb #50be9d43
 from . import __version__
-from .batching import Batcher, Busy, Late
-from .bundle import BundleError, Manifest, read_bundle
-from .explain import Explainer, wants_explanation
-from .guard import check_onnx, memory_bound, room_for, trust
-from .ingest import EventsIn
-from .lane import Lane, protocol_with
-from .limits import Guard, Keys, asking, busy, guarded, open_files, read_keys
-from .oip import v2_routes
-from .page import page_routes
-from .request_log import DriftGauges, RequestLog
-from .rows import RowReader
-from .settings import Settings, Workspace
-from .shadow import Shadow
-from .store import FeastOnline, StoreAway
-from .triton import BackendAway, TritonBackend
-from .web import (Around, InvalidRows, JsonLines, Metrics, Problem, ServeError, Traffic, events_body,
+from .serving.batching import Batcher, Busy, Late
+from .core.manifest import BundleError, Manifest, read_bundle
+from .serving.explanations import Explainer, wants_explanation
+from .registry.onnx_validation import check_onnx, memory_bound, room_for, trust
+from .serving.event_endpoint import EventsIn
+from .serving.http.fast_path import Lane, protocol_with
+from .serving.http.connection_limits import Guard, Keys, asking, busy, guarded, open_files, read_keys
+from .serving.open_inference import v2_routes
+from .serving.status_page import page_routes
+from .monitoring.request_log import DriftGauges, RequestLog
+from .serving.request_schema import RowReader
+from .core.settings import Settings, Workspace
+from .monitoring.shadow import Shadow
+from .feature_store.online import FeastOnline, StoreAway
+from .serving.triton import BackendAway, TritonBackend
+from .serving.http.problem_details import (Around, InvalidRows, JsonLines, Metrics, Problem, ServeError, Traffic, events_body,
                           is_loopback, json_only, listen, predict_paths, problems_everywhere, read_body, spans)
 
 # %% ../nbs/04_serve.ipynb #12494617

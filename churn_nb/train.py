@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from .bgnbd import fit_bgnbd, from_features, p_no_purchase
+from .modeling.bgnbd import fit_bgnbd, from_features, p_no_purchase
 import matplotlib.pyplot as plt, numpy as np, onnx, onnxruntime as ort, pandas as pd
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
@@ -31,21 +31,21 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from .bundle import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
-from .calibration import (
+from .core.manifest import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
+from .modeling.calibration import (
     Calibrated, Platt, calibration_plot, choose_calibration, core, cross_fitted, log_loss, reliability)
-from .card import model_card
-from .categories import Dictionary
-from .clusters import whole_customers
-from .evaluation import compare, deciles, evaluate, gain_table, intervals, slices
-from .export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
+from .modeling.model_card import model_card
+from .data.encoding import Dictionary
+from .monitoring.permutation_tests import whole_customers
+from .evaluation.metrics import compare, deciles, evaluate, gain_table, intervals, slices
+from .modeling.onnx_export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
 from .features import feature_descriptions, feature_names, perishable
-from .log import log_hash
-from .quantise import int8_of
-from .runs import describe_run, git_sha, provenance, tracking
-from .settings import Settings
-from .snapshot import horizon, key_of
-from .tabular import acceptable, as_values, base_rate, customer_folds, encoded, manifest_features, table_slices
+from .feature_store.event_log import log_hash
+from .modeling.quantization import int8_of
+from .registry.tracking import describe_run, git_sha, provenance, tracking
+from .core.settings import Settings
+from .feature_store.snapshots import horizon, key_of
+from .modeling.tabular import acceptable, as_values, base_rate, customer_folds, encoded, manifest_features, table_slices
 
 # %% ../nbs/01_train.ipynb #44c7ed50
 class Split(NamedTuple):

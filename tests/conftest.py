@@ -45,7 +45,7 @@ def measured(request):
 @pytest.fixture(scope="session")
 def configured():
     "Settings of a workspace; further keyword arguments are settings, `stores__online=...`."
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     return lambda ws, **over: load_settings({"paths.workspace": str(ws), "paths.data": str(ROOT/"data"), **{k.replace("__", "."): v for k, v in over.items()}},
                                             environ={})
 
@@ -53,7 +53,7 @@ def configured():
 def fill(configured):
     "Make a feature store of about so many customers (0: all), without the labelled rows that only training needs; its settings."
     from churn_nb import features as f
-    from churn_nb.data import load_events
+    from churn_nb.data.datasets import load_events
     def filled(ws, customers, **over):
         s = configured(ws, **over)
         f.Workspace(s.paths.workspace).open()

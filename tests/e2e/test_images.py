@@ -5,9 +5,9 @@ import httpx, numpy as np, pandas as pd, pytest, redis, yaml
 from deadlines import allow
 from paths import ROOT
 from containers import LIMITS, PYTHON, TRITON, Container, build_target, can_not, image, podman 
-from churn_nb.bundle import Store 
+from churn_nb.core.manifest import Store 
 from churn_nb.features import feature_names 
-from churn_nb.store import FeastOnline 
+from churn_nb.feature_store.online import FeastOnline 
 from serving import free_port, probability, put_live 
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}

@@ -3,10 +3,10 @@ Spark is 450 MB and needs Java, so it lives in an environment of its own, `.benc
 import os, re, subprocess, sys, warnings
 from datetime import datetime
 import duckdb, pytest
-from churn_nb.data import load_events
+from churn_nb.data.datasets import load_events
 from churn_nb.features import known_sql, split_dates, windows_sql
-from churn_nb.settings import load_settings
-from churn_nb.store import utc
+from churn_nb.core.settings import load_settings
+from churn_nb.feature_store.online import utc
 from deadlines import allow
 from paths import ROOT, SUPPORT
 

@@ -3,8 +3,9 @@ A payload would leave a marker; what must happen is nothing, a loud refusal, and
 import contextlib, hashlib, io, json, os, pickle, shutil, subprocess, sys, textwrap, threading
 import cloudpickle, httpx, msgspec, numpy as np, onnx, pytest
 from onnx import TensorProto, helper as h, numpy_helper
-from churn_nb import promote as p, registry as r
-from churn_nb.bundle import BundleError, FileHash, manifest_json, read_bundle, write_bundle
+from churn_nb import promote as p
+from churn_nb.registry import model_registry as r
+from churn_nb.core.manifest import BundleError, FileHash, manifest_json, read_bundle, write_bundle
 from deadlines import allow
 from paths import CHURN, PYTHON
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for
@@ -288,12 +289,12 @@ def test_mlflow_honours_the_variable_that_we_set(tmp_path, flavour):
     assert ran == {"True": True, "False": False}
 
 def test_the_command_line_and_the_kernels_run_with_it(tmp_path, monkeypatch):
-    from churn_nb import pipeline
+    from churn_nb.ops import pipeline_runner as pipeline
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
     with pipeline._for_kernels(pipeline.load_settings(environ={})): assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "False"
     assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" not in os.environ
     seen = subprocess.run([sys.executable, "-c", textwrap.dedent("""
-        import os, churn_nb.serve, churn_nb.pipeline as p
+        import os, churn_nb.serve, churn_nb.ops.pipeline_runner as p
         churn_nb.serve.run_server = lambda *a, **k: print(os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION"))
         p.main(["serve", "--port", "0"])""")], check=False, capture_output=True, text=True, timeout=allow(60), cwd=tmp_path)
     assert seen.stdout.split() == ["False"], seen.stderr
@@ -359,7 +360,8 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         (folder/"model.onnx").write_bytes(data)
         m = msgspec.structs.replace(manifest(), files={"model.onnx": FileHash(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))})
         (folder/"manifest.json").write_bytes(manifest_json(m))
-        from churn_nb import doctor, pipeline
+        from churn_nb.ops import diagnostics as doctor
+        from churn_nb.ops import pipeline_runner as pipeline
         with pytest.raises(BundleError, match=says): pipeline._load(pipeline._settings(str(tmp_path)))
         with pytest.raises(BundleError, match=says): doctor.check_bundle(pipeline._settings(str(tmp_path)))
         out = subprocess.run([CHURN, "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],

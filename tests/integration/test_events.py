@@ -24,11 +24,11 @@ from paths import PYTHON
 from serving import free_port, wait_for
 
 from churn_nb import features as f
-from churn_nb.events import add, behind, catch_up, parse_event, push_rows
-from churn_nb.log import compact, load_log, pushed
+from churn_nb.ops.event_worker import add, behind, catch_up, parse_event, push_rows
+from churn_nb.feature_store.event_log import compact, load_log, pushed
 from churn_nb.serve import create_app
-from churn_nb.settings import Workspace
-from churn_nb.store import move_clock, present
+from churn_nb.core.settings import Workspace
+from churn_nb.feature_store.online import move_clock, present
 
 JSON = {"Content-Type": "application/json"}
 
@@ -106,9 +106,9 @@ def test_any_sequence_of_pushes_and_retries_is_a_set(stores, configured, tmp_pat
 KILLED = '''
 import contextlib, json, os, signal, sys, feast
 from churn_nb import features as f
-from churn_nb.events import push_rows
-from churn_nb.log import compact, pushed
-from churn_nb.settings import load_settings
+from churn_nb.ops.event_worker import push_rows
+from churn_nb.feature_store.event_log import compact, pushed
+from churn_nb.core.settings import load_settings
 import feast.infra.online_stores.sqlite as sqlite
 calls = 0
 def dying(owner, name, at):
@@ -120,7 +120,7 @@ def dying(owner, name, at):
     setattr(owner, name, staticmethod(g) if isinstance(owner, type) and owner is not feast.FeatureStore and owner is not sqlite.SqliteOnlineStore else g)
 todo = json.loads(sys.argv[1])
 f.apply_store(load_settings(todo[-1][0], environ={})) # imports what each child would import for itself
-import churn_nb.offline_store, pandas, pyarrow.dataset, feast.data_source
+import churn_nb.feature_store.feast_offline, pandas, pyarrow.dataset, feast.data_source
 for over, at, rows in todo:
     if (pid := os.fork()) == 0:
         s = load_settings(over, environ={})
@@ -166,8 +166,8 @@ def test_killed_between_any_two_writes(stores, configured, tmp_path):
 WRITER = '''
 import json, sys, feast
 from churn_nb import features as f
-from churn_nb.events import push_rows
-from churn_nb.settings import load_settings
+from churn_nb.ops.event_worker import push_rows
+from churn_nb.core.settings import load_settings
 over, rows = json.loads(sys.stdin.read())
 s = load_settings(over, environ={})
 store, out = f.apply_store(s), []

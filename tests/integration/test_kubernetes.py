@@ -3,9 +3,9 @@ import re, shutil, subprocess
 import pytest, yaml
 from kubernetes_validate import ValidationError, validate
 from fastapi.testclient import TestClient
-from churn_nb.limits import read_keys
+from churn_nb.serving.http.connection_limits import read_keys
 from churn_nb.serve import create_app
-from churn_nb.settings import load_settings
+from churn_nb.core.settings import load_settings
 from deadlines import allow
 from serving import put_live, settings_for
 from paths import CHURN, ROOT

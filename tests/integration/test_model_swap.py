@@ -4,7 +4,7 @@ import json, os, shutil, subprocess, threading, time
 import httpx, numpy as np, pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from churn_nb.bundle import BundleError, SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
+from churn_nb.core.manifest import BundleError, SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
 from deadlines import allow
 from serving import manifest, onnx_model, probability, serving, wait_for
 
@@ -204,7 +204,7 @@ def test_no_bundle_is_believed_before_its_signature(tmp_path):
     with pytest.raises(BundleError, match="manifest.sig"): read_bundle(folder, public(key))
 
 def test_the_settings_know_public_keys_and_not_the_private_one(tmp_path):
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     key = Ed25519PrivateKey.generate()
     (tmp_path/"settings.ini").write_text("[serve]\npublic_key = keys/a.pem, keys/b.pem\n")
     s = load_settings(path=tmp_path/"settings.ini", environ={"CHURN_SIGNING_KEY": pem(key)})

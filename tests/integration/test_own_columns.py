@@ -5,16 +5,16 @@ import httpx, msgspec, numpy as np, pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings as hyp, strategies as st
 from churn_nb import serve
-from churn_nb.bundle import BundleError, Feature, SelfTest, manifest_json, parse_manifest, write_bundle
-from churn_nb.categories import UNSEEN, entity_key
-from churn_nb.guard import check_onnx
-from churn_nb.request_log import read_requests
-from churn_nb.rows import RowReader, TextKey
+from churn_nb.core.manifest import BundleError, Feature, SelfTest, manifest_json, parse_manifest, write_bundle
+from churn_nb.data.encoding import UNSEEN, entity_key
+from churn_nb.registry.onnx_validation import check_onnx
+from churn_nb.monitoring.request_log import read_requests
+from churn_nb.serving.request_schema import RowReader, TextKey
 from churn_nb.serve import Model, create_app
-from churn_nb.settings import load_settings
-from churn_nb.shadow import Shadow, read_shadow
-from churn_nb.triton import signature, triton_config
-from churn_nb.web import Metrics
+from churn_nb.core.settings import load_settings
+from churn_nb.monitoring.shadow import Shadow, read_shadow
+from churn_nb.serving.triton import signature, triton_config
+from churn_nb.serving.http.problem_details import Metrics
 from own_columns import EXAMPLE, FEATURES, expected, graph, own_manifest, put_own
 from deadlines import allow
 from serving import manifest, onnx_model, serving, settings_for
@@ -128,7 +128,7 @@ def test_the_model_card_and_docs_hold_the_files_own_words(served):
     assert served.post("/predict", json=body).status_code == 200
 
 def test_of_hundreds_of_values_twenty_are_shown():
-    from churn_nb.web import known_values
+    from churn_nb.serving.http.problem_details import known_values
     says = known_values(Feature(name="a", type="string", values=[f"v{i}" for i in range(300)]))
     assert len(says["examples"]) == 20 and says["description"].endswith("v19, and 280 more")
 
@@ -243,7 +243,7 @@ def test_the_triton_configuration_lists_both_inputs():
     assert 'name: "features" data_type: TYPE_FP32 dims: [ 2 ]' in text and 'name: "categories" data_type: TYPE_STRING dims: [ 2 ]' in text
 
 def test_a_real_triton_gives_the_same_answers(triton_here, tmp_path):
-    from churn_nb.triton import TritonBackend, write_model_repository
+    from churn_nb.serving.triton import TritonBackend, write_model_repository
     write_model_repository(folder := put_own(tmp_path), tmp_path/"triton")
     model, X = Model.load(folder), np.array([[1, 42, 1, 100], [np.nan, 20, -1, np.nan], [-1, 60, 0, 1]], np.float32)
     with triton_here(tmp_path/"triton", tmp_path) as t:
@@ -271,7 +271,7 @@ def test_the_request_log_holds_texts_and_no_ids(tmp_path, monkeypatch):
 
 def test_a_log_column_with_numbers_and_texts_reads_as_text(tmp_path):
     "Two models wrote it: the column is a number for one and a text for the other."
-    from churn_nb.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog
     number = [Feature(name="Vorwahl")]
     text = [Feature(name="Vorwahl", type="string", values=["408"])]
     for version, features, x in (("1", number, 408.), ("2", text, 0.), ("3", text, np.nan)):

@@ -2,17 +2,17 @@
 import os, subprocess, sys
 import httpx, numpy as np, pandas as pd, pytest
 from starlette.testclient import TestClient
-from churn_nb.bundle import current_bundle, verify_bundle
-from churn_nb.calibration import excess_log_loss
-from churn_nb.categories import Dictionary, entity_key
-from churn_nb.client import python_client
-from churn_nb.export import onnx_predict
+from churn_nb.core.manifest import current_bundle, verify_bundle
+from churn_nb.modeling.calibration import excess_log_loss
+from churn_nb.data.encoding import Dictionary, entity_key
+from churn_nb.serving.client_codegen import python_client
+from churn_nb.modeling.onnx_export import onnx_predict
 from churn_nb.features import build, feature_names, online, open_store, parity, training_rows
 from churn_nb.promote import deploy_champion, run_gate
-from churn_nb.registry import connect, load_version
+from churn_nb.registry.model_registry import connect, load_version
 from churn_nb.serve import create_app
-from churn_nb.settings import Workspace, load_settings
-from churn_nb.snapshot import key_of
+from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.feature_store.snapshots import key_of
 from churn_nb.train import train
 from deadlines import allow
 from serving import serving
@@ -87,7 +87,7 @@ def test_online_equals_offline(learned):
 @pytest.mark.parametrize("learned", ["telecom", "telco", "simulated"], indirect=True) # of a log: tests/unit/test_features.py
 def test_training_rows_of_a_table_are_feasts_own(learned):
     s, rows, _, _ = learned
-    from churn_nb.categories import column_name
+    from churn_nb.data.encoding import column_name
     some, names = rows[::37], feature_names(s)
     got = open_store(s).get_historical_features(some[["customer_id", "event_timestamp"]], [f"customer_snapshot:{column_name(n)}" for n in names]).to_df()
     got = got.sort_values(["event_timestamp", "customer_id"]).rename(columns={column_name(n): n for n in names})
@@ -203,7 +203,7 @@ def test_wrong_calls_are_one_line_and_change_nothing(args, says, tmp_path):
 def test_a_log_gets_dates_windows_and_features(tmp_path):
     d = pd.read_csv(ROOT/"data"/"cdnow.csv").query("customer_id % 20 == 0")
     pd.DataFrame({"customer": "C-" + d.customer_id.astype(str), "at": d.event_timestamp, "total": d.amount}).to_parquet(tmp_path/"orders.parquet", index=False)
-    from churn_nb.pipeline import _own
+    from churn_nb.ops.pipeline_runner import _own
     flags = {"entity": "customer", "timestamp": "at", "amount": "total", "horizon": "60d"}
     s = _own(tmp_path/"orders.parquet", "events", flags, str(tmp_path/"work"))
     assert (s.data.kind, s.features.label_days, str(s.features.test_as_of), str(s.features.serve_as_of)) == ("events", 60, "1998-05-02", "1998-07-01")

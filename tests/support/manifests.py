@@ -1,5 +1,5 @@
 "The smallest manifest that is whole."
-from churn_nb.bundle import Feature, Manifest, SelfTest
+from churn_nb.core.manifest import Feature, Manifest, SelfTest
 
 def manifest(version="1", **kw):
     return Manifest(**{**dict(name="churn_predictor", version=version, run_id="r", git_sha="g", created="2026-01-01T00:00:00Z",

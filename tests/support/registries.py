@@ -2,9 +2,10 @@
 import contextlib, json, subprocess, uuid
 import numpy as np, pandas as pd, pytest, sqlalchemy
 from sklearn.linear_model import LogisticRegression
-from churn_nb import promote as p, registry as r, train as t
-from churn_nb.bundle import Feature, Manifest, SelfTest, current_bundle, verify_bundle
-from churn_nb.settings import Workspace, load_settings
+from churn_nb import promote as p, train as t
+from churn_nb.registry import model_registry as r
+from churn_nb.core.manifest import Feature, Manifest, SelfTest, current_bundle, verify_bundle
+from churn_nb.core.settings import Workspace, load_settings
 from paths import PYTHON
 
 NAMES = ["age", "usage_minutes"]
@@ -101,8 +102,8 @@ class Registry:
 
 CREW = '''
 import gc, json, os, signal, sys, time, traceback, warnings
-import mlflow, pandas as pd, sqlalchemy, churn_nb.promote as p, churn_nb.registry as r, churn_nb.train as t
-from churn_nb.settings import load_settings
+import mlflow, pandas as pd, sqlalchemy, churn_nb.promote as p, churn_nb.registry.model_registry as r, churn_nb.train as t
+from churn_nb.core.settings import load_settings
 warnings.simplefilter("ignore")
 def say(**out): os.write(1, (json.dumps(out) + "\\n").encode())
 def count(owner, name, steps, die):

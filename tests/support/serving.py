@@ -3,8 +3,8 @@ import contextlib, json, signal, socket, subprocess, time
 from pathlib import Path
 import msgspec, numpy as np, onnx
 from onnx import TensorProto, helper as h, numpy_helper
-from churn_nb.bundle import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
-from churn_nb.settings import load_settings
+from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
+from churn_nb.core.settings import load_settings
 from deadlines import allow
 from paths import PYTHON
 
@@ -47,7 +47,7 @@ def settings_for(workspace, **serve): return load_settings({"paths.workspace": w
 
 class Server:
     "A real `run_server` process on a free loopback port, stopped by its own pid. Forked (see paths.PYTHON), but where its memory is what is tested: `python=sys.executable`."
-    code = ("import os, sys, json\nprint(os.getpid(), flush=True)\nfrom churn_nb.serve import run_server\nfrom churn_nb.settings import load_settings\n"
+    code = ("import os, sys, json\nprint(os.getpid(), flush=True)\nfrom churn_nb.serve import run_server\nfrom churn_nb.core.settings import load_settings\n"
             "run_server(load_settings(json.loads(sys.argv[1]), environ={}), port=0)")
     def __init__(self, workspace, python=PYTHON, **serve):
         self.workspace, self.logfile = Path(workspace), Path(workspace)/"server.log"

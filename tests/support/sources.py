@@ -36,7 +36,7 @@ def module_of(root:Path, nb:str) -> str: # Empty: it exports none
 def notebooks(root:Path) -> dict[str, str]: # Module -> its notebook
     return {m: nb for nb in notebook_files(root) if (m := module_of(root, nb))}
 
-def notebook_of(root:Path, module:str) -> Path: # `churn_nb.settings` -> its notebook
+def notebook_of(root:Path, module:str) -> Path: # `churn_nb.core.settings` -> its notebook
     return root/notebooks(root)[module.removeprefix("churn_nb.")]
 
 @cache

@@ -11,8 +11,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 MODULES = ("prometheus_client", "pandas", "scipy.stats", "sklearn.ensemble", "sklearn.linear_model", "sklearn.neural_network", "sklearn.inspection", "sklearn.model_selection", "matplotlib.pyplot",
            "mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store", "skl2onnx", "evidently", "evidently.presets", "duckdb", "pyarrow.parquet", "pyarrow.csv",
            "feast", "ipykernel.kernelapp", "ipykernel.ipkernel", "papermill",
-           "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.pipeline", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
-           "churn_nb.scoring", "churn_nb.watch", "churn_nb.doctor", "churn_nb.events")
+           "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.ops.pipeline_runner", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
+           "churn_nb.batch.scorer", "churn_nb.ops.monitor", "churn_nb.ops.diagnostics", "churn_nb.ops.event_worker")
 
 def receive(connection) -> tuple[dict, list[int]]:
     "A request and the three descriptors that came with it."
@@ -97,7 +97,7 @@ def become(job:dict):
 def run(job:dict):
     become(job)
     if job["kind"] == "churn":
-        from churn_nb.pipeline import main
+        from churn_nb.ops.pipeline_runner import main
         sys.exit(main())
     if job["kind"] == "python": return python(*job["argv"][1:])
     if job["kind"] == "worker": return python(*job["argv"][2:]) # after -u: execnet reads and writes descriptors of its own
@@ -133,7 +133,7 @@ def ended(job:dict):
 
 def serve(path:str):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # the test run's Ctrl-C is the test run's
-    from churn_nb.store import spare_feast
+    from churn_nb.feature_store.online import spare_feast
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spare_feast()

@@ -4,11 +4,13 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
-from churn_nb import clusters, distances, drift as d
-from churn_nb.settings import load_settings
+from churn_nb import drift as d
+from churn_nb.monitoring import permutation_tests as clusters
+from churn_nb.monitoring import statistical_tests as distances
+from churn_nb.core.settings import load_settings
 
 RULES = load_settings(environ={}).drift.model_copy(update={"bins": 10, "alpha": .05, "psi_warn": .1, "psi_retrain": .25, "permutations": 199})
-P_ERROR = 2e-5 # of the asymptotic p-value above 10,000 rows a side (29_distances); SciPy rounds the effective size besides
+P_ERROR = 2e-5 # of the asymptotic p-value above 10,000 rows a side (20_statistical_tests); SciPy rounds the effective size besides
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 sizes = st.integers(1, 60)
 
@@ -339,7 +341,7 @@ def test_a_folder_is_not_a_table(tmp_path):
 # Evidently
 
 def test_evidently_shows_our_numbers(tables, tmp_path, recwarn):
-    from churn_nb.drift_views import _evidently
+    from churn_nb.monitoring.drift_html import _evidently
     ref, cur = (t.assign(gone=np.nan, plan="basic", far=np.inf, flat=1.) for t in tables)
     report = d.drift_report(ref, cur, RULES)
     out = d.evidently_html(report, ref, cur, tmp_path/"e.html")

@@ -17,10 +17,10 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
 from churn_nb import features as f
-from churn_nb.data import DataError, load_events, md5
-from churn_nb.log import Segments
-from churn_nb.settings import Workspace, load_settings
-from churn_nb.store import FACTS, OF_THE_MOMENT, request_time, utc
+from churn_nb.data.datasets import DataError, load_events, md5
+from churn_nb.feature_store.event_log import Segments
+from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, request_time, utc
 from paths import PYTHON, ROOT, SUPPORT
 
 UTC, WINDOWS = dt.UTC, [24, 168, 720, 2160]
@@ -321,7 +321,7 @@ def test_a_rebuild_logs_what_changed(small, tmp_path, caplog):
 
 def test_a_pushed_event_is_in_the_next_rows(small, tmp_path):
     "It moves a label whose window it lies in, and no feature of before."
-    from churn_nb.events import push_rows
+    from churn_nb.ops.event_worker import push_rows
     s, (_, rows, _) = copy_of(small, tmp_path), small
     gone = rows[(rows.split == "test") & (rows.churn == 1)].customer_id.iloc[0]
     event = {"event_id": 9_000_001, "customer_id": int(gone), "event_timestamp": "1998-06-15T10:00:00Z", "amount": 12.5}
@@ -349,7 +349,7 @@ def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
     "Build, online and parity by the wall clock; a day later the stored windows are old, which is no fault, and a spoilt total is one."
     from feast.data_source import PushMode
 
-    from churn_nb.events import push_rows
+    from churn_nb.ops.event_worker import push_rows
     s, now = configured(tmp_path/"ws", features__serve_as_of="now"), dt.datetime.now(UTC)
     assert f.training_rows(s, 60).split.value_counts().to_dict() == {"train": 420, "validation": 60, "test": 60}
     latest, store = f.latest_rows(s, 60), f.apply_store(s)
@@ -378,8 +378,8 @@ def test_a_build_holds_the_lock_of_the_log(tmp_path, monkeypatch):
 
 KILLED = '''
 import contextlib, json, os, signal, sys
-import feast.infra.online_stores.sqlite as sqlite, churn_nb.features as f, churn_nb.settings as settings
-from churn_nb.settings import load_settings
+import feast.infra.online_stores.sqlite as sqlite, churn_nb.features as f, churn_nb.core.settings as settings
+from churn_nb.core.settings import load_settings
 def die_at(owner, name, nth, after):
     "Make the nth call of owner.name end the process: before it does anything, or right after."
     real, calls = getattr(owner, name), []

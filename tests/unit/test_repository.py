@@ -10,7 +10,7 @@ from paths import PYTHON, ROOT
 BIN = Path(sys.executable).parent
 TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
 NOTEBOOKS = [ROOT/nb for nb in sources.notebook_files(ROOT)]
-SETTINGS, DATA, PIPELINE, REGISTRY, BATCHING = (sources.notebook_of(ROOT, m) for m in ("churn_nb.settings", "churn_nb.data", "churn_nb.pipeline", "churn_nb.registry", "churn_nb.batching"))
+SETTINGS, DATA, PIPELINE, REGISTRY, BATCHING = (sources.notebook_of(ROOT, m) for m in ("churn_nb.core.settings", "churn_nb.data.datasets", "churn_nb.ops.pipeline_runner", "churn_nb.registry.model_registry", "churn_nb.serving.batching"))
 COURSE = [*(nb for nb in NOTEBOOKS if nb.name[0] == "0"), SETTINGS, DATA, PIPELINE]
 
 EXPORTED = ["ruff", "check", "--isolated", "--line-length", "160", "--select", "E9,F,B", "--ignore", "B905,B023,B007,B008,B017", "churn_nb"]
@@ -121,9 +121,9 @@ def test_wheel_carries_the_settings_and_every_module(tmp_path):
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     names = set(wheel.namelist())
     assert {n for n in names if n.startswith("churn_nb/") and n.endswith(".py")} == set(sources.files(ROOT, "churn_nb", "*.py"))
-    assert wheel.read("churn_nb/settings.ini") == (ROOT/"settings.ini").read_bytes()
+    assert wheel.read("churn_nb/core/settings.ini") == (ROOT/"settings.ini").read_bytes()
     wheel.extractall(tmp_path/"bare")
-    shown = subprocess.run([sys.executable, "-c", "from churn_nb.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],
+    shown = subprocess.run([sys.executable, "-c", "from churn_nb.core.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],
                            cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"bare")}, capture_output=True, text=True, check=True).stdout.split()
     assert shown == [str(tmp_path/"bare/churn_nb/__init__.py"), "8000", str(tmp_path/"work")]
 

@@ -5,7 +5,7 @@ import tritonclient.http as triton
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings as hyp, strategies as st
 from tritonclient.utils import InferenceServerException
-from churn_nb.bundle import BundleError, Feature, SelfTest, switch_current, write_bundle
+from churn_nb.core.manifest import BundleError, Feature, SelfTest, switch_current, write_bundle
 from churn_nb.serve import FeastOnline, InvalidRows, Model, ServeError, create_app, run_server
 from deadlines import allow
 from serving import Server, free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
@@ -29,7 +29,7 @@ def is_problem(r):
 PROBE = textwrap.dedent("""
     import json, os, signal, sys, threading, time, urllib.request
     from churn_nb.serve import run_server
-    from churn_nb.settings import load_settings
+    from churn_nb.core.settings import load_settings
     port, workspace, body = int(sys.argv[1]), sys.argv[2], sys.argv[3].encode()
     def probe():
         for _ in range(2000):

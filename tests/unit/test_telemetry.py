@@ -24,7 +24,7 @@ def test_onnxruntime_leaves_a_device_id_unless_forbidden(tmp_path):
     "Or the next test could not fail."
     assert device_files(tmp_path, "")
 
-@pytest.mark.parametrize("first", ["import churn_nb", "import churn_nb.export", "import churn_nb.serve"])
+@pytest.mark.parametrize("first", ["import churn_nb", "import churn_nb.modeling.onnx_export", "import churn_nb.serve"])
 def test_onnxruntime_leaves_nothing_behind_after_an_import_of_the_package(tmp_path, first):
     assert not device_files(tmp_path, first)
 

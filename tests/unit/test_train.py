@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np, onnx, pandas as pd, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from sklearn.base import clone
-import churn_nb.export
+import churn_nb.modeling.onnx_export
 from churn_nb import train as t
-from churn_nb.calibration import CALIBRATORS
-from churn_nb.data import pointer_md5
-from churn_nb.export import floor32
+from churn_nb.modeling.calibration import CALIBRATORS
+from churn_nb.data.datasets import pointer_md5
+from churn_nb.modeling.onnx_export import floor32
 from churn_nb.features import feature_names, training_rows
-from churn_nb.runs import typical
-from churn_nb.settings import Workspace, load_settings
+from churn_nb.registry.tracking import typical
+from churn_nb.core.settings import Workspace, load_settings
 from paths import ROOT
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
@@ -142,7 +142,7 @@ def test_parity_sees_one_nudged_threshold(fitted):
 
 def test_parity_refuses_nan(fitted, monkeypatch):
     data, models = fitted
-    monkeypatch.setattr(churn_nb.export, "onnx_predict", lambda exported, X, *more: np.full(len(X), np.nan))
+    monkeypatch.setattr(churn_nb.modeling.onnx_export, "onnx_predict", lambda exported, X, *more: np.full(len(X), np.nan))
     with pytest.raises(ValueError, match="ONNX differs"): t.parity(*models["hist_gradient_boosting"], data["test"][0])
 
 def test_the_probes_lie_on_thresholds(fitted):
@@ -164,7 +164,7 @@ EXPORT = """import hashlib, numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from churn_nb.export import LogScale, to_onnx
+from churn_nb.modeling.onnx_export import LogScale, to_onnx
 X = np.random.default_rng(0).normal(size=(300, 3)).astype("float32"); X[::7, 1] = np.nan
 for m in (make_pipeline(LogScale(), LogisticRegression()), HistGradientBoostingClassifier(max_iter=3)):
     print(hashlib.sha256(to_onnx(m.fit(X, X[:, 0] > 0), 3)).hexdigest())"""
@@ -224,7 +224,7 @@ def test_a_split_with_one_class_is_refused(rows, names, split):
 
 # Two whole trainings
 
-TRAIN = "import json, sys, pandas as pd\nfrom churn_nb.settings import Workspace, load_settings\nfrom churn_nb.train import train\ns = load_settings(json.loads(sys.argv[1]), environ={})\nWorkspace(s.paths.workspace).open()\nprint(json.dumps(train(s, pd.read_parquet(sys.argv[2]))))"
+TRAIN = "import json, sys, pandas as pd\nfrom churn_nb.core.settings import Workspace, load_settings\nfrom churn_nb.train import train\ns = load_settings(json.loads(sys.argv[1]), environ={})\nWorkspace(s.paths.workspace).open()\nprint(json.dumps(train(s, pd.read_parquet(sys.argv[2]))))"
 
 @pytest.fixture(scope="module")
 def runs(rows, tmp_path_factory):

@@ -6,10 +6,10 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings as rules, strategies as st
 import churn_nb # noqa: F401 # before onnxruntime: its telemetry
 import onnxruntime as ort
-from churn_nb.categories import Dictionary
-from churn_nb.data import DataError
-from churn_nb.explain import contributions
-from churn_nb.scoring import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
+from churn_nb.data.encoding import Dictionary
+from churn_nb.data.datasets import DataError
+from churn_nb.serving.explanations import contributions
+from churn_nb.batch.scorer import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
 from churn_nb.serve import Model
 from deadlines import allow
 from tables import csv_records, csv_rows
@@ -217,7 +217,7 @@ SPELT = ["1.234,5", "1,234.5", "1,5", "1.5", "12", "-3e2", "€ 99", "$5", "12%"
 def test_scoring_reads_numbers_as_training_read_them(decimal):
     "One grammar in two engines: what is no number for DuckDB is none for Arrow, and the others are equal."
     import duckdb
-    from churn_nb.describe import number_sql
+    from churn_nb.data.schema_inference import number_sql
     con = duckdb.connect()
     sql = number_sql("trim(c)", decimal)
     want = [con.execute(f"SELECT {sql} FROM (SELECT ? AS c)", [t]).fetchone()[0] for t in SPELT]
@@ -249,7 +249,7 @@ def plans():
     "A pipeline on two numbers and a category, its graph, and a model around it."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
-    from churn_nb.export import OneHot, to_onnx
+    from churn_nb.modeling.onnx_export import OneHot, to_onnx
     rng, d = np.random.default_rng(0), Dictionary(["tenure", "plan", "spend"], [None, ["basic", "pro", "408"], None])
     X = np.column_stack([rng.integers(0, 60, 3000), rng.integers(0, 3, 3000), rng.normal(size=3000)]).astype(np.float32)
     fitted = make_pipeline(OneHot(d), HistGradientBoostingClassifier(max_iter=20, random_state=0)).fit(X, (X[:, 0] < 20) ^ (X[:, 1] == 1))
@@ -354,9 +354,9 @@ def test_a_full_disk_keeps_the_scored_chunks(live, tmp_path):
 SLOW = """import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from churn_nb.scoring import score_file
+from churn_nb.batch.scorer import score_file
 from churn_nb.serve import Model
-from churn_nb.settings import load_settings
+from churn_nb.core.settings import load_settings
 home, source, out, wait = Path(sys.argv[1]), *sys.argv[2:5]
 model = Model.load(home/"ws"/"bundle"/"current")
 def predict(X): time.sleep(float(wait)); return model.predict(X)
@@ -458,9 +458,9 @@ def test_the_bar_is_for_terminals(live, tmp_path):
 
 PEAK = """import sys
 from pathlib import Path
-from churn_nb.scoring import score_file
+from churn_nb.batch.scorer import score_file
 from churn_nb.serve import Model
-from churn_nb.settings import load_settings
+from churn_nb.core.settings import load_settings
 home, source, out = Path(sys.argv[1]), *sys.argv[2:4]
 done = score_file(load_settings({"paths.workspace": home/"ws"}, environ={}), Model.load(home/"ws"/"bundle"/"current"), home/source, home/out, reasons=0, portion=20_000)
 print(done.scored, next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))""" # kB; getrusage counts the parent too

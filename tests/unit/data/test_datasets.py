@@ -2,9 +2,9 @@
 import csv, datetime as dt, hashlib, io, re, shutil, subprocess, sys
 import filelock, numpy as np, pandas as pd, pytest
 from hypothesis import given, settings as hyp, strategies as st
-from churn_nb import data as d
+from churn_nb.data import datasets as d
 from churn_nb.features import build
-from churn_nb.settings import load_settings
+from churn_nb.core.settings import load_settings
 from paths import ROOT
 from refusals import refused
 from tables import csv_rows
@@ -90,7 +90,7 @@ def test_a_tampered_file_or_pointer_is_refused(tmp_path):
 
 def test_two_processes_pull_at_once(tmp_path):
     root = clone(tmp_path)
-    code = ("import sys\nfrom pathlib import Path\nimport churn_nb.data as d\nrun = d.subprocess.run\ndef seen(*a, **k): print('dvc', flush=True); return run(*a, **k)\n"
+    code = ("import sys\nfrom pathlib import Path\nimport churn_nb.data.datasets as d\nrun = d.subprocess.run\ndef seen(*a, **k): print('dvc', flush=True); return run(*a, **k)\n"
             "d.subprocess.run = seen\nprint('ready', flush=True)\nprint(d.pull(Path(sys.argv[1])))")
     with filelock.FileLock(root/"data/.cdnow.csv.lock"): # both are at the door before it opens
         both = [subprocess.Popen([sys.executable, "-c", code, str(root/"data/cdnow.csv")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

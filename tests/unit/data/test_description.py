@@ -1,9 +1,9 @@
 "Description of files: every form that people send is read as it is meant, and a file that changed is refused, never misread."
 import gzip
 import numpy as np, pandas as pd, pytest
-from churn_nb.categories import entity_key
-from churn_nb.data import DataError
-from churn_nb.describe import clean_names, describe, prepare, read_description, write_description
+from churn_nb.data.encoding import entity_key
+from churn_nb.data.datasets import DataError
+from churn_nb.data.schema_inference import clean_names, describe, prepare, read_description, write_description
 
 N = 300
 

@@ -1,7 +1,7 @@
 "Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
 import numpy as np, pandas as pd, pytest
-from churn_nb.data import DataError
-from churn_nb.describe import describe, prepare
+from churn_nb.data.datasets import DataError
+from churn_nb.data.schema_inference import describe, prepare
 
 N = 600
 

@@ -5,8 +5,8 @@ from datetime import date, datetime, timedelta
 import duckdb, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from refusals import refused
 
-from churn_nb import simulator as d
-from churn_nb.data import EVENTS, check_csv
+from churn_nb.data import simulator as d
+from churn_nb.data.datasets import EVENTS, check_csv
 from paths import ROOT
 
 SMALL = d.Simulation(customers=2500, days=100, label_days=40, seed=7)
@@ -28,7 +28,7 @@ def daily(tmp_path_factory):
 # The same bytes
 
 def test_two_processes_write_the_same_bytes(small, tmp_path):
-    code = "import sys; from churn_nb.simulator import *; simulate(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
+    code = "import sys; from churn_nb.data.simulator import *; simulate(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path/"again")], cwd=ROOT, env={"PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo", "PATH": ""}, check=True)
     assert sha(tmp_path/"again") == sha(small)
     assert [*sha(small)] == ["customers.parquet", *(f"events/part-{k:05}.parquet" for k in range(3)), "truth.parquet"]
@@ -208,7 +208,7 @@ def test_an_effect_acts_in_its_direction():
 # Memory, faults, parameters
 
 def test_memory_does_not_grow_with_the_number_of_customers(tmp_path):
-    code = ("import resource, sys; from churn_nb.simulator import *; n = int(sys.argv[1])\n"
+    code = ("import resource, sys; from churn_nb.data.simulator import *; n = int(sys.argv[1])\n"
             "r = simulate(sys.argv[2], Simulation(customers=n, days=180)); print(r['events'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)")
     got = [subprocess.run([sys.executable, "-c", code, str(n), str(tmp_path/str(n))], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for n in (5000, 20_000)]
     (n1, mb1), (n4, mb4) = [(int(n), float(mb)) for n, mb in got]

@@ -3,7 +3,7 @@ import inspect
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from hypothesis import assume, given, settings, strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
-from churn_nb import evaluation as e
+from churn_nb.evaluation import metrics as e
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 few = settings(quick, max_examples=15)

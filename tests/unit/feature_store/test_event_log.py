@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
-from churn_nb.data import load_events
-from churn_nb.log import Segments, compact, connection, copy_parquet, load_log, log_hash, pushed, write_parquet
+from churn_nb.data.datasets import load_events
+from churn_nb.feature_store.event_log import Segments, compact, connection, copy_parquet, load_log, log_hash, pushed, write_parquet
 from deadlines import allow
 
 
@@ -70,7 +70,7 @@ def test_a_copy_that_fails_at_any_row_raises(tmp_path):
 KILLED = '''
 import json, os, signal, sys
 import pyarrow.parquet as pq, pandas as pd
-from churn_nb.log import Segments, compact
+from churn_nb.feature_store.event_log import Segments, compact
 calls = 0
 def dying(owner, name, at):
     real = getattr(owner, name)
@@ -128,7 +128,7 @@ def test_killed_at_every_step(tmp_path, what):
 
 WRITER = '''
 import sys, pandas as pd
-from churn_nb.log import Segments, compact
+from churn_nb.feature_store.event_log import Segments, compact
 folder, me = sys.argv[1], int(sys.argv[2])
 log = Segments(folder)
 for i in range(25):

@@ -17,13 +17,13 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 from online_store import bits, churn, customers
 
-from churn_nb import events as ev
+from churn_nb.ops import event_worker as ev
 from churn_nb import features as f
-from churn_nb import store as stores_
-from churn_nb.bundle import Store
-from churn_nb.data import load_events
-from churn_nb.settings import Workspace
-from churn_nb.store import OF_THE_MOMENT, ClockError, FeastOnline, StoreAway, as_served, move_clock, present, request_time, stored_values, utc
+from churn_nb.feature_store import online as stores_
+from churn_nb.core.manifest import Store
+from churn_nb.data.datasets import load_events
+from churn_nb.core.settings import Workspace
+from churn_nb.feature_store.online import OF_THE_MOMENT, ClockError, FeastOnline, StoreAway, as_served, move_clock, present, request_time, stored_values, utc
 from deadlines import allow
 
 WHERE = Store(entity="customer_id", feature_service="churn_v1_stored")
@@ -242,7 +242,7 @@ def test_the_config_is_written_only_where_it_changes(tmp_path, configured):
     assert stores_.write_config(s).stat().st_mtime_ns == before[0] and config(s)["online_store"] == {"type": "sqlite", "path": "online.db"}
     for engine, name in (("duckdb", "DuckDBFilesOfflineStore"), ("file", "FilesOfflineStore")):
         stores_.write_config(configured(tmp_path, stores__offline=engine))
-        assert config(s)["offline_store"]["type"] == f"churn_nb.offline_store.{name}"
+        assert config(s)["offline_store"]["type"] == f"churn_nb.feature_store.feast_offline.{name}"
     other = configured(tmp_path, stores__online="redis://127.0.0.1:7/3")
     stores_.write_config(other)
     text = config(other)["online_store"]["connection_string"]
@@ -292,7 +292,7 @@ def test_only_the_first_opening_may_take_long(copied):
 def test_typeguard_skips_feast_and_nothing_else(tmp_path):
     (tmp_path/"guarded.py").write_text("from typeguard import typechecked\n@typechecked\ndef double(n:int): return 2*n\n@typechecked(collection_check_strategy=None)\nclass Other:\n    def __init__(self, n:int): self.n = n\n")
     code = """import typeguard
-from churn_nb.store import spare_feast
+from churn_nb.feature_store.online import spare_feast
 spare_feast(); spare_feast()
 import feast, guarded
 print("typeguard" in str(feast.Entity.__init__.__code__.co_names), end=" ")

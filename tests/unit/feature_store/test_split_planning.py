@@ -1,12 +1,12 @@
-"`churn_nb.span`: what `plan` chooses is what `split_dates` and `labels` accept, for any log; a log that won't do is told why."
+"`churn_nb.feature_store.split_planning`: what `plan` chooses is what `split_dates` and `labels` accept, for any log; a log that won't do is told why."
 from datetime import date, timedelta
 import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings as how, strategies as st
-from churn_nb.data import DataError, load_events
+from churn_nb.data.datasets import DataError, load_events
 from churn_nb.features import labels, split_dates
-from churn_nb.log import write_parquet
-from churn_nb.settings import load_settings
-from churn_nb.span import dates_for, plan, read_horizon, windows_for
+from churn_nb.feature_store.event_log import write_parquet
+from churn_nb.core.settings import load_settings
+from churn_nb.feature_store.split_planning import dates_for, plan, read_horizon, windows_for
 
 DAY = timedelta(days=1)
 

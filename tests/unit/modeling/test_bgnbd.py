@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from scipy.integrate import dblquad
 from scipy.special import beta, gamma
-from churn_nb import bgnbd as m
-from churn_nb.data import cdnow_source
+from churn_nb.modeling import bgnbd as m
+from churn_nb.data.datasets import cdnow_source
 
 CDNOW = m.BGNBD(.243, 4.414, .793, 2.426)
 quick = settings(max_examples=150, deadline=None, derandomize=True)

@@ -20,14 +20,14 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 
 from churn_nb import promote as p
-from churn_nb import quantise as q
-from churn_nb import registry as r
+from churn_nb.modeling import quantization as q
+from churn_nb.registry import model_registry as r
 from churn_nb import train as t
-from churn_nb.bundle import BundleError, Feature, Manifest, SelfTest, read_bundle, verify_bundle, write_bundle
-from churn_nb.calibration import Calibrated, Isotonic, Platt
-from churn_nb.export import LogScale, onnx_predict, to_onnx
+from churn_nb.core.manifest import BundleError, Feature, Manifest, SelfTest, read_bundle, verify_bundle, write_bundle
+from churn_nb.modeling.calibration import Calibrated, Isotonic, Platt
+from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
 from churn_nb.serve import Model
-from churn_nb.settings import SettingsError, load_settings
+from churn_nb.core.settings import SettingsError, load_settings
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
 rng = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_missing_and_extreme_values_still_give_a_probability(wide):
 def test_equal_input_gives_equal_bytes_in_every_process(tmp_path):
     f = to_onnx(network(32, 32), 6)
     (tmp_path/"f.onnx").write_bytes(f); np.save(tmp_path/"X.npy", X)
-    code = ("import sys, hashlib, numpy as np; from churn_nb.quantise import int8_of; from pathlib import Path; d = Path(sys.argv[1]); "
+    code = ("import sys, hashlib, numpy as np; from churn_nb.modeling.quantization import int8_of; from pathlib import Path; d = Path(sys.argv[1]); "
             "print(hashlib.sha256(int8_of((d/'f.onnx').read_bytes(), np.load(d/'X.npy'))['model.int8.onnx']).hexdigest())")
     said = {subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout.strip() for seed in ("1", "2")}
     assert said == {hashlib.sha256(q.int8_of(f, X)["model.int8.onnx"]).hexdigest()}

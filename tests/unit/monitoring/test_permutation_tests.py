@@ -2,7 +2,7 @@
 import itertools, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from scipy import stats
-from churn_nb import clusters as c
+from churn_nb.monitoring import permutation_tests as c
 
 def slack(rate, worlds): return rate + 3.3*np.sqrt(rate*(1 - rate)/worlds) # a chance of 1 in 2,000 to be above
 
@@ -205,5 +205,5 @@ def test_too_few_rows_for_the_classifier():
     with pytest.raises(ValueError, match="2 reference and 2 current rows are too few for 5 folds"): c.domain_auc(f, f, ["a"])
 
 def test_numpy_alone_at_import():
-    code = "import sys, churn_nb.clusters; print([m for m in ('pandas', 'sklearn', 'scipy', 'churn_nb.drift') if m in sys.modules])"
+    code = "import sys, churn_nb.monitoring.permutation_tests; print([m for m in ('pandas', 'sklearn', 'scipy', 'churn_nb.drift') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

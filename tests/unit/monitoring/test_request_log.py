@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import httpx, numpy as np, pandas as pd, pyarrow.parquet as pq, pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse
-import churn_nb.request_log
-from churn_nb.bundle import Feature, SelfTest, switch_current, switch_shadow, write_bundle
-from churn_nb.request_log import Asked, DriftGauges, RequestLog, add_file, columns_of, prune, read_requests
+import churn_nb.monitoring.request_log
+from churn_nb.core.manifest import Feature, SelfTest, switch_current, switch_shadow, write_bundle
+from churn_nb.monitoring.request_log import Asked, DriftGauges, RequestLog, add_file, columns_of, prune, read_requests
 from churn_nb.serve import create_app
-from churn_nb.settings import load_settings
-from churn_nb.shadow import read_shadow
-from churn_nb.web import Metrics
+from churn_nb.core.settings import load_settings
+from churn_nb.monitoring.shadow import read_shadow
+from churn_nb.serving.http.problem_details import Metrics
 from deadlines import allow
 from serving import Server, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
@@ -96,7 +96,7 @@ WRITER = textwrap.dedent("""
     import sys, time
     from types import SimpleNamespace
     import numpy as np
-    from churn_nb.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog
     folder, version, most_mb, rounds = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     m, rng = SimpleNamespace(manifest=SimpleNamespace(version=version, names=["a", "b"])), np.random.default_rng(0)
     log = RequestLog(folder, seconds=3600, most_mb=most_mb)
@@ -136,10 +136,10 @@ FULL = textwrap.dedent("""
     from pathlib import Path
     from types import SimpleNamespace
     import logging, numpy as np
-    from churn_nb.request_log import RequestLog
-    from churn_nb.web import Metrics
+    from churn_nb.monitoring.request_log import RequestLog
+    from churn_nb.serving.http.problem_details import Metrics
     said = []
-    logging.getLogger("churn_nb.request_log").addFilter(lambda r: said.append(r.getMessage()))
+    logging.getLogger("churn_nb.monitoring.request_log").addFilter(lambda r: said.append(r.getMessage()))
     log, rng = RequestLog(sys.argv[1] + "/requests", seconds=3600, metrics=Metrics()), np.random.default_rng(0)
     m = SimpleNamespace(manifest=SimpleNamespace(version="1", names=[f"f{i}" for i in range(20)]))
     log.start = lambda: None
@@ -201,7 +201,7 @@ def test_a_log_that_cannot_be_written_changes_no_answer(app, tmp_path, caplog):
         assert TestClient(app).post("/predict", json=ROW).content == want
         app.state.request_log.flush()
     assert 'churn_request_log_dropped_total{reason="unwritten"} 4.0' in TestClient(app).get("/metrics").text
-    assert len([r for r in caplog.records if r.name == "churn_nb.request_log"]) == 1
+    assert len([r for r in caplog.records if r.name == "churn_nb.monitoring.request_log"]) == 1
     (tmp_path/"requests").unlink()
     TestClient(app).post("/predict", json=ROW); app.state.request_log.flush()
     assert len(read_requests(tmp_path/"requests")) == 1
@@ -228,7 +228,7 @@ def test_a_feature_named_like_a_log_column_prevents_logging(tmp_path, caplog):
         app.state.request_log.flush()
     app.state.request_log.close()
     assert not files(tmp_path/"requests") and 'reason="names"} 3.0' in app.state.current.metrics.text().decode()
-    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.request_log"]
+    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.monitoring.request_log"]
     assert len(told) == 1 and "'Probability'" in told[0] and "rename the feature" in told[0]
 
 def test_feature_names_and_folders_may_be_any_other_text(tmp_path):
@@ -293,8 +293,8 @@ def test_concurrent_puts_lose_and_duplicate_no_row(tmp_path):
 
 def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypatch, caplog):
     gate, log = threading.Event(), quiet(tmp_path, seconds=.01)
-    real = churn_nb.request_log.write_parquet
-    monkeypatch.setattr(churn_nb.request_log, "write_parquet", lambda *a: gate.wait(allow(30)) and real(*a))
+    real = churn_nb.monitoring.request_log.write_parquet
+    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_parquet", lambda *a: gate.wait(allow(30)) and real(*a))
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1])
     time.sleep(.1)
     began = time.perf_counter()
@@ -321,7 +321,7 @@ ENDS = textwrap.dedent("""
     import sys, time
     from types import SimpleNamespace
     import numpy as np
-    from churn_nb.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog
     log, m = RequestLog(sys.argv[1], seconds=.001), SimpleNamespace(manifest=SimpleNamespace(version="1", names=["a"]))
     end = time.monotonic() + .5
     while time.monotonic() < end:
@@ -342,7 +342,7 @@ def test_without_duckdb_the_message_names_what_to_install(tmp_path, monkeypatch,
 
 def test_an_unexpected_error_is_logged_by_its_type_alone(tmp_path, monkeypatch, caplog):
     def fail(*a): raise ArithmeticError("customer 8675309")
-    monkeypatch.setattr(churn_nb.request_log, "write_parquet", fail)
+    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_parquet", fail)
     log = quiet(tmp_path)
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1]); log.close()
     assert dropped(log) == {"unwritten": 1} and "ArithmeticError" in caplog.text and "8675309" not in caplog.text and not [*tmp_path.glob("*/*")]
@@ -387,12 +387,12 @@ def test_the_oldest_files_go_and_never_the_one_just_written(tmp_path):
 
 def test_a_file_that_another_deleted_is_fine(tmp_path, monkeypatch):
     made = [add_file(tmp_path, columns_of([asked(d * DAY)])) for d in range(4)]
-    real = churn_nb.request_log.Path.stat
+    real = churn_nb.monitoring.request_log.Path.stat
     def stat(self, **kw):
         s = real(self, **kw)
         if self == made[1]: shutil.rmtree(self.parent, ignore_errors=True) # between two looks
         return s
-    monkeypatch.setattr(churn_nb.request_log.Path, "stat", stat)
+    monkeypatch.setattr(churn_nb.monitoring.request_log.Path, "stat", stat)
     prune(tmp_path, 1, made[3])
     monkeypatch.undo()
     assert files(tmp_path) == made[3:]

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, statsmodels.api as sm
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportions_ztest
-from churn_nb import performance as f
+from churn_nb.monitoring import sequential_test as f
 
 LINE = math.log(20)
 quick = settings(max_examples=60, deadline=None, derandomize=True)

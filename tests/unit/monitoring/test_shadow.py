@@ -3,11 +3,11 @@ import json, os, shutil, subprocess, sys, threading
 from types import SimpleNamespace
 import httpx, numpy as np, pandas as pd, pytest
 from fastapi.testclient import TestClient
-import churn_nb.shadow
-from churn_nb.bundle import switch_shadow, write_bundle
+import churn_nb.monitoring.shadow
+from churn_nb.core.manifest import switch_shadow, write_bundle
 from churn_nb.serve import create_app
-from churn_nb.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
-from churn_nb.web import Metrics
+from churn_nb.monitoring.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
+from churn_nb.serving.http.problem_details import Metrics
 from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for, wait_for
 
@@ -152,7 +152,7 @@ def test_a_failing_challenger_is_counted_and_logged_once(app, tmp_path, caplog, 
     for _ in range(3): assert abs(c.post("/predict", json=ROW).json()["probability"] - want) < 1e-6
     app.state.shadow.close()
     assert not lines(tmp_path) and dropped(app) == {'{reason="failed"}': 3}
-    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.shadow"]
+    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.monitoring.shadow"]
     assert len(told) == 1 and type(error).__name__ in told[0] and "42" not in caplog.text
 
 def test_challenger_columns_are_matched_by_name(app, tmp_path):
@@ -213,10 +213,10 @@ def test_a_full_disk_is_reported_once_per_outage(app, tmp_path, monkeypatch, cap
             app.state.shadow.close() # each is written on its own
     def full(fd, data): raise OSError(28, "No space left on device")
     for _ in range(2):
-        monkeypatch.setattr(churn_nb.shadow.os, "write", full); ask(3)
-        monkeypatch.setattr(churn_nb.shadow.os, "write", real); ask(1)
+        monkeypatch.setattr(churn_nb.monitoring.shadow.os, "write", full); ask(3)
+        monkeypatch.setattr(churn_nb.monitoring.shadow.os, "write", real); ask(1)
     assert dropped(app) == {'{reason="unwritten"}': 6} and len(lines(tmp_path)) == 2
-    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.shadow"]
+    told = [r.getMessage() for r in caplog.records if r.name == "churn_nb.monitoring.shadow"]
     assert len(told) == 2 and all("No space left on device; rows are missing" in t for t in told)
 
 def test_a_folder_that_cannot_be_made_is_reported_once(app, tmp_path, caplog):
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_made_is_reported_once(app, tmp_path, caplog):
     app.state.shadow.challenger.model, c = Stand(lambda X: probability(X)), TestClient(app)
     assert c.post("/predict/batch", json=[ROW] * 3).status_code == c.post("/predict", json=ROW).status_code == 200
     app.state.shadow.close()
-    assert dropped(app) == {'{reason="unwritten"}': 4} and len([r for r in caplog.records if r.name == "churn_nb.shadow"]) == 1
+    assert dropped(app) == {'{reason="unwritten"}': 4} and len([r for r in caplog.records if r.name == "churn_nb.monitoring.shadow"]) == 1
 
 def test_a_day_is_a_file(tmp_path):
     at = iter([1772409599.9996, 1772409600.0, 1772409601.0]) # around midnight UTC
@@ -236,7 +236,7 @@ def test_a_day_is_a_file(tmp_path):
     assert len([*tmp_path.iterdir()]) == 2 and read_shadow(tmp_path).customer_id.tolist() == [0, 1, 2]
 
 def test_two_processes_on_one_folder_write_whole_lines(tmp_path):
-    code = ("import sys\nfrom pathlib import Path\nfrom churn_nb.shadow import Line, append_lines\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom churn_nb.monitoring.shadow import Line, append_lines\n"
             "for i in range(200): append_lines(Path(sys.argv[1]), 'd', [Line('2026-03-01T00:00:00+00:00', i, sys.argv[2], .5, '2', .5)] * 3)")
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), v]) for v in "ab"]
     assert [w.wait(allow(60)) for w in writers] == [0, 0]
@@ -281,7 +281,7 @@ def live(n=400, seed=0):
     return pd.DataFrame(dict(customer_id=np.arange(n) // 2, champion="1", p_champion=.5, challenger="2", p_challenger=p, churn=(rng.random(n) < p).astype(int)))
 
 def test_the_verdict_is_the_gates_comparison():
-    from churn_nb.evaluation import compare
+    from churn_nb.evaluation.metrics import compare
     f = live()
     for how in ({}, {"metric": "auc"}, {"metric": "brier", "margin": .01, "alpha": .01}):
         assert judge_live(f, **how) == compare(f.churn.to_numpy(), f.p_challenger.to_numpy(), f.p_champion.to_numpy(), f.customer_id.to_numpy(), **how)

@@ -3,8 +3,9 @@ import json, math, pickle, subprocess, sys, time, zlib
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
-from churn_nb import drift as d, sketches as k
-from churn_nb.sketches import ColumnSketch, FrameSketch
+from churn_nb import drift as d
+from churn_nb.monitoring import sketches as k
+from churn_nb.monitoring.sketches import ColumnSketch, FrameSketch
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -233,7 +234,7 @@ def test_parquet_memory_does_not_follow_the_file(tmp_path):
     for times, group in ((1, 200_000), (15, 200_000), (15, 10_000_000)): # many row groups, and a single one
         paths.append(str(tmp_path/f"{times}-{group}.parquet"))
         pq.write_table(pa.table({"x": np.tile(x, times)}), paths[-1], row_group_size=group, use_dictionary=False)
-    code = ("import sys, pyarrow as pa; from churn_nb.sketches import sketch_parquet as s\n"
+    code = ("import sys, pyarrow as pa; from churn_nb.monitoring.sketches import sketch_parquet as s\n"
             "for p in sys.argv[1:]: print(s(p, batch_rows=20_000)['x'].n, pa.default_memory_pool().max_memory())")
     out = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True).stdout
     rows, most = zip(*(map(int, line.split()) for line in out.splitlines()))

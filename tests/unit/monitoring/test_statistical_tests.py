@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 from scipy.spatial import distance
-from churn_nb import distances as d
+from churn_nb.monitoring import statistical_tests as d
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 few_examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -298,5 +298,5 @@ def test_a_bad_sample_is_refused(bad):
     for f in (d.sample, lambda v: d.tally([1], v, 10), lambda v: d.tally(v, [1], 10), lambda v: d.wasserstein([1], v)): pytest.raises(d.DriftInputError, f, bad)
 
 def test_importing_needs_numpy_alone():
-    code = "import sys, churn_nb.distances as d; t = d.tally([1, 2], [3], 2); t.pvalue, t.psi; print([m for m in ('pandas', 'scipy') if m in sys.modules])"
+    code = "import sys, churn_nb.monitoring.statistical_tests as d; t = d.tally([1, 2], [3], 2); t.pvalue, t.psi; print([m for m in ('pandas', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -3,8 +3,8 @@ import subprocess, sys
 from datetime import date
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings as rules, strategies as st
-from churn_nb import ageing as g
-from churn_nb.clusters import permutation_pvalues
+from churn_nb.ops import cohort_comparison as g
+from churn_nb.monitoring.permutation_tests import permutation_pvalues
 from churn_nb.drift import psi
 from churn_nb.features import point_in_time
 
@@ -82,7 +82,7 @@ def test_a_planted_change_is_found():
 def cdnow(configured, tmp_path_factory): return configured(tmp_path_factory.mktemp("ageing"))
 
 def test_training_rows_and_today_share_no_age(cdnow):
-    from churn_nb.data import load_events
+    from churn_nb.data.datasets import load_events
     rows = known_at(load_events(cdnow, 500), *(str(d) for d in cdnow.features.train_as_of), NOW)
     with pytest.raises(ValueError, match="do not overlap"): g.same_age(rows, cdnow.features.train_as_of, NOW)
 
@@ -100,7 +100,7 @@ def test_same_age_today_gives_the_reason_for_no_result(cdnow, configured, tmp_pa
 
 def test_the_rows_are_those_of_the_offline_store(cdnow):
     from churn_nb import features as f
-    from churn_nb.data import load_events
+    from churn_nb.data.datasets import load_events
     f.Workspace(cdnow.paths.workspace).open()
     f.write_base(cdnow, load_events(cdnow, 500))
     store = f.with_request_time(pd.read_parquet(max(f.write_windows(cdnow), key=lambda p: p.name)), f.feature_names(cdnow))
@@ -109,5 +109,5 @@ def test_the_rows_are_those_of_the_offline_store(cdnow):
     pd.testing.assert_frame_equal(got, store.set_index("customer_id").loc[got.index, f.feature_names(cdnow)])
 
 def test_numpy_alone_at_import():
-    code = "import sys, churn_nb.ageing; print([m for m in ('pandas', 'sklearn', 'scipy', 'duckdb', 'churn_nb.drift') if m in sys.modules])"
+    code = "import sys, churn_nb.ops.cohort_comparison; print([m for m in ('pandas', 'sklearn', 'scipy', 'duckdb', 'churn_nb.drift') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,10 +1,10 @@
-"`churn_nb.doctor`: each real thing is broken, and its line says so and what to do; what is whole stays `ok`."
+"`churn_nb.ops.diagnostics`: each real thing is broken, and its line says so and what to do; what is whole stays `ok`."
 import importlib.metadata, json, socket
 from pathlib import Path
 import pytest
-from churn_nb import doctor as d
-from churn_nb.bundle import current_bundle, switch_current, write_bundle
-from churn_nb.settings import Workspace, load_settings
+from churn_nb.ops import diagnostics as d
+from churn_nb.core.manifest import current_bundle, switch_current, write_bundle
+from churn_nb.core.settings import Workspace, load_settings
 from serving import free_port, manifest, onnx_model, put_live, serving, settings_for
 
 def line(name, s): return d._line(name, d.CHECKS[name], s)

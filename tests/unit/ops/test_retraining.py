@@ -4,8 +4,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
-from churn_nb import retrain as r
-from churn_nb.settings import load_settings, temporary_workspace
+from churn_nb.ops import retraining as r
+from churn_nb.core.settings import load_settings, temporary_workspace
 from deadlines import allow
 from paths import PYTHON
 
@@ -26,8 +26,8 @@ ASK = '''
 import os, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
-from churn_nb.retrain import retrain
-from churn_nb.settings import load_settings
+from churn_nb.ops.retraining import retrain
+from churn_nb.core.settings import load_settings
 ws, cooldown, seconds, code = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 s = load_settings({"paths.workspace": ws, "drift.cooldown_hours": cooldown}, environ={})
 def run():
@@ -121,7 +121,7 @@ def test_killed_between_run_and_the_lines_around_it(tmp_path, die_at):
     assert [x["action"] for x in r.history(s)] == ["started", "lost", "declined", "started", "finished"]
 
 def test_a_run_by_hand_comes_first_and_starts_no_cooldown(s):
-    from churn_nb.pipeline import one_run
+    from churn_nb.ops.pipeline_runner import one_run
     with one_run(s):
         assert r.ready(s, T0) == (False, r.IN_FLIGHT)
         assert r.retrain(s, "drift", lambda: pytest.fail("two at once"), T0, force=True).action == "in flight"

@@ -3,8 +3,9 @@ import http.client, json, threading, time
 from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
-from churn_nb import promote as p, registry as r
-from churn_nb.settings import Workspace, load_settings
+from churn_nb import promote as p
+from churn_nb.registry import model_registry as r
+from churn_nb.core.settings import Workspace, load_settings
 from registries import ROWS, current, made, refused
 from deadlines import allow
 from serving import free_port, serving, wait_for

@@ -3,8 +3,8 @@ import subprocess, sys, textwrap, threading, warnings
 import numpy as np, onnx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from onnx import TensorProto, helper as h
-from churn_nb.bundle import BundleError
-from churn_nb.guard import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
+from churn_nb.core.manifest import BundleError
+from churn_nb.registry.onnx_validation import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
 from deadlines import allow
 from paths import SUPPORT
 from serving import manifest, onnx_model, settings_for
@@ -27,8 +27,8 @@ def exports():
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from churn_nb.export import LogScale, to_onnx
-    from churn_nb.quantise import quantise_static
+    from churn_nb.modeling.onnx_export import LogScale, to_onnx
+    from churn_nb.modeling.quantization import quantise_static
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3)).astype(np.float32)
     X[::7, 2] = np.nan
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_judged_and_never_crashes_the_judge(data):
 # --- the reader itself ---
 
 def test_import_order_does_not_duplicate_the_onnx_classes():
-    first = "from churn_nb.guard import _messages; a = _messages()"
+    first = "from churn_nb.registry.onnx_validation import _messages; a = _messages()"
     for lines in ((first, "import onnx"), ("import onnx", first), (first, "import onnx.checker, skl2onnx"), ("import onnxruntime", first, "import onnx")):
         out = run("\n".join([*lines, "import onnx", "m = onnx.parser.parse_model('<ir_version: 8, opset_import: [\"\": 17]> g (float[N] x) => (float[N] y) { y = Abs(x) }')",
                              "onnx.checker.check_model(m); b = a.ModelProto.FromString(m.SerializeToString())",
@@ -155,9 +155,9 @@ def test_import_order_does_not_duplicate_the_onnx_classes():
 
 def test_the_server_imports_no_onnx_or_protobuf_without_a_model():
     out = run("""
-        import sys, churn_nb.guard, churn_nb.serve
+        import sys, churn_nb.registry.onnx_validation, churn_nb.serve
         before = [m for m in sys.modules if m.split(".")[0] in ("onnx", "google", "cryptography")]
-        churn_nb.guard._messages()
+        churn_nb.registry.onnx_validation._messages()
         print(before, sorted(m for m in sys.modules if m.split(".")[0] in ("onnx", "cryptography")))
     """)
     assert out == ["[]", "[]"]
@@ -166,8 +166,8 @@ def test_the_server_imports_no_onnx_or_protobuf_without_a_model():
 
 BOMB = """
     import resource, sys
-    from churn_nb.bundle import BundleError
-    from churn_nb.guard import check_onnx, memory_bound
+    from churn_nb.core.manifest import BundleError
+    from churn_nb.registry.onnx_validation import check_onnx, memory_bound
     from serving import manifest
     data = {"nodes": b"\\x3a\\x80\\xb4\\x89\\x13" + b"\\x0a\\x00" * 20_000_000, "depth": b"\\x3a" + b"\\x80\\x80\\x80\\x80\\x08"}[sys.argv[1]]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,8 +5,8 @@ from hypothesis import given, settings as hyp, strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from churn_nb import web
-from churn_nb.batching import Batcher, Busy, Late
+from churn_nb.serving.http import problem_details as web
+from churn_nb.serving.batching import Batcher, Busy, Late
 from deadlines import allow
 from serving import probability, put_live, serving, settings_for
 

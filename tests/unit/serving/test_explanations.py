@@ -7,9 +7,9 @@ from hypothesis.extra.numpy import arrays
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import GradientBoostingClassifier
-import churn_nb.explain
-from churn_nb.bundle import BundleError, Feature, SelfTest, write_bundle
-from churn_nb.explain import coalition_values, contributions, sampled_contributions, shapley
+import churn_nb.serving.explanations
+from churn_nb.core.manifest import BundleError, Feature, SelfTest, write_bundle
+from churn_nb.serving.explanations import coalition_values, contributions, sampled_contributions, shapley
 from churn_nb.serve import FeastOnline, Model, create_app
 from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for
@@ -196,7 +196,7 @@ def wide(workspace, k):
     names, rows = [f"f{i}" for i in range(k)], [[.1] * k]
     p = 1 / (1 + np.exp(-float(np.array(rows[0]) @ np.resize([.03, -.01, .2], k))))
     m = manifest(features=[Feature(name=n) for n in names], example=dict.fromkeys(names, 1.), reference=[0.] * k, self_test=SelfTest(rows=rows, probability=[p]))
-    from churn_nb.bundle import switch_current
+    from churn_nb.core.manifest import switch_current
     write_bundle(workspace/"bundle", onnx_model(k=k), m); switch_current(workspace/"bundle", "1")
     return m.example
 
@@ -217,12 +217,12 @@ def test_explanations_of_many_features_are_estimated_and_marked(tmp_path):
 
 def test_explaining_blocks_no_other_request(tiny_bundle, monkeypatch):
     "Too many explanations at once get 503 with Retry-After."
-    gate, began, real = threading.Event(), threading.Semaphore(0), churn_nb.explain.explained
+    gate, began, real = threading.Event(), threading.Semaphore(0), churn_nb.serving.explanations.explained
     def slow(*args):
         began.release()
         assert gate.wait(allow(30))
         return real(*args)
-    monkeypatch.setattr(churn_nb.explain, "explained", slow)
+    monkeypatch.setattr(churn_nb.serving.explanations, "explained", slow)
     async def talk():
         transport = httpx.ASGITransport(create_app(settings_for(tiny_bundle)))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import filelock, httpx, numpy as np, pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
-from churn_nb.triton import write_model_repository
+from churn_nb.serving.triton import write_model_repository
 from deadlines import allow
 from paths import ROOT, SUPPORT
 from serving import probability, put_live, serving

@@ -1,9 +1,9 @@
 "The pages at `/` and `/docs` in a real Chromium, against a real server."
 import json, re
 import httpx, msgspec, pytest
-from churn_nb import page as page_module
-from churn_nb.bundle import Card, Feature, GateRow, Group, Interval, SelfTest
-from churn_nb.page import docs_page, swagger_ui
+from churn_nb.serving import status_page as page_module
+from churn_nb.core.manifest import Card, Feature, GateRow, Group, Interval, SelfTest
+from churn_nb.serving.status_page import docs_page, swagger_ui
 from deadlines import allow
 from browser import needs_chromium
 from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
@@ -251,7 +251,7 @@ def test_a_category_field_fits_a_phone_and_has_contrast(own, visit, scheme):
     assert "Not recorded" in tab.text_content("main") and "No report yet" in tab.text_content("main")
 
 def test_values_are_escaped_in_a_select(tmp_path):
-    from churn_nb.page import fields
+    from churn_nb.serving.status_page import fields
     features = [msgspec.structs.replace(FEATURES[0], values=[BAD, 'a"b'], name="x<y")]
     text = fields(own_manifest(features=features, example={"x<y": BAD}))
     assert BAD not in text and text.count("&lt;script&gt;") == 2 and 'a"b' not in text and 'name="x&lt;y"' in text

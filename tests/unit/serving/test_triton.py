@@ -3,10 +3,10 @@ import asyncio, shutil, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import httpx, numpy as np, pytest
-from churn_nb.bundle import Feature, write_bundle
+from churn_nb.core.manifest import Feature, write_bundle
 from churn_nb.serve import Model
-from churn_nb.settings import load_settings
-from churn_nb.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
+from churn_nb.core.settings import load_settings
+from churn_nb.serving.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
 from deadlines import allow
 from serving import manifest, onnx_model, put_live, wait_for
 
@@ -165,7 +165,7 @@ def test_a_new_version_is_found_by_polling(triton_here, tmp_path):
         assert httpx.get(f"{t.url}/v2/models/churn/versions/1/ready", timeout=allow(90)).status_code == 200 # the one before stays
 
 def test_the_client_is_imported_only_when_asked():
-    code = "import sys, churn_nb.triton; assert not {'tritonclient', 'grpc', 'onnx'} & set(sys.modules)"
+    code = "import sys, churn_nb.serving.triton; assert not {'tritonclient', 'grpc', 'onnx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 # --- the repository, without a server ---
@@ -173,7 +173,7 @@ def test_the_client_is_imported_only_when_asked():
 @pytest.mark.parametrize("name", ["churn", "churn_int8"])
 def test_the_configuration_in_git_is_what_the_function_writes(name):
     from churn_nb.features import feature_names
-    from churn_nb.triton import triton_options
+    from churn_nb.serving.triton import triton_options
     s = load_settings(environ={})
     x = [Tensor("features", "FP32", (len(feature_names(s)),))]
     text = triton_config(name, x, [Tensor("probability", "FP32", ())], **triton_options(s))
@@ -183,7 +183,7 @@ def written(ws): return {str(f.relative_to(ws/"triton")) for f in (ws/"triton").
 
 def test_int8_is_a_model_of_its_own(tmp_path, monkeypatch):
     "Its version is removed when a bundle has no INT8 file."
-    import churn_nb.triton as module
+    import churn_nb.serving.triton as module
     files = {"model.onnx": onnx_model(), "model.int8.onnx": onnx_model(.1)}
     monkeypatch.setattr(module, "read_bundle", lambda *_: (manifest("3"), files))
     write_model_repository("", tmp_path/"triton")
@@ -195,7 +195,7 @@ def test_int8_is_a_model_of_its_own(tmp_path, monkeypatch):
 
 def test_versions_with_other_features_are_removed(tmp_path, monkeypatch):
     "Writing the same version twice changes nothing."
-    import churn_nb.triton as module
+    import churn_nb.serving.triton as module
     put(tmp_path); put(tmp_path, "2", bias=1.)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path/"triton").rglob("*")}
     put(tmp_path, "2", bias=1.)

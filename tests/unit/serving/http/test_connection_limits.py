@@ -6,9 +6,9 @@ from hypothesis import given, settings as hyp, strategies as st
 from deadlines import allow
 from serving import Server, put_live, serving, wait_for
 from raw_http import GOOD, LANE, LONG, answer, ask, connect, request
-from churn_nb.lane import LaneProtocol
-from churn_nb.limits import Guard, guarded, read_keys
-from churn_nb.web import ServeError
+from churn_nb.serving.http.fast_path import LaneProtocol
+from churn_nb.serving.http.connection_limits import Guard, guarded, read_keys
+from churn_nb.serving.http.problem_details import ServeError
 
 pytestmark = pytest.mark.usefixtures("measured")
 
@@ -68,7 +68,7 @@ def test_no_key_is_ever_written_anywhere(locked):
 
 def start(workspace, host, keys=""):
     "What a server on an address does: (exit code, last line of its errors)."
-    code = f"from churn_nb.serve import run_server\nfrom churn_nb.settings import load_settings\nrun_server(load_settings({{'paths.workspace': {str(workspace)!r}}}), {host!r}, 0)"
+    code = f"from churn_nb.serve import run_server\nfrom churn_nb.core.settings import load_settings\nrun_server(load_settings({{'paths.workspace': {str(workspace)!r}}}), {host!r}, 0)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"CHURN_SERVE_API_KEYS": keys})
     if p.stdout.readline(): p.terminate()
     return p.wait(allow(20)), (p.communicate()[1].splitlines() or [""])[-1]
@@ -205,7 +205,7 @@ def test_a_connection_over_the_cap_gets_503_at_once(tmp_path):
         assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics", timeout=allow(90)).text
 
 def test_the_limit_on_files_bounds_the_cap():
-    code = ("import resource\nfrom churn_nb.limits import open_files\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+    code = ("import resource\nfrom churn_nb.serving.http.connection_limits import open_files\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
             "    print(open_files(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == ["1000 1381", "394 700", "1 100"]

@@ -28,7 +28,7 @@ def test_both_paths_give_the_same_answer(server, body, rid):
 
 def test_the_fast_path_serves_the_ordinary_case(server):
     "Its answer says so by nothing but its speed; so the server is asked how often its lane was used."
-    from churn_nb.lane import LaneProtocol
+    from churn_nb.serving.http.fast_path import LaneProtocol
     from churn_nb.serve import create_app
     from serving import settings_for
     p = create_app(settings_for(server.workspace, request_log=0)).state.protocol
