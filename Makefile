@@ -121,8 +121,8 @@ site: setup ## the course as static pages, with the last run's report: build/sit
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb
 
-export: setup ## notebooks -> churn_nb/, cleaned, README included
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
+export: setup ## notebooks, formatted -> churn_nb/, formatted; cleaned, README included
+	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-export && $(BIN)/ruff format --quiet churn_nb && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
 
 readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
