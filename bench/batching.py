@@ -12,7 +12,8 @@ import asyncio, random, statistics, time, warnings
 from pathlib import Path
 import numpy as np
 from report import folder, options, recorded, table, where, write
-from churn_nb.serving.batching import Batcher, Busy
+from churn_nb.core.errors import QueueFull
+from churn_nb.serving.batching import Batcher
 
 RULES = {"off": {"most": 1}, "timer: 10 ms or 10": {"wait": .010, "most": 10}, "batch when busy": {"most": 256}}
 SHARES = (.1, .3, .5, .7, .9, 1.1, 1.5)
@@ -66,7 +67,7 @@ async def play(session, away:bool, rate:float, rule:dict, seconds:float) -> list
         while not away and loop.time() < due: await asyncio.sleep(0)            # ... so a light model's rest is waited for turn by turn
         if len(pending) % 64 == 63: await asyncio.sleep(0)
         try: f = batcher(row)
-        except Busy as e: full.append(e); break
+        except QueueFull as e: full.append(e); break
         pending.add(f)
         f.add_done_callback(lambda f, due=due: done(f, due))
     await asyncio.wait(pending, timeout=5) if pending else None

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
 from .monitoring.permutation_tests import permutation_pvalues
+from .core.errors import DriftInputError
 from churn_nb.monitoring.statistical_tests import (
-    DriftInputError,
     category_counts,
     chi_square,
     jensen_shannon,

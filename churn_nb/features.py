@@ -40,7 +40,8 @@ import inspect, json, logging
 from datetime import date, datetime, timedelta
 from pathlib import Path
 import filelock, pandas as pd, sqlglot
-from .data.datasets import DataError, load_events, one_in, some_customers
+from .core.errors import DataError
+from .data.datasets import load_events, one_in, some_customers
 from churn_nb.feature_store.event_log import (
     Segments,
     compact,
@@ -65,6 +66,7 @@ from churn_nb.feature_store.online import (
     refreshed,
     request_time,
     spare_feast,
+    store_errors,
     utc,
     write_config,
 )
@@ -439,7 +441,13 @@ def materialize(
     keep: bool = True,  # As in `refresh`
     say=lambda done, of: None,
 ) -> int:  # Customers
-    "Refresh all customers, so that windows shrink although nothing happened; of a snapshot, put the rows online again."
+    """Refresh all customers, so that windows shrink although nothing happened; of a snapshot, put the rows online again.
+    Raises StoreUnavailable."""
+    with store_errors():
+        return _materialize(settings, store, portion, keep, say)
+
+
+def _materialize(settings: Settings, store, portion: int, keep: bool, say) -> int:
     if settings.data.kind == "snapshot":
         return publish(settings, store, say=say)
     newest = pushed(settings).last

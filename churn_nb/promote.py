@@ -24,14 +24,14 @@ import html, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
-from .core.manifest import BundleError, Manifest, signing_key, write_bundle
+from .core.errors import BundleError, RegistryError
+from .core.manifest import Manifest, signing_key, write_bundle
 from .data.encoding import Dictionary
 from .evaluation.metrics import compare, evaluate, smaller_is_better
 from .modeling.onnx_export import onnx_predict
 from .registry.onnx_validation import check_onnx
 from .modeling.quantization import INT8_ROW, precision_cost
 from churn_nb.registry.model_registry import (
-    RegistryError,
     apply_decision,
     champion,
     connect,

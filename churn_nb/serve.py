@@ -12,7 +12,6 @@ __all__ = [
     "Challenger",
     "Scoring",
     "lookups",
-    "store_away",
     "check_known",
     "known",
     "Predict",
@@ -25,8 +24,9 @@ __all__ = [
 
 # %% ../nbs/04_serve.ipynb #50be9d43
 from . import __version__
-from .serving.batching import Batcher, Busy, Late
-from .core.manifest import BundleError, Manifest, read_bundle
+from .core.errors import BundleError, ChurnError, InvalidRequest, ServeError
+from .serving.batching import Batcher
+from .core.manifest import Manifest, read_bundle
 from .serving.explanations import Explainer, wants_explanation
 from .registry.onnx_validation import check_onnx, memory_bound, room_for, trust
 from .serving.event_endpoint import EventsIn
@@ -38,15 +38,13 @@ from .monitoring.request_log import DriftGauges, RequestLog
 from .serving.request_schema import RowReader
 from .core.settings import Settings, Workspace
 from .monitoring.shadow import Shadow
-from .feature_store.online import FeastOnline, StoreAway
-from .serving.triton import BackendAway, TritonBackend
+from .feature_store.online import FeastOnline
+from .serving.triton import TritonBackend
 from churn_nb.serving.http.problem_details import (
     Around,
-    InvalidRows,
     JsonLines,
     Metrics,
-    Problem,
-    ServeError,
+    ProblemDetails,
     Traffic,
     events_body,
     is_loopback,
@@ -106,15 +104,15 @@ class _Scores:
         return self.session.run([self.manifest.output], feed)[0]
 
     def score(self, X: np.ndarray, many: bool = True) -> np.ndarray:  # float32 [N]
-        "`predict`, and InvalidRows where the values are finite but so extreme that the graph overflows."
+        "`predict`, and InvalidRequest where the values are finite but so extreme that the graph overflows."
         return self.finite(self.predict(X), many)
 
     def finite(self, p: np.ndarray, many: bool = True) -> np.ndarray:
-        "Probabilities that are numbers. Raises InvalidRows."
+        "Probabilities that are numbers. Raises InvalidRequest."
         if np.isfinite(p).all():
             return p
         why = "values so extreme that the model gives no probability"
-        raise InvalidRows(
+        raise InvalidRequest(
             [
                 ({"row": int(i)} if many else {}) | {"field": "body", "message": why}
                 for i in np.flatnonzero(~np.isfinite(p))
@@ -144,7 +142,7 @@ class _Answers(_Scores):
     "What is said of probabilities, in the name of the manifest."
 
     def answers(self, X: np.ndarray, many: bool = True) -> list[Answer]:
-        "One answer a row. Raises InvalidRows."
+        "One answer a row. Raises InvalidRequest."
         return self.say(X, self.score(X, many))
 
     def say(self, X: np.ndarray, p: np.ndarray) -> list[Answer]:
@@ -245,7 +243,7 @@ class Model(_Proven):
         raise BundleError(f"{bundle_dir}: {why}; write it again with `churn step 04_serve`")
 
     def rows(self, dicts: list[dict]) -> np.ndarray:  # float32 [N, k]
-        "Rows as dicts of plain Python values, under the same rules as a request. Raises InvalidRows."
+        "Rows as dicts of plain Python values, under the same rules as a request. Raises InvalidRequest."
         return self.reader.from_dicts(dicts)
 
 
@@ -314,10 +312,10 @@ class CurrentModel:
         self.metrics.refused.set(bool(self.refused))
         self.metrics.model(self.model.manifest if self.model else None)
 
-    def trouble(self) -> Problem:
+    def trouble(self) -> ProblemDetails:
         "Why no model answers, and what to do."
         why = self.refused or f"no bundle at {self.path}; make one with `churn run`"
-        return Problem(503, why, headers={"Retry-After": "5"})
+        return ProblemDetails(503, why, headers={"Retry-After": "5"})
 
 
 # %% ../nbs/04_serve.ipynb #60d3942e
@@ -338,14 +336,14 @@ class Challenger(CurrentModel):
 
 
 # %% ../nbs/04_serve.ipynb #8e19e5da
-def _sift(model: Model, asked: list[tuple]) -> tuple[np.ndarray, dict]:  # Matrix; index -> InvalidRows
+def _sift(model: Model, asked: list[tuple]) -> tuple[np.ndarray, dict]:  # Matrix; index -> InvalidRequest
     "Find what the model can't be asked; its place in the matrix is zeros."
     X, wrong = model.reader.floats([values for values, _ in asked]), {}
     if not np.isfinite(X).all():
         for i in np.flatnonzero(~np.isfinite(X).all(1)).tolist():
             try:
                 model.reader.check(X[i : i + 1], many=False)
-            except InvalidRows as e:
+            except InvalidRequest as e:
                 wrong[i], X[i] = e, 0
     return X, wrong
 
@@ -353,12 +351,12 @@ def _sift(model: Model, asked: list[tuple]) -> tuple[np.ndarray, dict]:  # Matri
 def _outcomes(
     model: Model, keep, asked: list[tuple], X: np.ndarray, p: np.ndarray, wrong: dict, by: str | None = None
 ) -> list:
-    "To each (probability, row, backend) or InvalidRows; `keep` gets those that were scored."
+    "To each (probability, row, backend) or InvalidRequest; `keep` gets those that were scored."
     if not np.isfinite(p).all():
         for i in np.flatnonzero(~np.isfinite(p)).tolist():
             try:
                 model.finite(p[i : i + 1], many=False)
-            except InvalidRows as e:
+            except InvalidRequest as e:
                 wrong.setdefault(i, e)
     out, ids = [(q, x, by) for q, x in zip(p.tolist(), X[:, None])], [i for _, i in asked]
     if wrong:
@@ -424,7 +422,7 @@ class Scoring:
     def one(
         self, model: Model, values: tuple, customer_id: int | None
     ) -> asyncio.Future:  # (probability, row [1, k], backend)
-        "Score one row, with others. Raises Busy; the future raises InvalidRows, Late and BackendAway."
+        "Score one row, with others. Raises QueueFull; the future raises InvalidRequest, DeadlineExceeded and BackendUnavailable."
         if not model.batcher:
             model.batcher = _batcher(model, self.limits, self.traffic, self.keep, self.backend)
         return model.batcher((values, customer_id))
@@ -435,7 +433,7 @@ class Scoring:
         X: np.ndarray,
         ids: list[int | None],  # X: [N, k]
     ) -> tuple[np.ndarray, str | None]:  # [N], backend
-        "Score a request of many rows by itself. Raises InvalidRows and BackendAway."
+        "Score a request of many rows by itself. Raises InvalidRequest and BackendUnavailable."
         if self.backend:
             p, by = await self.backend.score(model, X)
         elif len(X) * model.seconds <= 64 * 0.002:
@@ -450,7 +448,7 @@ class Scoring:
 def lookups(
     store: FeastOnline, limits, traffic: Traffic
 ) -> Batcher:  # (model, customer_id) -> features in order, or None
-    "Questions to the online store, asked together. They fail with StoreAway."
+    "Questions to the online store, asked together. They fail with StoreUnavailable."
 
     async def ask(items):
         found, by_model = {}, {}
@@ -465,31 +463,26 @@ def lookups(
 
 
 # %% ../nbs/04_serve.ipynb #7e2fa328
-def store_away(e: StoreAway) -> Problem:
-    "What a caller hears of a store that can't be asked."
-    return Problem(503, str(e), headers={"Retry-After": "5"})
-
-
 def check_known(
     model: Model,
     asked: dict[int, int],  # Row of the request -> customer_id
     found: dict[int, tuple | None],  # Row of the request -> features in order, or None
     many: bool,
 ):  # Whether the request has rows to name
-    "Raise Problem for customers that the store doesn't know, or of whom it lacks what the model needs."
+    "Raise ProblemDetails for customers that the store doesn't know, or of whom it lacks what the model needs."
     if lost := [i for i, f in found.items() if f is None]:
         say = lambda i: (
             ({"row": i} if many else {})
             | {"field": "customer_id", "message": f"no customer {asked[i]} in the online store"}
         )
-        raise Problem(404, "customer_id: not in the online store", [say(i) for i in lost[:20]])
+        raise ProblemDetails(404, "customer_id: not in the online store", [say(i) for i in lost[:20]])
     if holes := {
         n
         for f in found.values()
         for n, v, ok in zip(model.manifest.names, f, model.reader.nullable)
         if v is None and not ok
     }:
-        raise Problem(
+        raise ProblemDetails(
             503,
             f"the online store has no {sorted(holes)[0]} for a customer, "
             "and the model can't do without; run `churn run`",
@@ -498,11 +491,8 @@ def check_known(
 
 
 def known(model: Model, customer_id: int, future: asyncio.Future) -> tuple:  # Features in order
-    "The answer of `lookups` for one customer. Raises Problem and Busy."
-    try:
-        row = future.result()
-    except StoreAway as e:
-        raise store_away(e) from e
+    "The answer of `lookups` for one customer. Raises ProblemDetails, QueueFull and StoreUnavailable."
+    row = future.result()
     check_known(model, {0: customer_id}, {0: row}, False)
     return tuple(model.reader.codes(row)) if model.dictionary.any else row
 
@@ -532,14 +522,8 @@ class _Endpoint:
         state["route"] = scope["path"]
         try:
             body = await self.answer(scope, state, receive)
-        except Problem as e:
-            return await e.response()(scope, receive, send)
-        except InvalidRows as e:
-            problem = Problem(400 if e.malformed else 422, str(e), e.errors)
-            return await problem.response()(scope, receive, send)
-        except (Busy, Late, BackendAway) as e:
-            after = str(getattr(e, "retry_after", 1))
-            return await Problem(503, str(e), headers={"Retry-After": after}).response()(scope, receive, send)
+        except ChurnError as e:
+            return await ProblemDetails.of(e).response()(scope, receive, send)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -550,25 +534,22 @@ class _WithStore(_Endpoint):
     "The same with the features of customers that the store knows."
 
     async def values(self, model: Model, tuples: list[tuple]) -> list[tuple]:
-        "The features of each row, those of known customers from the store. Raises Problem, InvalidRows and Busy."
+        "The features of each row, those of known customers from the store. Raises ProblemDetails, InvalidRequest, QueueFull, StoreUnavailable."
         if not tuples:
-            raise InvalidRows([{"field": "body", "message": "an empty list; send at least one row"}])
+            raise InvalidRequest([{"field": "body", "message": "an empty list; send at least one row"}])
         if len(tuples) > self.limits.max_batch:
-            raise Problem(413, f"{len(tuples)} rows; at most {self.limits.max_batch} in one request")
+            raise ProblemDetails(413, f"{len(tuples)} rows; at most {self.limits.max_batch} in one request")
         at = {i: t[0] for i, t in enumerate(tuples) if t[0] is not UNSET}
         if not at:
             return [t[1:] for t in tuples]
         where = lambda i: {"row": i} if self.many else {}
         if not (place := model.manifest.store):
             message = "this model has no online store; send the features"
-            raise InvalidRows([where(i) | {"field": "customer_id", "message": message} for i in at])
-        try:
-            if self.many:
-                rows = await self.store.lookup(place, model.manifest.names, [*at.values()])
-            else:
-                rows = [await self.looking((model, at[0]))]
-        except StoreAway as e:
-            raise store_away(e) from e
+            raise InvalidRequest([where(i) | {"field": "customer_id", "message": message} for i in at])
+        if self.many:
+            rows = await self.store.lookup(place, model.manifest.names, [*at.values()])
+        else:
+            rows = [await self.looking((model, at[0]))]
         check_known(model, at, found := dict(zip(at, rows)), self.many)
         if model.dictionary.any:
             found = {i: model.reader.codes(row) for i, row in found.items()}
@@ -580,9 +561,11 @@ class Predict(_WithStore):
     "ASGI endpoint for `POST /predict` and, with `many`, `POST /predict/batch`."
 
     async def answer(self, scope, state, receive) -> bytes:
-        "From request to JSON. Raises Problem, InvalidRows, Busy and Late."
+        "From request to JSON. Raises ProblemDetails, InvalidRequest, Busy and Late."
         if scope["method"] != "POST":
-            raise Problem(405, f"{scope['method']} is not allowed here; POST a JSON body", headers={"Allow": "POST"})
+            raise ProblemDetails(
+                405, f"{scope['method']} is not allowed here; POST a JSON body", headers={"Allow": "POST"}
+            )
         json_only(scope)
         explain = scope["query_string"] and wants_explanation(scope["query_string"], self.many)
         body = await read_body(scope, receive, self.limits.max_body_bytes)
@@ -605,7 +588,7 @@ class Predict(_WithStore):
     async def score(
         self, model: Model, values: list[tuple], ids: list[int | None]
     ) -> tuple[Any, np.ndarray, str | None]:
-        "Answer, or with `many` answers; rows; backend. Raises InvalidRows, Busy, Late and BackendAway."
+        "Answer, or with `many` answers; rows; backend. Raises InvalidRequest, QueueFull, Late and BackendUnavailable."
         if self.many:
             p, by = await self.scoring.many(model, X := model.reader.matrix(values), ids)
             return model.say(X, p), X, by
@@ -658,10 +641,7 @@ def info_routes(current: CurrentModel, taken: EventsIn, traffic: Traffic) -> API
     @r.post("/events", summary="Purchases: logged, and in the features of their customers", openapi_extra=events_body)
     async def events(request: Request):
         json_only(request.scope)
-        try:
-            return await taken.add(await read_body(request.scope, request.receive, limit))
-        except InvalidRows as e:
-            raise Problem(400 if e.malformed else 422, str(e), e.errors) from None
+        return await taken.add(await read_body(request.scope, request.receive, limit))
 
     @r.get("/metrics", summary="Prometheus metrics")
     async def metrics():

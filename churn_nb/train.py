@@ -71,6 +71,7 @@ from churn_nb.modeling.calibration import (
     reliability,
 )
 from .modeling.model_card import model_card
+from .registry.model_registry import registry_errors
 from .data.encoding import Dictionary
 from .monitoring.permutation_tests import whole_customers
 from .evaluation.metrics import compare, deciles, evaluate, gain_table, intervals, slices
@@ -655,7 +656,12 @@ def train(
     rows: pd.DataFrame,
 ) -> dict:  # Winner, version, metrics of all candidates and of the baseline
     """Search, fit and calibrate, choose on validation, evaluate the winner on test,
-    export, prove parity, register as challenger."""
+    export, prove parity, register as challenger. Raises RegistryUnavailable and RegistryError."""
+    with registry_errors(settings):
+        return _train(settings, rows)
+
+
+def _train(settings: Settings, rows: pd.DataFrame) -> dict:
     names = feature_names(settings)
     dictionary = dictionary_of(rows, names)
     data = matrices(rows, names, dictionary)

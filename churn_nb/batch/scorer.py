@@ -44,7 +44,7 @@ import filelock, numpy as np, pyarrow as pa, pyarrow.compute as pc, pyarrow.csv 
 from pyarrow.lib import ArrowException
 from tqdm import tqdm
 from ..data.encoding import Dictionary
-from ..data.datasets import DataError
+from ..core.errors import DataError
 from ..data.schema_inference import MISSING as SPELLINGS, NUMBERS
 from ..core.settings import Settings, atomic_write
 

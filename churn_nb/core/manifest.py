@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "BundleError",
     "Feature",
     "FileHash",
     "SelfTest",
@@ -33,13 +32,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 import msgspec
-
+from .errors import BundleError
 
 # %% ../../nbs/core/50_manifest.ipynb #da58b400
-class BundleError(ValueError):
-    "A bundle that can't be written, switched or trusted. One line: the file, what is wrong, what to do."
-
-
 _again = "write it again with `churn step 04_serve`"
 
 

@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "BUILT_IN",
-    "SettingsError",
     "Criterion",
     "parse_criterion",
     "Section",
@@ -24,7 +23,6 @@ __all__ = [
     "load_settings",
     "temporary_workspace",
     "atomic_write",
-    "WorkspaceError",
     "Workspace",
     "step_settings",
     "open_duckdb",
@@ -36,11 +34,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-
-
-# %% ../../nbs/core/20_settings.ipynb #11f22098
-class SettingsError(ValueError):
-    "A setting that is unknown, missing or of the wrong type. The command line answers it with exit code 2."
+from .errors import SettingsError, WorkspaceError
 
 
 # %% ../../nbs/core/20_settings.ipynb #02d1ba19
@@ -476,10 +470,6 @@ def atomic_write(
 
 
 # %% ../../nbs/core/20_settings.ipynb #ea243276
-class WorkspaceError(OSError):
-    "The workspace can't be written. One line that says why; nothing was changed."
-
-
 class Workspace:
     "The folder that receives all that a run writes, and the names of the places in it."
 

@@ -7,7 +7,6 @@ __all__ = [
     "NAMES",
     "EVENTS",
     "TELECOM",
-    "DataError",
     "cdnow_source",
     "import_cdnow",
     "md5",
@@ -32,11 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
 from ..core.settings import Settings, Workspace, atomic_write, open_duckdb
-
-
-# %% ../../nbs/data/10_datasets.ipynb #a1201ffa
-class DataError(ValueError):
-    "Data that is missing, changed, or against its contract. One line: file, row, column, what to do."
+from ..core.errors import DataError
 
 
 # %% ../../nbs/data/10_datasets.ipynb #bc381cab

@@ -20,7 +20,7 @@ __all__ = [
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from .encoding import quoted_name
-from .datasets import DataError
+from ..core.errors import DataError
 
 
 # %% ../../nbs/data/80_leakage_checks.ipynb #ccdc90dd

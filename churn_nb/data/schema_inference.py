@@ -40,7 +40,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import duckdb
 from .encoding import entity_key, quoted_name
-from .datasets import DataError
+from ..core.errors import DataError
 from .leakage_checks import Finding, guard_columns, guard_label, guard_twins, twin_sql
 from ..core.settings import atomic_write, open_duckdb
 

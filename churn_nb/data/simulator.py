@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from .datasets import DataError
+from ..core.errors import DataError
 from ..core.settings import open_duckdb
 
 # %% ../../nbs/data/20_simulator.ipynb #09166eb2

@@ -6,7 +6,6 @@
 __all__ = [
     "FACTS",
     "OF_THE_MOMENT",
-    "ClockError",
     "utc",
     "present",
     "move_clock",
@@ -16,7 +15,7 @@ __all__ = [
     "as_served",
     "stored_values",
     "quiet",
-    "StoreAway",
+    "store_errors",
     "FeastOnline",
     "spare_feast",
     "write_config",
@@ -33,13 +32,10 @@ import numpy as np
 from ..core.manifest import Store
 from ..data.encoding import column_name
 from ..core.settings import Settings, Workspace, atomic_write
+from ..core.errors import ClockError, StoreUnavailable
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #9fe34e1f
-class ClockError(ValueError):
-    "The clock can't be set so. One line; the command line answers it with exit code 2."
-
-
 def utc(
     t: date | datetime | str,  # A date means its midnight; without an offset, UTC
 ) -> datetime:
@@ -180,8 +176,17 @@ def quiet():
             logging.disable(logging.NOTSET)
 
 
-class StoreAway(RuntimeError):
-    "The online store can't be asked now. One line; raw features can still be scored."
+@contextlib.contextmanager
+def store_errors():
+    "Turn what the driver of the online store raises into StoreUnavailable; drivers are known by name, as only one is installed."
+    try:
+        yield
+    except Exception as e:
+        if type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"):
+            raise
+        raise StoreUnavailable(
+            f"the online store failed ({type(e).__name__}); what was there stays; run again when it is back"
+        ) from None
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #197e9a17
@@ -218,13 +223,15 @@ class FeastOnline:
     def _open(self):
         "The store, opened at the first call."
         if not (self.repo / "feature_store.yaml").is_file():
-            raise StoreAway(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
+            raise StoreUnavailable(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
         logging.getLogger("feast").setLevel("ERROR")  # it advises at each opening
         spare_feast()
         try:
             from feast import FeatureStore, RepoConfig
         except ImportError:
-            raise StoreAway("Feast is not installed here: install churn-nb[online], or send the features") from None
+            raise StoreUnavailable(
+                "Feast is not installed here: install churn-nb[online], or send the features"
+            ) from None
         raw = _wiring(self.repo / "feature_store.yaml", self.settings)
         config = RepoConfig(**raw)
         config.repo_path = self.repo
@@ -258,15 +265,15 @@ class FeastOnline:
                 return self._read(where, names, ids)
             except Exception as e:
                 self.store, self.services = None, {}
-                if isinstance(e, StoreAway):
+                if isinstance(e, StoreUnavailable):
                     raise
                 if last and isinstance(e, KeyError):
-                    raise StoreAway(
+                    raise StoreUnavailable(
                         f"the feature service {where.feature_service} has no {e.args[0]}, "
                         "which the model needs; run `churn run`"
                     ) from None
                 if last:
-                    raise StoreAway(
+                    raise StoreUnavailable(
                         f"the online store failed ({type(e).__name__}); try again, or send the features"
                     ) from e
         raise AssertionError("the last try answers or raises")
@@ -275,7 +282,7 @@ class FeastOnline:
         "Open the store before anyone asks. One that is away is told in the log."
         try:
             await asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, [0])
-        except StoreAway as e:
+        except StoreUnavailable as e:
             logging.getLogger("churn_nb.serve").warning("no prediction by %s yet: %s", where.entity, e)
 
     async def lookup(
@@ -286,13 +293,13 @@ class FeastOnline:
     ) -> list[
         tuple | None
     ]:  # Values in the order of `names`, None for a gap; None for an entity the store doesn't know
-        "Ask for all entities in one call. Raises StoreAway; within `store_timeout_ms`, but for the first opening."
+        "Ask for all entities in one call. Raises StoreUnavailable; within `store_timeout_ms`, but for the first opening."
         wait = self.settings.serve.store_timeout_ms if self.imported else None
         asked = asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, ids)
         try:
             return await asyncio.wait_for(asked, wait and wait / 1000)
         except TimeoutError:
-            raise StoreAway(
+            raise StoreUnavailable(
                 f"the online store did not answer within {wait} ms; try again, or send the features"
             ) from None
 

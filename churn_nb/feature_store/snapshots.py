@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Literal
 import numpy as np, pandas as pd, pyarrow.parquet as pq
 from ..data.encoding import column_name, quoted_name
-from ..data.datasets import DataError, own_log
+from ..core.errors import DataError
+from ..data.datasets import own_log
 from .event_log import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings, Workspace
 from .online import quiet, spare_feast, write_config

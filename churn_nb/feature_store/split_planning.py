@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 import numpy as np
-from ..data.datasets import DataError
+from ..core.errors import DataError
 from .event_log import connection, quoted
 
 

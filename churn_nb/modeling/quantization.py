@@ -11,7 +11,6 @@ __all__ = [
     "from_marks",
     "instruction_sets",
     "saturates",
-    "NotQuantisable",
     "layers",
     "quantise_static",
     "quantise_dynamic",
@@ -26,6 +25,7 @@ from pathlib import Path
 from .onnx_export import hushed
 import numpy as np, onnx, onnxruntime as ort
 from onnx import helper, numpy_helper
+from ..core.errors import NotQuantizable
 
 
 # %% ../../nbs/modeling/50_quantization.ipynb #72eb058c
@@ -66,19 +66,15 @@ def saturates(sets: list[str]) -> bool:  # As from `instruction_sets`
 
 
 # %% ../../nbs/modeling/50_quantization.ipynb #c0328421
-class NotQuantisable(ValueError):
-    "A graph that gains nothing from 8 bits. One line that says why."
-
-
 def layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    "Products with a weight matrix, in order, without those of the calibration. Raises NotQuantisable."
+    "Products with a weight matrix, in order, without those of the calibration. Raises NotQuantizable."
     weights = {w.name for w in graph.initializer if len(w.dims) == 2 and not w.name.startswith("cal_")}
     found = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights]
     if len(found) > 2:
         return found
     kinds = sorted({n.op_type for n in graph.node if n.domain == "ai.onnx.ml" and "lassifier" in n.op_type})
     why = f"{', '.join(kinds)} is no product of matrices" if kinds else "no layer between the first and the last"
-    raise NotQuantisable(f"the graph can't be quantised: {why}; float32 serves it")
+    raise NotQuantizable(f"the graph can't be quantised: {why}; float32 serves it")
 
 
 # %% ../../nbs/modeling/50_quantization.ipynb #7addcf09
@@ -112,7 +108,7 @@ def quantise_static(
     reduce_range: bool | None = None,  # Weights of 7 bits; None: where this machine needs it
     rows: int = 2000,  # At most so many of them, evenly spaced
 ) -> bytes:
-    "The graph with its inner layers in static QDQ int8 and the outer ones' weights in int8. Raises NotQuantisable."
+    "The graph with its inner layers in static QDQ int8 and the outer ones' weights in int8. Raises NotQuantizable."
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static  # slow import
 
     graph = onnx.load_from_string(model)
@@ -201,5 +197,5 @@ def int8_of(model: bytes, X: np.ndarray) -> dict[str, bytes]:  # {} where the gr
     "The int8 file of an exported model by its name, for any CPU."
     try:
         return {INT8_FILE: quantise_static(model, X, reduce_range=True)}
-    except NotQuantisable:
+    except NotQuantizable:
         return {}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 import numpy as np
 from datasketches import kll_doubles_sketch
-from ..drift import DriftInputError, psi_of_shares, shares
+from ..core.errors import DriftInputError
+from ..drift import psi_of_shares, shares
 
 # %% ../../nbs/monitoring/50_sketches.ipynb #40ca9ebd
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ Jensen-Shannon and Fisher's test; and a way to the exact numbers that sorts only
 
 # %% auto #0
 __all__ = [
-    "DriftInputError",
     "sample",
     "ks_pvalue",
     "chi_square",
@@ -35,13 +34,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Literal, NamedTuple
 import numpy as np
+from ..core.errors import DriftInputError
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #ccf66f05
-class DriftInputError(ValueError):
-    "Input that can't be compared. One line: which side, file or column, and what to do."
-
-
 def _present(x) -> tuple[np.ndarray, int]:
     "The values in their order, nan left out, and how many nan there were. Raises DriftInputError."
     x = np.asarray(x)

@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "CHECKS",
-    "Ailment",
     "Line",
     "asked_for",
     "unmet",
@@ -31,14 +30,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from ..core.settings import Settings, Workspace, WorkspaceError
+from ..core.errors import CheckFailed, ChurnError, ServiceUnavailable
+from ..core.settings import Settings, Workspace
 
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #71623125
-class Ailment(ValueError):
-    "Something is not in order. One line: what, and the command that mends it."
-
-
 @dataclass(frozen=True)
 class Line:
     "What one check found."
@@ -46,7 +42,7 @@ class Line:
     name: str
     ok: bool
     text: str  # What was seen, or what to do
-    code: int  # Exit code: 0 fine, 2 to be mended here, 4 a service is away
+    code: int  # Exit code: 0 fine, 2 fix it here, 4 a service is unavailable
 
     def __str__(self):
         return f"{'ok' if self.ok else '!!'}  {self.name:<10} {self.text}"
@@ -60,14 +56,9 @@ def _line(name: str, check, settings: Settings) -> Line:
         # `versions` knows whether it should be
         return Line(name, True, f"not looked at: {e.name} is not installed here", 0)
     except Exception as e:  # a check of what is broken may break in any way
-        here = isinstance(e, (ValueError, WorkspaceError)) or type(e).__name__ == "RegistryError"
         said = " ".join(str(e).split())[:300]
-        return Line(
-            name,
-            False,
-            said if isinstance(e, Ailment) else f"{type(e).__name__}: {said}",
-            2 if here and "Max retries" not in said else 4,
-        )
+        code = e.exit_code if isinstance(e, ChurnError) else CheckFailed.exit_code  # what it looked at is broken
+        return Line(name, False, said if isinstance(e, CheckFailed) else f"{type(e).__name__}: {said}", code)
 
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #cf2335b4
@@ -97,19 +88,19 @@ def unmet(wanted: list[Requirement], version=importlib.metadata.version) -> list
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #30d49699
 def check_versions(settings: Settings) -> str:
-    "Python and packages are those that this package asks for. Raises Ailment."
+    "Python and packages are those that this package asks for. Raises CheckFailed."
     meta, have = (
         importlib.metadata.metadata("churn-nb"),
         {d.name.lower() for d in importlib.metadata.distributions() if d.name},
     )
     extra = "pipeline" if "mlflow" in have else "online" if "feast" in have else "serve"
     if not SpecifierSet(asked := meta["Requires-Python"] or "").contains(platform.python_version(), prereleases=True):
-        raise Ailment(
+        raise CheckFailed(
             f"Python is {platform.python_version()}, {asked} is needed; make the environment anew: `make setup`"
         )
     wanted = asked_for(importlib.metadata.requires("churn-nb") or [], extra)
     if wrong := unmet(wanted):
-        raise Ailment(f'{"; ".join(wrong)}; `pip install "churn-nb[{extra}]"`, or `make setup`')
+        raise CheckFailed(f'{"; ".join(wrong)}; `pip install "churn-nb[{extra}]"`, or `make setup`')
     main = [n for n in ("onnxruntime", "fastapi", "duckdb", "feast", "mlflow", "scikit-learn") if n in have]
     return (
         f"Python {platform.python_version()}, {len({r.name for r in wanted})} packages as [{extra}] asks: "
@@ -132,13 +123,13 @@ def check_workspace(settings: Settings) -> str:
 
 
 def check_memory(settings: Settings, need_mb: int = 300) -> str:
-    "There is memory for a server. Raises Ailment."
+    "There is memory for a server. Raises CheckFailed."
     info = Path("/proc/meminfo")
     if not info.exists():
         return "not known on this system"
     mb = {k: int(v.split()[0]) // 1024 for k, v in (line.split(":") for line in info.read_text().splitlines())}
     if mb["MemAvailable"] < need_mb:
-        raise Ailment(
+        raise CheckFailed(
             f"{mb['MemAvailable']} MB free, {need_mb} MB needed; "
             "stop something, or lower CHURN_FEATURES_MEMORY_LIMIT and CHURN_TRAIN_N_JOBS"
         )
@@ -173,7 +164,7 @@ def check_code(settings: Settings) -> str:
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #f317d7a9
 def check_stores(settings: Settings) -> str:
-    "Online store and tracking server answer; the offline store has files. Raises ConnectionError."
+    "Online store and tracking server answer; the offline store has files. Raises ServiceUnavailable."
     from churn_nb.features import offline_folder  # each check imports what it needs
 
     said = [settings.stores.online]
@@ -192,7 +183,7 @@ def check_stores(settings: Settings) -> str:
         try:
             r.ping()
         except exceptions.RedisError as e:
-            raise ConnectionError(
+            raise ServiceUnavailable(
                 f"{settings.stores.online} does not answer ({type(e).__name__}); "
                 "start it, or change CHURN_STORES_ONLINE"
             ) from None
@@ -210,7 +201,7 @@ def check_stores(settings: Settings) -> str:
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #9928b485
 def check_features(settings: Settings) -> str:
-    "The online store is the one of the settings and equals the log. Raises Ailment."
+    "The online store is the one of the settings and equals the log. Raises CheckFailed."
     ws, todo = Workspace(settings.paths.workspace), "; run `churn materialize`"
     if not (ws.feast / "feature_store.yaml").exists() or settings.data.kind == "events" and not ws.base.exists():
         return "empty; `churn run` fills it"
@@ -219,12 +210,12 @@ def check_features(settings: Settings) -> str:
     store = open_store(settings)
     there = getattr(store.config.online_store, "connection_string", "").partition(",")[0]
     if there != urlsplit(settings.stores.online).netloc:
-        raise Ailment(f"{there or 'sqlite'} is in use, the settings say {settings.stores.online}{todo}")
+        raise CheckFailed(f"{there or 'sqlite'} is in use, the settings say {settings.stores.online}{todo}")
     n, wrong, behind = parity(settings, store, some=500)
     if wrong:
-        raise Ailment(f"{len(wrong)} of {n} customers differ from the log, such as {wrong[0]}{todo}")
+        raise CheckFailed(f"{len(wrong)} of {n} customers differ from the log, such as {wrong[0]}{todo}")
     if behind:
-        raise Ailment(f"{behind} customers have events that are not in their features{todo}")
+        raise CheckFailed(f"{behind} customers have events that are not in their features{todo}")
     return f"{settings.stores.online}: {n} customers, every feature equal to the log's"
 
 
@@ -250,12 +241,12 @@ def _aliases(settings: Settings) -> dict | None:
 
 def check_registry(settings: Settings) -> str:
     """The champion's alias is the one that the log of decisions ends with.
-    Raises Ailment, RegistryError, ConnectionError."""
+    Raises CheckFailed, RegistryError, RegistryUnavailable."""
     if (found := _aliases(settings)) is None:
         return "empty; `churn run` fills it"
     alias, log = found["champion"], found.pop("log")
     if log and alias != log:
-        raise Ailment(
+        raise CheckFailed(
             f"champion is version {alias}, the log of decisions says {log}; `churn history` puts the alias back"
         )
     return ", ".join(f"{a} {v or 'none'}" for a, v in found.items())
@@ -263,7 +254,7 @@ def check_registry(settings: Settings) -> str:
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #bc625006
 def check_bundle(settings: Settings) -> str:
-    "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, Ailment."
+    "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, CheckFailed."
     from churn_nb.core.manifest import current_bundle  # each check imports what it needs
     from churn_nb.registry.onnx_validation import trust
     from churn_nb.serve import Model
@@ -274,10 +265,10 @@ def check_bundle(settings: Settings) -> str:
     what = f"version {version}, {'hashes, signature' if settings.serve.public_key else 'hashes'} and self test hold"
     try:
         champion = (_aliases(settings) or {}).get("champion")
-    except (ImportError, ConnectionError):
+    except (ImportError, ServiceUnavailable):
         return f"{what}; the registry could not be asked"  # its own line says why
     if champion and champion != version:
-        raise Ailment(f"version {version} is served, champion is {champion}; `churn step 04_serve` brings it")
+        raise CheckFailed(f"version {version} is served, champion is {champion}; `churn step 04_serve` brings it")
     return what
 
 
@@ -297,7 +288,7 @@ def _ready_at(host: str, port: int) -> dict | None:
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #e74e078c
 def check_port(settings: Settings) -> str:
-    "The API's port is free, or our API answers there with the served version. Raises Ailment."
+    "The API's port is free, or our API answers there with the served version. Raises CheckFailed."
     host, port = settings.serve.host.replace("0.0.0.0", "127.0.0.1"), settings.serve.port
     if port == 0:
         return "any free one"
@@ -306,16 +297,16 @@ def check_port(settings: Settings) -> str:
     except OSError:
         return f"{port} is free"
     if (said := _ready_at(host, port)) is None:
-        raise Ailment(
+        raise CheckFailed(
             f"{port} is in use by another program; choose another: `churn serve --port N`, or CHURN_SERVE_PORT"
         )
     if (version := said.get("model_version")) is None:
-        raise Ailment(f"the API at {port} is not ready: {said.get('detail') or said['title']}")
+        raise CheckFailed(f"the API at {port} is not ready: {said.get('detail') or said['title']}")
     if why := said.get("refused"):
-        raise Ailment(f"the API at {port} serves version {version} and refuses the newer bundle: {why}")
+        raise CheckFailed(f"the API at {port} serves version {version} and refuses the newer bundle: {why}")
     link = Workspace(settings.paths.workspace).bundles / "current"
     if link.is_symlink() and (here := os.readlink(link)) != version:
-        raise Ailment(
+        raise CheckFailed(
             f"the API at {port} serves version {version}, the bundle here is {here}; "
             "it is another workspace's, or start it again: `churn serve`"
         )
@@ -324,7 +315,7 @@ def check_port(settings: Settings) -> str:
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #9345abe8
 def check_triton(settings: Settings) -> str:
-    "Triton is ready where it scores. Raises ConnectionError."
+    "Triton is ready where it scores. Raises ServiceUnavailable."
     if settings.serve.backend != "triton":
         return "not asked for; ONNX Runtime scores"
     # each check imports what it needs
@@ -339,12 +330,12 @@ def check_triton(settings: Settings) -> str:
                 .ready
             )
         except grpc.RpcError as e:
-            raise ConnectionError(
+            raise ServiceUnavailable(
                 f"Triton at {settings.triton.url} does not answer ({e.code().name}); "
                 "start it, or CHURN_SERVE_BACKEND=onnxruntime"
             ) from None
     if not ready:
-        raise ConnectionError(f"Triton at {settings.triton.url} is not ready; look at its log")
+        raise ServiceUnavailable(f"Triton at {settings.triton.url} is not ready; look at its log")
     return f"{settings.triton.url} is ready"
 
 

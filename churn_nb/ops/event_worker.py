@@ -29,7 +29,8 @@ from ..features import apply_store, refresh
 from ..serving.event_endpoint import frame, unframe
 from ..feature_store.event_log import compact, connection, log_sql, pushed
 from ..core.settings import Settings
-from ..feature_store.online import ClockError, mark, present, refreshed, utc
+from ..core.errors import ClockError
+from ..feature_store.online import mark, present, refreshed, utc
 from ..serving.http.problem_details import JsonLines, invalid
 
 

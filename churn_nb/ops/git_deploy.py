@@ -6,7 +6,6 @@
 __all__ = [
     "unit",
     "hook",
-    "DeployError",
     "serving_release",
     "point",
     "from_env",
@@ -23,13 +22,10 @@ import json, os, re, shlex, shutil, subprocess, sys
 from collections.abc import Callable
 from pathlib import Path
 from ..core.settings import atomic_write
+from ..core.errors import DeployError
 
 
 # %% ../../nbs/ops/70_git_deploy.ipynb #b8249b97
-class DeployError(ValueError):
-    "The hook can't be installed so. One line; nothing was changed."
-
-
 def serving_release(home: Path) -> str | None:  # A commit
     "The release that serves; None before the first."
     return Path(os.readlink(home / "current")).name if (home / "current").is_symlink() else None

@@ -19,7 +19,8 @@ from ..modeling.onnx_export import onnx_predict
 from ..registry.onnx_validation import check_onnx
 from ..feature_store.event_log import connection, log_sql
 from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
-from ..registry.model_registry import RegistryError, champion, connect, load_file, load_version
+from ..core.errors import RegistryError
+from ..registry.model_registry import champion, connect, load_file, load_version
 from ..monitoring.request_log import read_requests
 from ..core.settings import Settings, Workspace, atomic_write
 from ..feature_store.online import present
@@ -190,7 +191,7 @@ def watch(
     data_now: datetime | None = None,  # Default: the present of the data
     save: bool = True,  # Write reports/drift.json, which the API's metrics show
 ) -> Watched:
-    "Compare what the API is asked with what its champion learned from. Raises RegistryError and ConnectionError."
+    "Compare what the API is asked with what its champion learned from. Raises RegistryError and RegistryUnavailable."
     now, ref = now or datetime.now(timezone.utc), reference_of(settings)
     names, ws = [*ref.manifest.names, "probability"], Workspace(settings.paths.workspace).open()
     weights = {k: max(v, 0.0) for k, v in ref.importance.items()}  # the prediction weighs as much as all of them

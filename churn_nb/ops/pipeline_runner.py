@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = [
     "STEPS",
-    "CRASHED",
     "app",
     "hooks",
-    "UsageError",
+    "BROKEN_PIPE",
     "parameters",
     "fitting",
     "without_lessons",
@@ -44,21 +43,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #27314be4
-import ast, contextlib, json, os, re, sys, time, tomllib, warnings
+import ast, contextlib, json, os, re, sys, tempfile, time, tomllib, traceback, warnings
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 import typer
 from .. import TELEMETRY_OFF
-from ..core.settings import Settings, SettingsError, Workspace, WorkspaceError, atomic_write, load_settings
+from ..core.errors import BundleError, CRASHED, ChurnError, GateRefused, UsageError, error_class
+from ..core.settings import Settings, Workspace, atomic_write, load_settings
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #3611521e
 STEPS = ["00_features", "01_train", "03_drift", "02_promote", "04_serve"]
-
-
-class UsageError(ValueError):
-    "A wrong call: unknown step, unknown parameter, wrong type. Exit code 2."
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #c648bfd1
@@ -143,25 +139,9 @@ class StepRun:
     exit_code: int = 0
 
 
-_input_errors = {
-    "SettingsError",
-    "DataError",
-    "WorkspaceError",
-    "DriftInputError",
-    "BundleError",
-    "RegistryError",
-    "UsageError",
-    "ClockError",
-}
-_service_errors = {"ConnectionError", "OperationalError", "StoreAway"}
-CRASHED = 70  # a cell failed for a reason that no contract names; EX_SOFTWARE of sysexits.h
-
-
-def _code(ename: str, evalue: str) -> int:
-    "The exit code that an exception in a cell means."
-    if ename in _service_errors or "Max retries exceeded" in evalue:
-        return 4
-    return 2 if ename in _input_errors else CRASHED
+def _code(ename: str) -> int:
+    "The exit code that an exception in a cell means: that of its class, and a crash where the tree has no such class."
+    return getattr(error_class(ename), "exit_code", CRASHED)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #938dacdf
@@ -174,10 +154,7 @@ def _failure(executed: Path) -> tuple[str, int]:
     for i, c in enumerate(nb["cells"]):
         for o in c.get("outputs", []):
             if o["output_type"] == "error":
-                return (
-                    f"cell {i}: {o['ename']}: {' '.join(o['evalue'].split())[:500]}",
-                    _code(o["ename"], o["evalue"]),
-                )
+                return f"cell {i}: {o['ename']}: {' '.join(o['evalue'].split())[:500]}", _code(o["ename"])
     ran = [c["metadata"].get("papermill", {}).get("status") for c in nb["cells"] if c["cell_type"] == "code"]
     if nb["metadata"].get("papermill", {}).get("exception") or set(ran) != {"completed"}:
         return f"only {ran.count('completed')} of {len(ran)} code cells completed", CRASHED
@@ -357,7 +334,7 @@ def run_step(
         run.error, run.exit_code = _failure(run.notebook) if run.notebook.exists() else ("", 0)
         if not run.error or run.error.startswith("only"):
             run.error = f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
-            run.exit_code = 2 if isinstance(e, OSError) else CRASHED
+            run.exit_code = getattr(e, "exit_code", CRASHED)
     finally:
         kernels.stop(step)
     run.seconds, run.result = time.monotonic() - start, ws.read_result(step)
@@ -586,7 +563,7 @@ def _own_data(settings: Settings) -> dict | None:
 
 def _client(settings: Settings) -> dict | None:
     "How to ask the served model."
-    from churn_nb.core.manifest import BundleError, verify_bundle  # each part of the page imports what it needs
+    from churn_nb.core.manifest import verify_bundle  # each part of the page imports what it needs
     from churn_nb.serving.client_codegen import curl, python_client
 
     try:
@@ -619,7 +596,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Train, judge, serve and watch a churn model. Exit codes: 0 done, 1 the gate refused, "
-    "2 wrong usage or input, 3 drift at retrain level, 4 a needed service is away, 70 a crash.",
+    "2 wrong usage or input, 3 drift at retrain level, 4 a needed service is unavailable, 70 a crash.",
 )
 _Workspace = Annotated[
     str, typer.Option(help="Folder for all that is written; default: \\[paths] workspace of settings.ini.")
@@ -839,7 +816,7 @@ def run(
     typer.echo(f"report: {_short(r.run_dir.parent.parent / 'reports' / r.run_dir.name)}.html")
     if r.steps[-1].step == "04_serve" and settings.data.description:
         typer.echo(f"API: churn serve --workspace {_short(r.run_dir.parent.parent)}")
-    raise typer.Exit(r.exit_code)
+    _finish(r.exit_code)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #a1573c02
@@ -854,14 +831,14 @@ def step(
     "Run one step of the pipeline."
     if name not in STEPS:
         raise UsageError(f"unknown step {name}; it is one of {', '.join(STEPS)}")
-    raise typer.Exit(run_pipeline(_settings(workspace, dataset), _pairs(param), [name], typer.echo, lessons).exit_code)
+    _finish(run_pipeline(_settings(workspace, dataset), _pairs(param), [name], typer.echo, lessons).exit_code)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #f6b566d5
 @app.command(epilog="Examples: `churn serve` · `churn serve --port 9000`")
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = -1,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = None,
     backend: Annotated[str, typer.Option(help="onnxruntime or triton; default: [serve] backend.")] = "",
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen where other machines can reach it, without asking who calls.")
@@ -872,7 +849,7 @@ def serve(
     from churn_nb.serve import run_server  # each command imports what it needs
 
     over = {"serve.backend": backend} if backend else {}
-    run_server(_settings(workspace, **over), host or None, None if port < 0 else port, insecure)
+    run_server(_settings(workspace, **over), host or None, port, insecure)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #e19c5646
@@ -940,7 +917,7 @@ def promote(
         typer.echo(f"version {decision.version}: {decision.verdict}")
         if decision.promoted:
             deploy_champion(settings)
-    raise typer.Exit(decision.exit_code)
+    _finish(decision.exit_code)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #857701ed
@@ -1030,14 +1007,7 @@ def materialize(
         if sys.stderr.isatty():
             typer.echo(f"\r  {done:,} of {of:,}", nl=done == of, err=True)
 
-    try:
-        n = all_of_them(settings, apply_store(settings), say=say)
-    except Exception as e:
-        if type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"):
-            raise
-        raise ConnectionError(
-            f"the online store failed ({type(e).__name__}); what was there stays; run again when it is back"
-        ) from None
+    n = all_of_them(settings, apply_store(settings), say=say)
     typer.echo(f"{n:,} customers as of {present(settings):%FT%TZ}")
 
 
@@ -1194,7 +1164,7 @@ def retrain(
     settings = _settings(workspace, dataset)
     outcome = once(settings, why, lambda: run_pipeline(settings, _pairs(param), say=typer.echo).exit_code, force=force)
     typer.echo(f"{outcome.action}: {outcome.reason}")
-    raise typer.Exit(outcome.exit_code or 0)
+    _finish(outcome.exit_code or 0)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #bf782ec0
@@ -1238,7 +1208,7 @@ def score(
     )
     for line in done.lines():
         typer.echo(line)
-    raise typer.Exit(done.exit_code)
+    _finish(done.exit_code)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #d717409f
@@ -1268,18 +1238,15 @@ app.add_typer(hooks, name="deploy-hook")
 def install(
     repo: Annotated[Path, typer.Argument(help="A bare repository; made with `git init --bare`.")],
     home: Annotated[Path, typer.Option(help="Folder for releases and workspace.")],
-    port: Annotated[int, typer.Option(help="Where the API listens, on loopback.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the API listens, on loopback.")] = 8000,
     branch: Annotated[str, typer.Option(help="Pushes to this branch are deployed.")] = "main",
     runner: Annotated[str, typer.Option(help="systemd or podman.")] = "systemd",
     user: Annotated[bool, typer.Option("--user", help="The user's own systemd.")] = False,
 ):
     "Make pushes to a bare repository train, judge and deploy."
-    from churn_nb.ops.git_deploy import DeployError, install_hook  # each command imports what it needs
+    from churn_nb.ops.git_deploy import install_hook  # each command imports what it needs
 
-    try:
-        todo = install_hook(repo, home, port, branch, runner, user)
-    except DeployError as e:
-        raise UsageError(str(e)) from None
+    todo = install_hook(repo, home, port, branch, runner, user)
     typer.echo("\n".join(["installed; next:", *(f"  {t}" for t in todo)]))
 
 
@@ -1317,7 +1284,7 @@ def run_hook(
             lambda version, why: rollback(settings, version, why),
             typer.echo,
         )
-    raise typer.Exit(code)
+    _finish(code)
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #68eb2b8e
@@ -1334,20 +1301,44 @@ def doctor(workspace: _Workspace = ""):
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #924a8b2c
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it: nobody reads the output any more
+
+
 def main(args: list[str] | None = None):
-    "Entry point of `churn`: errors that a user can mend become one line and an exit code."
+    "Entry point of `churn`: ends with the exit code of the error's class, and one line on stderr."
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False"  # no command has a use for a pickle
     try:
         app(args, standalone_mode=True)
-    except (SettingsError, WorkspaceError, UsageError) as e:
-        sys.exit(_complain(e, 2))
+    except SystemExit as e:  # typer ends with 1 where the pipe is broken
+        sys.exit(BROKEN_PIPE if e.code == 1 else e.code)
+    except GateRefused as e:  # the command has printed the decision
+        sys.exit(e.exit_code)
+    except ChurnError as e:
+        sys.exit(_complain(e, e.exit_code))
     except Exception as e:
-        name = type(e).__name__
-        if (code := _code(name, str(e))) == CRASHED and name not in ("InvalidRows", "ServeError"):
-            raise
-        sys.exit(_complain(e, 2 if code == CRASHED else code))
+        sys.exit(_crash(e))
+
+
+# %% ../../nbs/ops/10_pipeline_runner.ipynb #7317c579
+def _finish(code: int):
+    "End a command. Raises GateRefused for 1, which no other error may have, and typer.Exit."
+    if code == GateRefused.exit_code:
+        raise GateRefused("the gate refused the model; the champion stays")
+    raise typer.Exit(code)
 
 
 def _complain(e: Exception, code: int) -> int:
     print(f"churn: {' '.join(str(e).split())}", file=sys.stderr)
     return code
+
+
+def _crash(e: Exception) -> int:
+    "One line on stderr, and the traceback in a file of its own; on stderr as well where none can be written."
+    said = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="churn-crash-", suffix=".txt", delete=False) as f:
+            traceback.print_exception(e, file=f)
+    except OSError:
+        traceback.print_exception(e)
+        return _complain(RuntimeError(said), CRASHED)
+    return _complain(RuntimeError(f"{said}; the traceback is in {f.name}"), CRASHED)

@@ -6,9 +6,9 @@
 __all__ = [
     "log",
     "CHANGES",
-    "RegistryError",
     "reach",
     "connect",
+    "registry_errors",
     "version_of",
     "load_version",
     "load_file",
@@ -35,8 +35,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 import filelock, msgspec, numpy as np, requests, sqlalchemy
+from ..core.errors import BundleError, ChurnError, RegistryError, RegistryUnavailable
 from churn_nb.core.manifest import (
-    BundleError,
     GateRow,
     Manifest,
     parse_manifest,
@@ -55,24 +55,20 @@ from ..core.settings import Settings, Workspace, atomic_write
 log = logging.getLogger("churn_nb.registry.model_registry")
 
 
-class RegistryError(RuntimeError):
-    "The registry does not hold what is needed. One line: what, and what to do."
-
-
-def _gone(settings: Settings, e: Exception) -> ConnectionError:
+def _gone(settings: Settings, e: Exception) -> RegistryUnavailable:
     "What to raise where the registry's server is away, without the password of its address."
     uri = settings.stores.tracking_uri
     with contextlib.suppress(sqlalchemy.exc.ArgumentError):
         uri = sqlalchemy.make_url(uri).render_as_string(hide_password=True)
     said = str(getattr(e, "orig", None) or (e if hasattr(e, "error_code") else type(e).__name__)).splitlines()[0][:150]
-    return ConnectionError(
+    return RegistryUnavailable(
         f"the registry {uri or 'in the workspace'} does not answer ({said}); start it, or change [stores] tracking_uri"
     )
 
 
 # %% ../../nbs/registry/10_model_registry.ipynb #d0477101
 def reach(settings: Settings, seconds: int = 5):
-    "Raise ConnectionError, within seconds, where the registry's server does not answer."
+    "Raise RegistryUnavailable, within seconds, where the registry's server does not answer."
     uri = settings.stores.tracking_uri
     try:
         if uri.startswith(("http:", "https:")):
@@ -91,7 +87,7 @@ def reach(settings: Settings, seconds: int = 5):
 
 # %% ../../nbs/registry/10_model_registry.ipynb #7741e269
 def connect(settings: Settings):
-    "An `MlflowClient` of the configured registry. Raises ConnectionError, in seconds, where it is away."
+    "An `MlflowClient` of the configured registry. Raises RegistryUnavailable, in seconds, where it is unavailable."
     if settings.stores.tracking_uri.startswith("http"):  # else 7 attempts, each twice as late as the one before
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     reach(settings)
@@ -109,16 +105,31 @@ def _away(e: Exception) -> bool:
     )
 
 
+# %% ../../nbs/registry/10_model_registry.ipynb #8a444a40
 @contextlib.contextmanager
-def _talking(settings: Settings):
-    "MLflow's narration off; a server that goes away meanwhile is a ConnectionError."
+def registry_errors(settings: Settings):
+    "Turn what MLflow and its database raise into RegistryUnavailable, or RegistryError where they reject the credentials."
     try:
-        with hushed():
-            yield
+        yield
+    except ChurnError:
+        raise
     except Exception as e:
-        if type(e) is ConnectionError or not _away(e):
+        code = getattr(e, "error_code", "")
+        if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+            raise RegistryError(
+                f"the registry {settings.stores.tracking_uri} rejects the credentials ({code}); set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from None
+        if not _away(e):
             raise
         raise _gone(settings, e) from None
+
+
+@contextlib.contextmanager
+def _talking(settings: Settings):
+    "The same, with MLflow's narration off."
+    with registry_errors(settings), hushed():
+        yield
 
 
 # %% ../../nbs/registry/10_model_registry.ipynb #c9b0d1d7

@@ -21,7 +21,8 @@ __all__ = [
 import contextlib, functools, importlib.util, math, sys, threading
 from collections.abc import Iterator
 from pathlib import Path
-from ..core.manifest import BundleError, Manifest
+from ..core.errors import BundleError
+from ..core.manifest import Manifest
 
 
 # %% ../../nbs/registry/30_onnx_validation.ipynb #edb07eb8

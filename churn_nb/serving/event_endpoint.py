@@ -13,7 +13,8 @@ import msgspec
 from starlette.responses import Response
 from ..core.settings import Settings, Workspace
 from ..feature_store.online import refreshed
-from .http.problem_details import InvalidRows, Metrics, Problem, invalid
+from ..core.errors import InvalidRequest, QueueFull, ServiceUnavailable
+from .http.problem_details import Metrics, ProblemDetails, invalid
 
 
 # %% ../../nbs/serving/60_event_endpoint.ipynb #6f473c23
@@ -61,7 +62,7 @@ class Ingest:
         except (OSError, msgspec.DecodeError):
             pass
         self.close()
-        raise ConnectionError("the process that writes events ended")
+        raise ServiceUnavailable("the process that writes events ended; send it again")
 
     async def _work(self):
         while self.waiting:
@@ -84,9 +85,9 @@ class Ingest:
         self,
         rows: list[bytes],  # JSON, one event each
     ) -> tuple[list, str]:  # What became of each row; why features are not fresh yet
-        "Raises OverflowError where too many wait already, ConnectionError where the process died."
+        "Raises QueueFull where too many wait already, ServiceUnavailable where the process died."
         if sum(len(given) for given, _ in self.waiting) + len(rows) > self.most:
-            raise OverflowError("too many events wait")
+            raise QueueFull("too many events wait; send it again")
         answer = asyncio.get_running_loop().create_future()
         self.waiting.append((rows, answer))
         self.running = self.running or asyncio.create_task(self._work())
@@ -121,11 +122,11 @@ class EventsIn:
         if self.ingest:
             return self.ingest
         if not self.ws.base.is_file():
-            raise Problem(
+            raise ProblemDetails(
                 503, f"no event log at {self.ws.feast}; make one with `churn run`", headers={"Retry-After": "60"}
             )
         if lacks := [m for m in ("feast", "duckdb", "pandas", "filelock") if importlib.util.find_spec(m) is None]:
-            raise Problem(503, f"{lacks[0]} is not installed here: install churn-nb[online]")
+            raise ProblemDetails(503, f"{lacks[0]} is not installed here: install churn-nb[online]")
         self.ingest = Ingest(self.settings)
         return self.ingest
 
@@ -136,21 +137,18 @@ class EventsIn:
             self.ingest.close()
 
     async def add(self, body: bytes) -> Response:
-        "Check, log, refresh; the answer to send. Raises Problem and InvalidRows."
+        "Check, log, refresh; the answer to send. Raises ProblemDetails and InvalidRequest."
         many, rows = _rows(body)
         if len(rows) > self.settings.serve.max_batch:
-            raise Problem(413, f"{len(rows)} events; at most {self.settings.serve.max_batch} in one request")
+            raise ProblemDetails(413, f"{len(rows)} events; at most {self.settings.serve.max_batch} in one request")
         ingest = self._open()
-        try:
-            outcome, why = await ingest.add([bytes(r) for r in rows])
-        except (OverflowError, ConnectionError) as e:
-            raise Problem(503, f"{e}; send it again", headers={"Retry-After": "1"}) from None
+        outcome, why = await ingest.add([bytes(r) for r in rows])
         errors = [({"row": i} if many else {}) | o for i, o in enumerate(outcome) if isinstance(o, dict)]
         said: dict[str, Any] = {"accepted": outcome.count("new"), "known": outcome.count("known"), "fresh": not why}
         for kind, n in (("new", said["accepted"]), ("known", said["known"]), ("refused", len(errors))):
             self.metrics.events.labels(kind).inc(n)
         if errors:
-            raise Problem(422, str(InvalidRows(errors)), errors[:100], **said)
+            raise ProblemDetails(422, str(InvalidRequest(errors)), errors[:100], **said)
         return Response(
             msgspec.json.encode(said | ({"detail": why} if why else {})),
             202 if why else 200,
@@ -163,7 +161,7 @@ class EventsIn:
             return
         try:
             self._open().pool.submit(self.ingest._ask, [])
-        except Problem:
+        except ProblemDetails:
             pass  # who sends an event will be told
 
     def behind(self) -> bool:
@@ -180,7 +178,7 @@ class EventsIn:
 
 
 def _rows(body: bytes) -> tuple[bool, list[msgspec.Raw]]:
-    "Whether the body is a list, and its events, undecoded. Raises InvalidRows."
+    "Whether the body is a list, and its events, undecoded. Raises InvalidRequest."
     many = body.lstrip()[:1] == b"["
     try:
         if many:
@@ -190,5 +188,5 @@ def _rows(body: bytes) -> tuple[bool, list[msgspec.Raw]]:
     except (msgspec.DecodeError, RecursionError) as e:
         raise invalid(e) from None
     if not rows:
-        raise InvalidRows([{"field": "body", "message": "an empty list; send at least one event"}])
+        raise InvalidRequest([{"field": "body", "message": "an empty list; send at least one event"}])
     return many, rows

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import factorial
 from urllib.parse import parse_qs
 import msgspec, numpy as np
-from .http.problem_details import Problem
+from .http.problem_details import ProblemDetails
 
 
 # %% ../../nbs/serving/70_explanations.ipynb #2fd2a2ee
@@ -115,13 +115,13 @@ def wants_explanation(
     query: bytes,  # A query string
     many: bool,  # Of a batch
 ) -> bool:
-    "The parameter `explain`, true or false. Raises Problem 422."
+    "The parameter `explain`, true or false. Raises ProblemDetails 422."
     given = set(parse_qs(query.decode("latin-1"), keep_blank_values=True).get("explain", ["false"]))
     wrong = "" if given in ({"true"}, {"false"}) else "expected true or false"
     if many and given == {"true"}:
         wrong = "one row at a time; send it to /predict"
     if wrong:
-        raise Problem(422, f"explain: {wrong}", [{"field": "explain", "message": wrong}])
+        raise ProblemDetails(422, f"explain: {wrong}", [{"field": "explain", "message": wrong}])
     return given == {"true"}
 
 
@@ -131,10 +131,12 @@ def explained(
     x: np.ndarray,  # float32 [k]
 ) -> dict:
     """`contributions`, largest first, and `reference_probability`; of sampled ones also `method` and `standard_errors`.
-    Raises Problem 409 without a reference, 422 where there are none, and ArithmeticError where they don't add up."""
+    Raises ProblemDetails 409 without a reference, 422 where there are none, and ArithmeticError where they don't add up."""
     m = model.manifest
     if m.reference is None:
-        raise Problem(409, f"model {m.version} has no reference to count contributions from; deploy one that has")
+        raise ProblemDetails(
+            409, f"model {m.version} has no reference to count contributions from; deploy one that has"
+        )
     r, how = model.coded([m.reference])[0], {}
     try:
         if len(differing(x, r)) <= most_exact:
@@ -142,7 +144,7 @@ def explained(
         else:
             phi, se = sampled_contributions(model.predict, x, r)
     except ValueError as e:
-        raise Problem(422, str(e)) from None
+        raise ProblemDetails(422, str(e)) from None
     p, p_reference = model.predict(np.stack([x, r])).tolist()
     if not abs(phi.sum() - (p - p_reference)) <= 1e-5:
         raise ArithmeticError("contributions don't add up")
@@ -166,9 +168,11 @@ class Explainer:
         x: np.ndarray,  # serve.Model, and the row, float32 [k]
         answer: msgspec.Struct,  # What /predict answers without an explanation
     ) -> bytes:  # JSON
-        "The answer with its explanation. Raises Problem: 503 where too many wait, and those of `explained`."
+        "The answer with its explanation. Raises ProblemDetails: 503 where too many wait, and those of `explained`."
         if self.asked >= self.most:
-            raise Problem(503, f"{self.asked} explanations wait already; ask again", headers={"Retry-After": "1"})
+            raise ProblemDetails(
+                503, f"{self.asked} explanations wait already; ask again", headers={"Retry-After": "1"}
+            )
         self.asked += 1
         try:
             more = await asyncio.get_running_loop().run_in_executor(self.pool, explained, model, x)

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from .. import __version__
 from ..core.manifest import Manifest
 from ..data.encoding import Dictionary
-from .http.problem_details import InvalidRows, Problem, invalid, read_body
+from ..core.errors import InvalidRequest
+from .http.problem_details import ProblemDetails, invalid, read_body
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #81ae41ba
@@ -65,18 +66,18 @@ def inputs_of(m: Manifest) -> list[tuple[str, str, int]]:  # Name, datatype, col
 
 # %% ../../nbs/serving/30_open_inference.ipynb #364ac6ac
 def _tensor_in(t: _Tensor, raw: bytes, m: Manifest, max_batch: int) -> np.ndarray:  # float32 [N, k], or texts [N, c]
-    "An input tensor of an inference request. Raises Problem."
+    "An input tensor of an inference request. Raises ProblemDetails."
     expected = next((e for e in inputs_of(m) if e[0] == t.name), inputs_of(m)[0])
     if (t.name, t.datatype) != expected[:2]:
-        raise Problem(400, f"input {t.name[:99]} {t.datatype[:99]}: expected {expected[0]} {expected[1]}")
+        raise ProblemDetails(400, f"input {t.name[:99]} {t.datatype[:99]}: expected {expected[0]} {expected[1]}")
     k, read = expected[2], _texts_in if t.datatype == "BYTES" else _numbers_in
     if len(t.shape) != 2 or t.shape[1] != k or not t.shape[0]:
-        raise Problem(400, f"input {t.name}: shape {t.shape}, expected [N, {k}] with N at least 1")
+        raise ProblemDetails(400, f"input {t.name}: shape {t.shape}, expected [N, {k}] with N at least 1")
     if t.shape[0] > max_batch:
-        raise Problem(413, f"{t.shape[0]} rows; at most {max_batch} in one request")
+        raise ProblemDetails(413, f"{t.shape[0]} rows; at most {max_batch} in one request")
     X = read(t, raw)
     if X.size != t.shape[0] * k:
-        raise Problem(400, f"input {t.name}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
+        raise ProblemDetails(400, f"input {t.name}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
     return X.reshape(t.shape)
 
 
@@ -84,12 +85,14 @@ def _tensor_in(t: _Tensor, raw: bytes, m: Manifest, max_batch: int) -> np.ndarra
 def _numbers_in(t: _Tensor, raw: bytes) -> np.ndarray:  # float32, flat
     if (n := t.parameters.get("binary_data_size")) is None:
         if raw:
-            raise Problem(400, "binary data without binary_data_size")
+            raise ProblemDetails(400, "binary data without binary_data_size")
         return _numbers(bytes(t.data))
     size = 4 * t.shape[0] * t.shape[1]
     if n == len(raw) == size:
         return np.frombuffer(raw, "<f4")
-    raise Problem(400, f"input {t.name}: {len(raw)} bytes of binary data, binary_data_size {n}, shape needs {size}")
+    raise ProblemDetails(
+        400, f"input {t.name}: {len(raw)} bytes of binary data, binary_data_size {n}, shape needs {size}"
+    )
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #b64d24ad
@@ -97,7 +100,7 @@ def _texts_in(t: _Tensor, raw: bytes) -> np.ndarray:  # object, flat: texts, Non
     "As JSON, or each as its length in 4 bytes, little-endian, and its bytes."
     if (n := t.parameters.get("binary_data_size")) is None:
         if raw:
-            raise Problem(400, "binary data without binary_data_size")
+            raise ProblemDetails(400, "binary data without binary_data_size")
         return _objects(_texts(bytes(t.data)))
     cells, at, texts = t.shape[0] * t.shape[1], 0, []
     while at + 4 <= len(raw) and len(texts) < cells:
@@ -105,7 +108,7 @@ def _texts_in(t: _Tensor, raw: bytes) -> np.ndarray:  # object, flat: texts, Non
         texts.append(raw[at + 4 : end])
         at = end
     if n != len(raw) or at != len(raw) or len(texts) != cells:
-        raise Problem(
+        raise ProblemDetails(
             400,
             f"input {t.name}: the lengths in its {len(raw)} bytes of binary data, binary_data_size {n}, "
             f"don't give {cells} texts",
@@ -113,7 +116,7 @@ def _texts_in(t: _Tensor, raw: bytes) -> np.ndarray:  # object, flat: texts, Non
     try:
         return _objects([b.decode() for b in texts])
     except UnicodeDecodeError:
-        raise Problem(400, f"input {t.name}: a text is not UTF-8") from None
+        raise ProblemDetails(400, f"input {t.name}: a text is not UTF-8") from None
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #dd9114e1
@@ -128,18 +131,20 @@ def _rows_in(
     max_batch: int,
     d: Dictionary | None,
 ) -> np.ndarray:  # float32 [N, k]
-    "The inputs of a request, each once and in any order, as the model's rows. Raises Problem."
+    "The inputs of a request, each once and in any order, as the model's rows. Raises ProblemDetails."
     wanted = [name for name, *_ in inputs_of(m)]
     if len(inputs) != len(wanted):
-        raise Problem(400, f"{len(inputs)} inputs; expected {'one, ' * (len(wanted) == 1)}{' and '.join(wanted)}")
+        raise ProblemDetails(
+            400, f"{len(inputs)} inputs; expected {'one, ' * (len(wanted) == 1)}{' and '.join(wanted)}"
+        )
     if wanted == [m.input]:
         return _tensor_in(inputs[0], raw, m, max_batch)
     parts = _portions(inputs, raw)
     given = {t.name: _tensor_in(t, part, m, max_batch) for t, part in zip(inputs, parts)}
     if len(given) < len(wanted):
-        raise Problem(400, f"input {inputs[0].name} is there twice; expected {' and '.join(wanted)}")
+        raise ProblemDetails(400, f"input {inputs[0].name} is there twice; expected {' and '.join(wanted)}")
     if len(rows := {len(x) for x in given.values()}) > 1:
-        raise Problem(400, f"inputs of {min(rows)} and {max(rows)} rows; they need as many")
+        raise ProblemDetails(400, f"inputs of {min(rows)} and {max(rows)} rows; they need as many")
     d = d or Dictionary.of(m.features)
     columns = dict(zip(d.texts.tolist(), given["categories"].T)) | (
         dict(zip(d.numbers.tolist(), given[m.input].T)) if m.input in given else {}
@@ -149,24 +154,24 @@ def _rows_in(
 
 # %% ../../nbs/serving/30_open_inference.ipynb #d02e1d8a
 def _portions(inputs: list[_Tensor], raw: bytes) -> list[bytes]:
-    "Each input's part of the binary data, in their order. Raises Problem."
+    "Each input's part of the binary data, in their order. Raises ProblemDetails."
     sizes: list[Any] = [t.parameters.get("binary_data_size", 0) for t in inputs]
     if bad := [n for n in sizes if isinstance(n, bool) or not isinstance(n, int) or n < 0]:
-        raise Problem(400, f"binary_data_size {str(bad[0])[:99]}: expected a number of bytes")
+        raise ProblemDetails(400, f"binary_data_size {str(bad[0])[:99]}: expected a number of bytes")
     if sum(sizes) != len(raw):
-        raise Problem(400, f"{len(raw)} bytes of binary data, the inputs' binary_data_size make {sum(sizes)}")
+        raise ProblemDetails(400, f"{len(raw)} bytes of binary data, the inputs' binary_data_size make {sum(sizes)}")
     ends = np.cumsum(sizes).tolist()
     return [raw[end - n : end] for n, end in zip(sizes, ends)]
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #5ccb8661
 def _tensor_out(req: _Infer, m: Manifest, p: np.ndarray) -> tuple[bytes, int | None]:
-    "The answer to an inference request, and the length of its JSON part if binary data follows. Raises Problem."
+    "The answer to an inference request, and the length of its JSON part if binary data follows. Raises ProblemDetails."
     out = req.outputs[0] if req.outputs else _Tensor(m.output)
     if len(req.outputs) > 1 or out.name != m.output:
-        raise Problem(400, f"outputs: expected only {m.output}")
+        raise ProblemDetails(400, f"outputs: expected only {m.output}")
     if unknown := {"classification", "shared_memory_region"} & set(out.parameters):
-        raise Problem(400, f"outputs: {unknown.pop()} is not supported")
+        raise ProblemDetails(400, f"outputs: {unknown.pop()} is not supported")
     binary = out.parameters.get("binary_data", req.parameters.get("binary_data_output", False))
     values = {"parameters": {"binary_data_size": p.nbytes}} if binary else {"data": p.tolist()}
     tensor = {"name": out.name, "datatype": "FP32", "shape": [len(p), 1]} | values
@@ -178,23 +183,23 @@ def _tensor_out(req: _Infer, m: Manifest, p: np.ndarray) -> tuple[bytes, int | N
 # %% ../../nbs/serving/30_open_inference.ipynb #ab4cfd02
 def infer(
     m: Manifest,
-    score: Callable,  # float32 [N, k] -> float32 [N]; raises InvalidRows
+    score: Callable,  # float32 [N, k] -> float32 [N]; raises InvalidRequest
     body: bytes,  # JSON, and binary data behind it
     json_bytes: int | None,  # Length of the JSON part; None: all of it
     max_batch: int,  # Rows in one request
     dictionary: Dictionary | None = None,  # Of the model; default: made of the manifest
 ) -> tuple[bytes, int | None, int]:  # Answer, length of its JSON part if binary data follows, rows
-    "One inference request. Raises Problem: 413 for too many rows, else 400."
+    "One inference request. Raises ProblemDetails: 413 for too many rows, else 400."
     n = len(body) if json_bytes is None else json_bytes
     if n > len(body):
-        raise Problem(400, f"Inference-Header-Content-Length is {n}, the body has {len(body)} bytes")
+        raise ProblemDetails(400, f"Inference-Header-Content-Length is {n}, the body has {len(body)} bytes")
     try:
         req = msgspec.json.decode(body[:n], type=_Infer)
         p = score(_rows_in(req.inputs, body[n:], m, max_batch, dictionary))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise Problem(400, str(invalid(e))) from None
-    except InvalidRows as e:
-        raise Problem(400, str(e), e.errors) from None
+        raise ProblemDetails(400, str(invalid(e))) from None
+    except InvalidRequest as e:
+        raise ProblemDetails(400, str(e), e.errors) from None
     return *_tensor_out(req, m, p), len(p)
 
 
@@ -208,13 +213,13 @@ def v2_routes(
     r = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
     def named(request: Request, name: str, version: str | None = None):
-        "The model that a URL names. Raises Problem 404 or 503."
+        "The model that a URL names. Raises ProblemDetails 404 or 503."
         if name != "churn":
-            raise Problem(404, f"no model {name[:99]}; the model is called churn")
+            raise ProblemDetails(404, f"no model {name[:99]}; the model is called churn")
         if not (model := request.state.model):
             raise current.trouble()
         if version not in (None, model.manifest.version):
-            raise Problem(404, f"version {version[:99]} is not loaded; version {model.manifest.version} is")
+            raise ProblemDetails(404, f"version {version[:99]} is not loaded; version {model.manifest.version} is")
         return model
 
     @r.get("", summary="Server metadata")
@@ -267,7 +272,7 @@ def v2_routes(
     async def score(request: Request, name: str, version: str | None = None):
         model, n = named(request, name, version), request.headers.get("inference-header-content-length")
         if n is not None and not re.fullmatch(r"\d{1,12}", n, re.A):
-            raise Problem(400, "Inference-Header-Content-Length: expected a number of bytes")
+            raise ProblemDetails(400, "Inference-Header-Content-Length: expected a number of bytes")
         sent = await read_body(request.scope, request.receive, limits.max_body_bytes)
         asked = []
 

@@ -11,7 +11,8 @@ import msgspec, numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from ..core.manifest import Feature
 from ..data.encoding import Dictionary, code, entity_key, spelled
-from .http.problem_details import InvalidRows, invalid
+from ..core.errors import InvalidRequest
+from .http.problem_details import invalid
 
 # %% ../../nbs/serving/10_request_schema.ipynb #5c720ed8
 _int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -79,14 +80,14 @@ class _ToMatrix:
         self.dictionary = Dictionary.of(features)
 
     def check(self, X: np.ndarray, many: bool = True) -> np.ndarray:  # X, float32 [N, k]
-        "Refuse numbers that float32 can't hold, and nan where the model never saw a gap. Raises InvalidRows."
+        "Refuse numbers that float32 can't hold, and nan where the model never saw a gap. Raises InvalidRequest."
         if np.isfinite(X).all():
             return X
         bad = np.isinf(X) | (np.isnan(X) & ~self.nullable)
         if not bad.any():
             return X
         why = lambda x: "too large for float32" if np.isinf(x) else "may not be missing"
-        raise InvalidRows(
+        raise InvalidRequest(
             [
                 ({"row": int(i)} if many else {}) | {"field": self.names[j], "message": why(X[i, j])}
                 for i, j in zip(*bad.nonzero())
@@ -94,7 +95,7 @@ class _ToMatrix:
         )
 
     def matrix(self, values: list, many: bool = True) -> np.ndarray:  # float32 [N, k]
-        "Feature values, None for a gap, as the model's input. Raises InvalidRows."
+        "Feature values, None for a gap, as the model's input. Raises InvalidRequest."
         return self.check(self.floats(values), many)
 
     def codes(self, row: list | tuple) -> list | tuple:  # Numbers and None alone
@@ -133,7 +134,7 @@ class RowReader(_ToMatrix):
         self.type = list[row]
 
     def decode(self, body: bytes, many: bool = False) -> list[tuple]:  # (customer_id, *features), UNSET where absent
-        "Decode and check a JSON body. Raises InvalidRows."
+        "Decode and check a JSON body. Raises InvalidRequest."
         rows: list
         try:
             rows = self.many.decode(body) if many else [self.one.decode(body)]
@@ -144,7 +145,7 @@ class RowReader(_ToMatrix):
         return self.complete(rows, many)
 
     def complete(self, rows: list, many: bool = True) -> list[tuple]:
-        "The rows as tuples, if each has its id or all features. Raises InvalidRows."
+        "The rows as tuples, if each has its id or all features. Raises InvalidRequest."
         tuples = [msgspec.structs.astuple(r) for r in rows]
         errors = [
             ({"row": i} if many else {}) | {"field": f, "message": msg}
@@ -152,11 +153,11 @@ class RowReader(_ToMatrix):
             for f, msg in _incomplete(t, self.names)
         ]
         if errors:
-            raise InvalidRows(errors)
+            raise InvalidRequest(errors)
         return tuples
 
     def from_dicts(self, dicts: list[dict]) -> np.ndarray:  # float32 [N, k]
-        "Rows as dicts of plain Python values, under the same rules as a request. Raises InvalidRows."
+        "Rows as dicts of plain Python values, under the same rules as a request. Raises InvalidRequest."
         try:
             rows = msgspec.convert(dicts, self.type, dec_hook=_read)
         except msgspec.ValidationError as e:
@@ -167,5 +168,5 @@ class RowReader(_ToMatrix):
             for i, t in enumerate(tuples)
             if t[0] is not UNSET
         ]:
-            raise InvalidRows(ids)
+            raise InvalidRequest(ids)
         return self.matrix([t[1:] for t in tuples])

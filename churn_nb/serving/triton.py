@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "triton_models",
-    "TritonError",
     "Tensor",
     "signature",
     "triton_config",
@@ -13,7 +12,6 @@ __all__ = [
     "triton_options",
     "follow_bundle",
     "Breaker",
-    "BackendAway",
     "TritonBackend",
 ]
 
@@ -23,16 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from ..core.manifest import BundleError, Manifest, read_bundle
+from ..core.errors import BackendUnavailable, BundleError, TritonError
+from ..core.manifest import Manifest, read_bundle
 from ..registry.onnx_validation import check_onnx
 from ..core.settings import Settings, atomic_write
 
 
 # %% ../../nbs/serving/40_triton.ipynb #11ea7364
-class TritonError(ValueError):
-    "A configuration that Triton could not load. One line."
-
-
 class Tensor(NamedTuple):
     "An input or output, without the batch's dimension; `dims` () is one number a row."
 
@@ -320,15 +315,6 @@ class Breaker:
                 self.since = self.clock()
 
 
-# %% ../../nbs/serving/40_triton.ipynb #bd126270
-class BackendAway(OSError):
-    "Triton gives no answer and may not be replaced. The API answers 503 with `Retry-After: retry_after`."
-
-    def __init__(self, why: str, retry_after: int = 1):
-        super().__init__(why)
-        self.retry_after = retry_after
-
-
 # %% ../../nbs/serving/40_triton.ipynb #b34fe511
 class TritonBackend:
     "Scores in Triton over gRPC. Belongs to the event loop it is first used in."
@@ -342,7 +328,7 @@ class TritonBackend:
         model,  # serve.Model: `manifest` and `predict`
         X: np.ndarray,  # float32 [N, k]
     ) -> tuple[np.ndarray, str]:  # float32 [N]; "triton" or "onnxruntime"
-        "Probabilities and what computed them. Raises BackendAway where `fallback = no`."
+        "Probabilities and what computed them. Raises BackendUnavailable where `fallback = no`."
         if self.breaker.allows():
             answered = None  # stays None if the caller is cancelled
             try:
@@ -350,13 +336,13 @@ class TritonBackend:
                 p = await self.ask(model.manifest, X, texts.feed(X) if texts and texts.any else None)
                 answered = True
                 return p, "triton"
-            except BackendAway as e:
+            except BackendUnavailable as e:
                 answered, self.why = False, str(e)
             finally:
                 self.breaker.note(answered)
         if self.s.fallback:
             return model.predict(X), "onnxruntime"
-        raise BackendAway(f"Triton at {self.s.url}: {self.why}", int(self.s.breaker_seconds) or 1)
+        raise BackendUnavailable(f"Triton at {self.s.url}: {self.why}", int(self.s.breaker_seconds) or 1)
 
     async def ask(
         self,
@@ -364,7 +350,7 @@ class TritonBackend:
         X: np.ndarray,
         feed: dict | None = None,
     ) -> np.ndarray:  # feed: Dictionary.feed, where there are categories
-        "Triton's answer within the deadline. Raises BackendAway."
+        "Triton's answer within the deadline. Raises BackendUnavailable."
         end = self.clock() + self.s.deadline_ms / 1000
         try:
             async with asyncio.timeout(self.s.deadline_ms / 1000):
@@ -376,9 +362,9 @@ class TritonBackend:
                             raise
                     await asyncio.sleep(random.uniform(0.5, 1) * 0.005 * 2**i)
         except TimeoutError:
-            raise BackendAway(f"no answer within {self.s.deadline_ms:g} ms") from None
+            raise BackendUnavailable(f"no answer within {self.s.deadline_ms:g} ms") from None
         except Exception as e:
-            raise BackendAway(" ".join(str(e).split())[:200]) from e  # gRPC's and tritonclient's
+            raise BackendUnavailable(" ".join(str(e).split())[:200]) from e  # gRPC's and tritonclient's
         raise AssertionError("the last try answers or raises")
 
     async def once(self, m: Manifest, X: np.ndarray, seconds: float, feed: dict | None = None) -> np.ndarray:

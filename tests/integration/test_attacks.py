@@ -5,7 +5,8 @@ import cloudpickle, httpx, msgspec, numpy as np, onnx, pytest
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p
 from churn_nb.registry import model_registry as r
-from churn_nb.core.manifest import BundleError, FileHash, manifest_json, read_bundle, write_bundle
+from churn_nb.core.errors import BundleError
+from churn_nb.core.manifest import FileHash, manifest_json, read_bundle, write_bundle
 from deadlines import allow
 from paths import CHURN, PYTHON
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for

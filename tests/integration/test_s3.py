@@ -1,7 +1,8 @@
 "Data on S3 by DVC: pushed, lost, pulled again; and a wrong secret is refused. A real S3 server that checks who asks."
 import os, shutil, subprocess
 import pytest
-from churn_nb.data.datasets import DataError, data_hash, md5, pull
+from churn_nb.core.errors import DataError
+from churn_nb.data.datasets import data_hash, md5, pull
 from churn_nb.core.settings import load_settings
 from s3 import WEED, SeaweedFS
 from deadlines import allow

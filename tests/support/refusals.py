@@ -1,6 +1,6 @@
 "What a refusal must say."
 import pytest
-from churn_nb.data.datasets import DataError
+from churn_nb.core.errors import DataError
 
 def refused(f, *says):
     "The one line with which `f` refuses; all of `says` are in it."

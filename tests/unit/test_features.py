@@ -17,7 +17,8 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
 from churn_nb import features as f
-from churn_nb.data.datasets import DataError, load_events, md5
+from churn_nb.core.errors import DataError
+from churn_nb.data.datasets import load_events, md5
 from churn_nb.feature_store.event_log import Segments
 from churn_nb.core.settings import Workspace, load_settings
 from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, request_time, utc

@@ -5,8 +5,9 @@ import tritonclient.http as triton
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings as hyp, strategies as st
 from tritonclient.utils import InferenceServerException
-from churn_nb.core.manifest import BundleError, Feature, SelfTest, switch_current, write_bundle
-from churn_nb.serve import FeastOnline, InvalidRows, Model, ServeError, create_app, run_server
+from churn_nb.core.errors import BundleError, InvalidRequest, ServeError
+from churn_nb.core.manifest import Feature, SelfTest, switch_current, write_bundle
+from churn_nb.serve import FeastOnline, Model, create_app, run_server
 from deadlines import allow
 from serving import Server, free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
@@ -452,7 +453,7 @@ def test_model_rows_follows_the_rules_of_requests(tiny_bundle):
     for bad, says in (([row([float("nan"), 1, 1])], "row 0: age: may not be missing"), ([ROW, {"age": 1}], "row 1: usage_minutes: missing"),
                       ([{"customer_id": 1}], "row 0: customer_id"), ([row(["a", 1, 1])], "row 0: age: expected a number"),
                       ([ROW | {"x": 1}], "row 0: x: unknown")):
-        with pytest.raises(InvalidRows, match=says): m.rows(bad)
+        with pytest.raises(InvalidRequest, match=says): m.rows(bad)
 
 def test_feature_names_may_be_any_text(tmp_path):
     names = ["Day Mins", "class", "f0", 'a`b - at `$.c<', "é"]

@@ -16,7 +16,6 @@ __all__ = [
     "Guard",
     "Wire",
     "GuardedProtocol",
-    "Alive",
     "guarded",
     "open_files",
 ]
@@ -25,9 +24,10 @@ __all__ = [
 import base64, hashlib, hmac, os, re, resource
 from collections.abc import Callable, Iterable, Mapping
 import httptools
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from .problem_details import Problem, ServeError, headers_of
+from ...core.errors import ServeError
+from .problem_details import ProblemDetails, headers_of
 
 
 # %% ../../../nbs/serving/http/50_connection_limits.ipynb #566f36dd
@@ -59,14 +59,14 @@ class Keys:
         return not self._digests or self.knows(key_in(headers))
 
     def check(self, scope: dict):  # ASGI
-        "Raise Problem 401 unless the request carries a known key."
+        "Raise ProblemDetails 401 unless the request carries a known key."
         if self.allows(headers := headers_of(scope)):
             return
         sent = bool(key_in(headers))
         ask = 'Bearer realm="churn_nb"' + ', error="invalid_token"' * sent
         if b"text/html" in headers.get(b"accept", b""):
             ask = 'Basic realm="churn_nb: any name, and an API key as the password"'
-        raise Problem(
+        raise ProblemDetails(
             401,
             "the API key is not known here"
             if sent
@@ -125,7 +125,7 @@ def asking(
         if scope["type"] == "http" and scope["path"] not in open_paths:
             try:
                 keys.check(scope)
-            except Problem as e:
+            except ProblemDetails as e:
                 return await e.response(scope["path"])(scope, receive, send)
         await app(scope, receive, send)
 
@@ -135,7 +135,7 @@ def asking(
 # %% ../../../nbs/serving/http/50_connection_limits.ipynb #3628b3bd
 async def busy(scope, receive, send):
     "ASGI app that answers while too many requests are under way."
-    problem = Problem(503, "too many requests are under way; send it again", headers={"Retry-After": "1"})
+    problem = ProblemDetails(503, "too many requests are under way; send it again", headers={"Retry-After": "1"})
     await problem.response(scope["path"])(scope, receive, send)
 
 
@@ -335,12 +335,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.phase != BODY or not getattr(
             self.cycle, "response_started", self.cycle and self.cycle.response_complete
         ):
-            self.say(Problem(status, detail))
+            self.say(ProblemDetails(status, detail).response())
         self.leave()
 
-    def say(self, problem: Problem):
+    def say(self, r: Response):
         "Write an answer without an application."
-        r = problem.response()
         headers = [*self.server_state.default_headers, *r.raw_headers, (b"connection", b"close")]
         self.transport.write(
             b"%b%b\r\n%b" % (STATUS_LINE[r.status_code], b"".join(b"%b: %b\r\n" % h for h in headers), bytes(r.body))
@@ -373,9 +372,10 @@ class GuardedProtocol(HttpToolsProtocol):
         "Answer a connection over the cap, as soon as it asks."
         self.guard.told("full")
         if data.startswith(b"GET /livez "):
-            self.say(Alive())
+            self.say(JSONResponse({"status": "live"}))  # it must not be restarted
         else:
-            self.say(Problem(503, f"{self.guard.most} connections are open; try again", headers={"Retry-After": "1"}))
+            detail = f"{self.guard.most} connections are open; try again"
+            self.say(ProblemDetails(503, detail, headers={"Retry-After": "1"}).response())
         self.leave()
 
     def connection_lost(self, exc):
@@ -385,16 +385,6 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 # %% ../../../nbs/serving/http/50_connection_limits.ipynb #e1a220a1
-class Alive(Problem):
-    "No problem: what `/livez` says of a server that is full. It must not be restarted."
-
-    def __init__(self):
-        super().__init__(200, "live")
-
-    def response(self, path=""):
-        return JSONResponse({"status": "live"})
-
-
 def guarded(
     base: type,  # uvicorn's HttpToolsProtocol, or a class that extends it
     guard: Guard,

@@ -12,9 +12,8 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from ..batching import Busy, Late
-from ..triton import BackendAway
-from .problem_details import Done, InvalidRows, Problem, log, request_id, unexpected
+from ...core.errors import ChurnError
+from .problem_details import Done, ProblemDetails, log, request_id, unexpected
 
 
 # %% ../../../nbs/serving/http/60_fast_path.ipynb #0090f500
@@ -92,7 +91,7 @@ class Lane:
         scoring,  # serve.Scoring
         traffic,  # web.Traffic
         looking=None,  # serve.lookups; None: a `customer_id` takes the long way
-        known=None,  # serve.known: model, customer_id, future -> features; raises Problem
+        known=None,  # serve.known: model, customer_id, future -> features; raises ProblemDetails
         allowed=lambda headers: True,
     ):  # Whether the caller may ask; else the long way says why not
         self.path, self.most, self.current, self.looking, self.known = (
@@ -231,12 +230,8 @@ _encode, _kinds = msgspec.json.Encoder().encode, (b"application/problem+json", b
 
 def failed(e: Exception) -> tuple[int, bytes, bytes]:  # Status, header lines of its own, body
     "What a caller hears of a row that could not be scored."
-    if isinstance(e, Problem):
-        problem = e
-    elif isinstance(e, InvalidRows):
-        problem = Problem(422, str(e), e.errors)
-    elif isinstance(e, Busy | Late | BackendAway):
-        problem = Problem(503, str(e), headers={"retry-after": str(getattr(e, "retry_after", 1))})
+    if isinstance(e, ChurnError):
+        problem = ProblemDetails.of(e)
     else:
         log.error("unexpected error", exc_info=e)
         problem = unexpected()

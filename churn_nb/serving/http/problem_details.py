@@ -6,15 +6,13 @@
 __all__ = [
     "log",
     "events_body",
-    "Problem",
+    "ProblemDetails",
     "problems_everywhere",
     "unexpected",
-    "InvalidRows",
     "invalid",
     "headers_of",
     "read_body",
     "json_only",
-    "ServeError",
     "listen",
     "is_loopback",
     "JsonLines",
@@ -44,12 +42,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 from ...core.manifest import Feature, Manifest
+from ...core.errors import ChurnError, InvalidRequest, MalformedRequest, ServeError
 
 # %% ../../../nbs/serving/http/10_problem_details.ipynb #7dbf9e08
 _titles = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; older Pythons have older names
 
 
-class Problem(Exception):
+class ProblemDetails(ChurnError):
     "An HTTP error as RFC 9457 problem JSON. Raise it, or send its `response`."
 
     def __init__(
@@ -63,6 +62,14 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.errors, self.headers = status, detail[:500], list(errors), headers or {}
         self.more = more
+
+    @classmethod
+    def of(cls, e: ChurnError) -> "ProblemDetails":
+        "What the API answers to an error of this package: status and Retry-After are those of its class."
+        if isinstance(e, cls):
+            return e
+        headers = {"Retry-After": str(e.retry_after)} if e.retry_after else None
+        return cls(e.status, str(e), getattr(e, "errors", ()), headers)
 
     def response(
         self,
@@ -87,41 +94,31 @@ class Problem(Exception):
 def problems_everywhere(app: FastAPI):
     "Make FastAPI's own errors problem JSON too."
 
-    @app.exception_handler(Problem)
+    @app.exception_handler(ChurnError)
     async def _(request, e):
-        return e.response(request.url.path)
+        return ProblemDetails.of(e).response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _(request, e):
         detail = {404: "no such path; see /docs", 405: f"{request.method} is not allowed here; see /docs"}.get(
             e.status_code, str(e.detail)
         )
-        return Problem(e.status_code, detail, headers=e.headers).response(request.url.path)
+        return ProblemDetails(e.status_code, detail, headers=e.headers).response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def _(request, e):
         errors = [{"field": str(x["loc"][-1]), "message": x["msg"]} for x in e.errors()]
         detail = "; ".join(f"{x['field']}: {x['message']}" for x in errors)
-        return Problem(422, detail, errors).response(request.url.path)
+        return ProblemDetails(422, detail, errors).response(request.url.path)
 
     @app.exception_handler(Exception)
     async def _(request, e):
         return unexpected().response(request.url.path)  # and it is raised again, for the log
 
 
-def unexpected() -> Problem:
+def unexpected() -> ProblemDetails:
     "What a caller hears of a bug."
-    return Problem(500, "unexpected error; the log has it under this X-Request-Id")
-
-
-# %% ../../../nbs/serving/http/10_problem_details.ipynb #ad67c1e2
-class InvalidRows(ValueError):
-    "Rows that the model can't be asked. `errors` lists {field, message} and in a batch the row; the text is one line."
-
-    def __init__(self, errors: list[dict], malformed: bool = False):
-        shown = [(f"row {e['row']}: " if "row" in e else "") + f"{e['field']}: {e['message']}" for e in errors[:5]]
-        super().__init__("; ".join(shown) + f" (and {len(errors) - 5} more)" * (len(errors) > 5))
-        self.errors, self.malformed = errors[:20], malformed
+    return ProblemDetails(500, "unexpected error; the log has it under this X-Request-Id")
 
 
 # %% ../../../nbs/serving/http/10_problem_details.ipynb #40bf70dc
@@ -140,10 +137,10 @@ _words = {
 def invalid(
     e: Exception,
     known: str = "see `features` of /model",  # Where the fields that may be sent are named
-) -> InvalidRows:
+) -> InvalidRequest:
     "What msgspec reports on a JSON body, as row, field and plain words."
     if not isinstance(e, msgspec.ValidationError):
-        return InvalidRows([{"field": "body", "message": f"not valid JSON: {e}"[:200]}], True)
+        return MalformedRequest([{"field": "body", "message": f"not valid JSON: {e}"[:200]}])
     text, _, path = str(e).partition(" - at `$")
     m = re.match(r"(?:\[(\d+)\])?(?:\.(.*))?", path.removesuffix("`"), re.S)
     field, unknown = m[2] or "body", re.search("unknown field `(.*)`", text, re.S)
@@ -154,7 +151,7 @@ def invalid(
     for k, v in _words.items():
         text = text.replace(k, v)
     row = {"row": int(m[1])} if m[1] else {}
-    return InvalidRows([row | {"field": field[:100], "message": text if unknown else text.replace("`", "").lower()}])
+    return InvalidRequest([row | {"field": field[:100], "message": text if unknown else text.replace("`", "").lower()}])
 
 
 # %% ../../../nbs/serving/http/10_problem_details.ipynb #f15ae028
@@ -172,18 +169,18 @@ async def read_body(
     receive: Callable,  # ASGI
     limit: int,  # In bytes
 ) -> bytes:
-    "The whole body. Raises Problem 413 over the limit, 415 where it is compressed, 400 where the client went away."
+    "The whole body. Raises ProblemDetails 413 over the limit, 415 where it is compressed, 400 where the client went away."
     headers = headers_of(scope)
     if headers.get(b"content-encoding", b"identity") != b"identity":
-        raise Problem(415, "Content-Encoding: compressed bodies are not read; send it plain")
-    too_large = lambda: Problem(413, f"the body is over {limit} bytes; send fewer rows a request")
+        raise ProblemDetails(415, "Content-Encoding: compressed bodies are not read; send it plain")
+    too_large = lambda: ProblemDetails(413, f"the body is over {limit} bytes; send fewer rows a request")
     if (n := headers.get(b"content-length", b"0")).isdigit() and int(n) > limit:
         raise too_large()
     body = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Problem(400, "the body ended early")
+            raise ProblemDetails(400, "the body ended early")
         body = bytearray(body) + message["body"] if body else message.get("body", b"")
         if len(body) > limit:
             raise too_large()
@@ -192,18 +189,14 @@ async def read_body(
 
 
 def json_only(scope: Scope):
-    "Raise Problem 415 unless the body is announced as JSON."
+    "Raise ProblemDetails 415 unless the body is announced as JSON."
     kind = headers_of(scope).get(b"content-type", b"")
     if kind == b"application/json" or kind.split(b";")[0].strip().lower() == b"application/json":
         return
-    raise Problem(415, "Content-Type: expected application/json")
+    raise ProblemDetails(415, "Content-Type: expected application/json")
 
 
 # %% ../../../nbs/serving/http/10_problem_details.ipynb #6264c153
-class ServeError(OSError):
-    "The server can't start. One line; the command line answers it with exit code 2."
-
-
 def listen(host: str, port: int) -> socket.socket:
     "A listening socket. Raises ServeError."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings as rules, strategies as st
 import churn_nb # noqa: F401 # before onnxruntime: its telemetry
 import onnxruntime as ort
 from churn_nb.data.encoding import Dictionary
-from churn_nb.data.datasets import DataError
+from churn_nb.core.errors import DataError
 from churn_nb.serving.explanations import contributions
 from churn_nb.batch.scorer import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
 from churn_nb.serve import Model

@@ -2,7 +2,7 @@
 import gzip
 import numpy as np, pandas as pd, pytest
 from churn_nb.data.encoding import entity_key
-from churn_nb.data.datasets import DataError
+from churn_nb.core.errors import DataError
 from churn_nb.data.schema_inference import clean_names, describe, prepare, read_description, write_description
 
 N = 300

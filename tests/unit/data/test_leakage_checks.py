@@ -1,6 +1,6 @@
 "Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
 import numpy as np, pandas as pd, pytest
-from churn_nb.data.datasets import DataError
+from churn_nb.core.errors import DataError
 from churn_nb.data.schema_inference import describe, prepare
 
 N = 600

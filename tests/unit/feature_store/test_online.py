@@ -23,7 +23,8 @@ from churn_nb.feature_store import online as stores_
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events
 from churn_nb.core.settings import Workspace
-from churn_nb.feature_store.online import OF_THE_MOMENT, ClockError, FeastOnline, StoreAway, as_served, move_clock, present, request_time, stored_values, utc
+from churn_nb.core.errors import ClockError, StoreUnavailable
+from churn_nb.feature_store.online import OF_THE_MOMENT, FeastOnline, as_served, move_clock, present, request_time, stored_values, utc
 from deadlines import allow
 
 WHERE = Store(entity="customer_id", feature_service="churn_v1_stored")
@@ -228,7 +229,7 @@ def test_the_password_stays_in_the_environment(copied, monkeypatch, valkey):
         assert None not in ask()
         for wrong in ("nonsense", ""):
             monkeypatch.setenv("CHURN_REDIS_PASSWORD", wrong)
-            with pytest.raises(StoreAway) as e: ask()
+            with pytest.raises(StoreUnavailable) as e: ask()
             assert "\n" not in str(e.value) and secret not in str(e.value)
         for file in Workspace(s.paths.workspace).root.rglob("*"):
             assert not file.is_file() or secret.encode() not in file.read_bytes(), file
@@ -269,9 +270,9 @@ def test_a_store_may_be_opened_before_the_first_request(copied, tmp_path, config
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["no prediction by customer_id yet"], "told, and the API starts"
 
 def test_a_missing_store_and_a_missing_feature_are_distinguished(copied, tmp_path, configured):
-    with pytest.raises(StoreAway, match="churn run"): FeastOnline(configured(tmp_path/"nothing")).read(WHERE, ["transactions_90d"], [1])
+    with pytest.raises(StoreUnavailable, match="churn run"): FeastOnline(configured(tmp_path/"nothing")).read(WHERE, ["transactions_90d"], [1])
     s = copied("few")
-    with pytest.raises(StoreAway, match="no shoe_size.*churn run"): FeastOnline(s).read(WHERE, ["shoe_size"], customers(s)[:1])
+    with pytest.raises(StoreUnavailable, match="no shoe_size.*churn run"): FeastOnline(s).read(WHERE, ["shoe_size"], customers(s)[:1])
     api = FeastOnline(s)
     got = asyncio.run(api.lookup(WHERE, ["recency_days", "transactions_total"], [customers(s)[0], 10**9]))
     assert got[1] is None and got[0][1] >= 1
@@ -285,7 +286,7 @@ def test_only_the_first_opening_may_take_long(copied):
     api._open = slow
     assert None not in (first := ask())
     api.store, api.services = None, {} # as a failure leaves it
-    with pytest.raises(StoreAway, match="within 1000 ms"): ask()
+    with pytest.raises(StoreUnavailable, match="within 1000 ms"): ask()
     api.pool.submit(int).result() # what was asked goes on, and opens it
     assert ask() == first
 

@@ -2,7 +2,8 @@
 from datetime import date, timedelta
 import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings as how, strategies as st
-from churn_nb.data.datasets import DataError, load_events
+from churn_nb.core.errors import DataError
+from churn_nb.data.datasets import load_events
 from churn_nb.features import labels, split_dates
 from churn_nb.feature_store.event_log import write_parquet
 from churn_nb.core.settings import load_settings

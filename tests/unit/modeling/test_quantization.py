@@ -23,11 +23,12 @@ from churn_nb import promote as p
 from churn_nb.modeling import quantization as q
 from churn_nb.registry import model_registry as r
 from churn_nb import train as t
-from churn_nb.core.manifest import BundleError, Feature, Manifest, SelfTest, read_bundle, verify_bundle, write_bundle
+from churn_nb.core.errors import BundleError, SettingsError
+from churn_nb.core.manifest import Feature, Manifest, SelfTest, read_bundle, verify_bundle, write_bundle
 from churn_nb.modeling.calibration import Calibrated, Isotonic, Platt
 from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
 from churn_nb.serve import Model
-from churn_nb.core.settings import SettingsError, load_settings
+from churn_nb.core.settings import load_settings
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
 rng = np.random.default_rng(0)
@@ -111,8 +112,8 @@ def test_what_gains_nothing_is_refused(model, why):
     m = t.fit(model, X, y)
     for w in (m, Calibrated(m, Isotonic.fit(y, t.predict(m, X)))): # whose correction is a product with a matrix
         f = to_onnx(w, 6)
-        with pytest.raises(q.NotQuantisable, match=why): q.quantise_static(f, X)
-        with pytest.raises(q.NotQuantisable, match=why): q.quantise_dynamic(f)
+        with pytest.raises(q.NotQuantizable, match=why): q.quantise_static(f, X)
+        with pytest.raises(q.NotQuantizable, match=why): q.quantise_dynamic(f)
         assert q.int8_of(f, X) == {}
 
 def test_instruction_sets():

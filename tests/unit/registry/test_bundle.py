@@ -5,8 +5,8 @@ from hypothesis import given, settings as hyp, strategies as st
 from manifests import manifest
 from deadlines import allow
 from paths import SUPPORT
-from churn_nb.core.manifest import (BundleError, Feature, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle,
-                             switch_current, switch_shadow, verify_bundle, write_bundle)
+from churn_nb.core.errors import BundleError
+from churn_nb.core.manifest import Feature, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle, switch_current, switch_shadow, verify_bundle, write_bundle
 
 # The killer counts the lines of bundle.py that a deployment executes, then repeats it in forked children, each of which gets SIGKILL at one of them.
 KILLER = textwrap.dedent("""

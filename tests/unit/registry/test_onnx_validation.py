@@ -3,7 +3,7 @@ import subprocess, sys, textwrap, threading, warnings
 import numpy as np, onnx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from onnx import TensorProto, helper as h
-from churn_nb.core.manifest import BundleError
+from churn_nb.core.errors import BundleError
 from churn_nb.registry.onnx_validation import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
 from deadlines import allow
 from paths import SUPPORT

@@ -6,7 +6,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from churn_nb.serving.http import problem_details as web
-from churn_nb.serving.batching import Batcher, Busy, Late
+from churn_nb.core.errors import QueueFull, DeadlineExceeded
+from churn_nb.serving.batching import Batcher
 from deadlines import allow
 from serving import probability, put_live, serving, settings_for
 
@@ -68,8 +69,8 @@ def test_queue_full_and_deadline_exceeded_are_refused():
         first = b(0)
         await turns()
         waits = [b(i) for i in (1, 2, 3)]
-        with pytest.raises(Busy, match="3 requests wait already"): b(4)
-        assert [type(e) for e in await asyncio.gather(*waits, return_exceptions=True)] == [Late]*3
+        with pytest.raises(QueueFull, match="3 requests wait already"): b(4)
+        assert [type(e) for e in await asyncio.gather(*waits, return_exceptions=True)] == [DeadlineExceeded]*3
         gate.set()
         assert await first == 0 and await b(5) == 5
     asyncio.run(main())
@@ -88,7 +89,7 @@ def test_an_item_past_its_deadline_is_not_run():
         gate.set()
         fresh = b("fresh")
         assert await first == "first" and await fresh == "fresh"
-        with pytest.raises(Late): await late
+        with pytest.raises(DeadlineExceeded): await late
     asyncio.run(main())
     assert ran == [["first"], ["fresh"]]
 

@@ -8,7 +8,8 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import GradientBoostingClassifier
 import churn_nb.serving.explanations
-from churn_nb.core.manifest import BundleError, Feature, SelfTest, write_bundle
+from churn_nb.core.errors import BundleError
+from churn_nb.core.manifest import Feature, SelfTest, write_bundle
 from churn_nb.serving.explanations import coalition_values, contributions, sampled_contributions, shapley
 from churn_nb.serve import FeastOnline, Model, create_app
 from deadlines import allow

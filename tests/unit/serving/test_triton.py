@@ -6,7 +6,8 @@ import httpx, numpy as np, pytest
 from churn_nb.core.manifest import Feature, write_bundle
 from churn_nb.serve import Model
 from churn_nb.core.settings import load_settings
-from churn_nb.serving.triton import BackendAway, Tensor, TritonBackend, signature, triton_config, write_model_repository
+from churn_nb.core.errors import BackendUnavailable
+from churn_nb.serving.triton import Tensor, TritonBackend, signature, triton_config, write_model_repository
 from deadlines import allow
 from serving import manifest, onnx_model, put_live, wait_for
 
@@ -109,7 +110,7 @@ def test_version_changes_under_load_fail_and_mix_no_answer(served):
             while not stop.is_set():
                 model = models[live[0]]
                 try: p, _ = await b.score(model, X)
-                except BackendAway as e: errors.append(str(e)); continue
+                except BackendUnavailable as e: errors.append(str(e)); continue
                 done.append(model.manifest.version)
                 np.testing.assert_allclose(p, model.predict(X), atol=1e-6)
         callers = [asyncio.create_task(caller()) for _ in range(6)]
@@ -127,7 +128,7 @@ def test_version_changes_under_load_fail_and_mix_no_answer(served):
     there = httpx.get(f"{served.triton.url}/v2/models/churn", timeout=allow(90)).json()["versions"]
     assert sorted(there) == ["3", "4"] # the older ones are unloaded
     async def gone(b):
-        with pytest.raises(BackendAway, match="version"): await b.score(models["1"], X)
+        with pytest.raises(BackendUnavailable, match="version"): await b.score(models["1"], X)
     run(lambda: backend(served.triton), gone)
     served.triton.post("repository/models/churn/unload")
     async def unloaded(b): return await b.score(models["4"], X)

@@ -8,7 +8,7 @@ from serving import Server, put_live, serving, wait_for
 from raw_http import GOOD, LANE, LONG, answer, ask, connect, request
 from churn_nb.serving.http.fast_path import LaneProtocol
 from churn_nb.serving.http.connection_limits import Guard, guarded, read_keys
-from churn_nb.serving.http.problem_details import ServeError
+from churn_nb.core.errors import ServeError
 
 pytestmark = pytest.mark.usefixtures("measured")
 

@@ -1,0 +1,98 @@
+"One tree of errors: exit codes, HTTP statuses and names follow from the class, and a crash is 70."
+import ast, subprocess, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import pytest, sources
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from churn_nb.core import errors
+from churn_nb.core.errors import CRASHED, ChurnError, error_class, error_classes
+from churn_nb.core.settings import load_settings
+from churn_nb.ops import pipeline_runner
+from churn_nb.registry.model_registry import connect
+from churn_nb.serving.http.problem_details import ProblemDetails, problems_everywhere
+from paths import CHURN, ROOT
+
+TREE = [c for c in error_classes() if c.__module__ == errors.__name__]
+
+def example(cls):
+    "An error of a class, with a text over two lines, which no message should have."
+    return cls([{"field": "age", "message": "too\nold"}]) if issubclass(cls, errors.InvalidRequest) else cls("the file is\nbroken")
+
+def ended(monkeypatch, capsys, error):
+    "Exit code of `churn` where a command raises an error, and what it said."
+    def command(*args, **kw): raise error
+    monkeypatch.setattr(pipeline_runner, "app", command)
+    with pytest.raises(SystemExit) as e: pipeline_runner.main([])
+    return e.value.code, capsys.readouterr().err
+
+@pytest.mark.parametrize("cls", TREE, ids=lambda c: c.__name__)
+def test_a_command_ends_with_the_exit_code_of_the_class(cls, monkeypatch, capsys):
+    code, said = ended(monkeypatch, capsys, example(cls))
+    assert code == cls.exit_code and said.count("\n") == (cls is not errors.GateRefused)
+
+def test_only_the_gate_has_exit_code_1():
+    assert [c.__name__ for c in TREE if c.exit_code == 1] == ["GateRefused"] and {c.exit_code for c in TREE} == {1, 2, 4}
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.parquet"), PermissionError(30, "Read-only file system"), ValueError("a\nb"), KeyError("k"), ConnectionError("gone")], ids=lambda e: type(e).__name__)
+def test_a_crash_is_70_and_names_the_file_with_its_traceback(error, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path))
+    code, said = ended(monkeypatch, capsys, error)
+    (file,) = tmp_path.iterdir()
+    assert code == CRASHED == 70 and said.count("\n") == 1 and str(file) in said and type(error).__name__ in said
+    assert "Traceback" in file.read_text() and file.stat().st_mode & 0o77 == 0
+
+def test_a_crash_without_a_writable_folder_shows_its_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path/"none"))
+    code, said = ended(monkeypatch, capsys, ZeroDivisionError("division by zero"))
+    assert code == 70 and "Traceback" in said and said.endswith("churn: ZeroDivisionError: division by zero\n")
+
+def test_a_broken_pipe_is_not_a_refusal(monkeypatch, capsys):
+    assert ended(monkeypatch, capsys, SystemExit(1)) == (141, "") # typer's answer to EPIPE
+
+@pytest.mark.parametrize("cls", TREE, ids=lambda c: c.__name__)
+def test_the_api_answers_with_the_status_of_the_class(cls):
+    app = FastAPI()
+    problems_everywhere(app)
+    @app.get("/")
+    def raises(): raise example(cls)
+    got = TestClient(app).get("/")
+    assert got.status_code == got.json()["status"] == cls.status and got.headers["content-type"] == "application/problem+json"
+    assert got.headers.get("retry-after") == (str(cls.retry_after) if cls.retry_after else None)
+    assert got.json().get("errors", []) == getattr(example(cls), "errors", [])
+
+def test_names_are_unique_and_lead_back_to_the_class():
+    assert len({c.__name__ for c in error_classes()}) == len(error_classes()) and all(error_class(c.__name__) is c for c in TREE)
+    assert error_class("ZeroDivisionError") is None
+
+def test_every_exception_of_the_package_is_in_the_tree():
+    "One that is defined elsewhere would be a crash in a step, whose kernel leaves a name only."
+    known = {c.__name__ for c in error_classes()}
+    for file in sources.files(ROOT, "churn_nb", "*.py"):
+        for n in ast.walk(ast.parse((ROOT/file).read_text())):
+            bases = {ast.unparse(b).split(".")[-1] for b in getattr(n, "bases", [])}
+            if isinstance(n, ast.ClassDef) and any(b.endswith(("Error", "Exception")) or b in known for b in bases): assert n.name in known, (file, n.name)
+
+def test_a_status_of_its_own_is_that_of_http_only():
+    assert ProblemDetails.of(ProblemDetails(404, "no customer 7")).status == 404 and issubclass(ProblemDetails, ChurnError)
+
+def test_a_port_out_of_range_is_bad_usage():
+    done = subprocess.run([CHURN, "serve", "--port", "99999"], capture_output=True, text=True)
+    assert done.returncode == 2 and "65535" in done.stderr
+
+class Fake(BaseHTTPRequestHandler):
+    "A fake of an MLflow server with users: it is healthy and rejects who does not say who he is."
+    def answer(self):
+        self.send_response(200 if self.path == "/health" else self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_GET = do_POST = answer
+    def log_message(self, *args): pass
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_rejected_credentials_are_no_crash(status, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
+        server.status = status
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": f"http://127.0.0.1:{server.server_port}"}, environ={})
+        with pytest.raises(errors.RegistryError, match="rejects the credentials.*MLFLOW_TRACKING_USERNAME"): connect(s)
+        server.shutdown()
