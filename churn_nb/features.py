@@ -309,12 +309,20 @@ def apply_store(settings: Settings):
 
 
 def open_store(settings: Settings):
-    "The `feast.FeatureStore` as it was wired and registered last; nothing is written."
+    """The `feast.FeatureStore` as it was configured and registered last; nothing is written.
+    Raises DataError where an earlier release configured it."""
     spare_feast()
     from feast import FeatureStore  # slow import, see feature_objects
+    from feast.errors import FeastModuleImportError
 
-    with quiet():
-        return FeatureStore(repo_path=str(Workspace(settings.paths.workspace).feast))
+    folder = Workspace(settings.paths.workspace).feast
+    try:
+        with quiet():
+            return FeatureStore(repo_path=str(folder))
+    except FeastModuleImportError as e:  # modules have moved since
+        raise DataError(
+            f"{folder / 'feature_store.yaml'}: configured by an earlier release ({e}); `churn materialize` makes it anew"
+        ) from None
 
 
 # %% ../nbs/00_features.ipynb #62f9c856

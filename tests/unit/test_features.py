@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tarfile
 from decimal import Decimal
 
 import filelock
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 
 from churn_nb import features as f
 from churn_nb.core.errors import DataError
+from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events, md5
 from churn_nb.feature_store.event_log import Segments
 from churn_nb.core.settings import Workspace, load_settings
-from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, request_time, utc
+from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, FeastOnline, request_time, utc
 from paths import PYTHON, ROOT, SUPPORT
 
 UTC, WINDOWS = dt.UTC, [24, 168, 720, 2160]
@@ -421,3 +423,25 @@ def test_a_build_that_was_killed_is_made_again(small, killed, i):
     pd.testing.assert_frame_equal(f.training_rows(s, N), small[1])
     latest = f.latest_rows(s, N)
     assert (bits(f.online(f.apply_store(s), latest.customer_id.tolist(), s)) == bits(latest, f.feature_names(s))).all()
+
+# A workspace of an earlier release
+
+@pytest.fixture
+def earlier(tmp_path, configured):
+    "The feature store of 40 customers as commit fd9a54d, whose modules had other names, wrote it."
+    with tarfile.open(SUPPORT/"workspaces"/"fd9a54d.tgz") as t: t.extractall(tmp_path/"ws", filter="data")
+    return configured(tmp_path/"ws")
+
+def test_an_earlier_store_is_refused_in_one_sentence(earlier):
+    with pytest.raises(DataError, match="feature_store.yaml: configured by an earlier release .*churn materialize") as e: f.open_store(earlier)
+    assert "\n" not in str(e.value)
+
+def test_materialize_brings_an_earlier_store_up_to_date(earlier):
+    f.materialize(earlier, f.apply_store(earlier), keep=False)
+    assert f.parity(earlier, f.open_store(earlier)) == (40, [], 0)
+
+def test_the_api_reads_an_earlier_store(earlier):
+    names, ids = f.feature_names(earlier), sorted(set(pd.read_parquet(f.Workspace(earlier.paths.workspace).base).customer_id))
+    before = FeastOnline(earlier).read(Store(entity="customer_id", feature_service="churn_v1_stored"), names, ids)
+    f.materialize(earlier, f.apply_store(earlier), keep=False)
+    assert None not in before and before == FeastOnline(earlier).read(Store(entity="customer_id", feature_service="churn_v1_stored"), names, ids)
