@@ -390,13 +390,15 @@ def history(store, entity_df: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 
 # %% ../nbs/00_features.ipynb #293c5134
+@store_errors()
 def online(
     store,
     customer_ids: list[int],
     settings: Settings,
     now: datetime | None = None,  # The moment of asking; default: the present
 ) -> pd.DataFrame:
-    "One row a customer, indexed by `customer_id`; all missing for a customer the store does not know."
+    """One row per customer, indexed by `customer_id`; all missing for a customer the store does not know.
+    Raises StoreUnavailable."""
     if settings.data.kind == "snapshot":
         return online_rows(settings, store, customer_ids)
     now = int((now or present(settings)).timestamp())
@@ -442,6 +444,7 @@ def refresh(
 
 
 # %% ../nbs/00_features.ipynb #70bc4780
+@store_errors()
 def materialize(
     settings: Settings,
     store,
@@ -451,11 +454,6 @@ def materialize(
 ) -> int:  # Customers
     """Refresh all customers, so that windows shrink although nothing happened; of a snapshot, put the rows online again.
     Raises StoreUnavailable."""
-    with store_errors():
-        return _materialize(settings, store, portion, keep, say)
-
-
-def _materialize(settings: Settings, store, portion: int, keep: bool, say) -> int:
     if settings.data.kind == "snapshot":
         return publish(settings, store, say=say)
     newest = pushed(settings).last

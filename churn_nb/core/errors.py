@@ -63,8 +63,6 @@ class WorkspaceError(ChurnError, OSError):
 class DataError(ChurnError, ValueError):
     "Data that is missing, changed or against its contract: file, row, column."
 
-    status = 422
-
 
 class DriftInputError(DataError):
     "Two tables that can't be compared: which side, file or column."

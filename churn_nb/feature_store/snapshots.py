@@ -35,7 +35,7 @@ from ..core.errors import DataError
 from ..data.datasets import own_log
 from .event_log import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings, Workspace
-from .online import quiet, spare_feast, write_config
+from .online import quiet, spare_feast, store_errors, write_config
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #96d926b8
@@ -216,13 +216,14 @@ def newest_rows(
     return df
 
 
+@store_errors()
 def publish(
     settings: Settings,
     store,
     portion: int = 5000,  # Customers at a time
     say=lambda done, of: None,
 ) -> int:  # Customers
-    "Put the newest row of each customer online."
+    "Put the newest row of each customer online. Raises StoreUnavailable."
     df = newest_rows(settings).rename(columns={n: column_name(n) for n in names_of(settings)})
     for i in range(0, len(df), portion):
         with quiet():
@@ -232,9 +233,10 @@ def publish(
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #127dbd16
+@store_errors()
 def online_rows(settings: Settings, store, customer_ids: list[int]) -> pd.DataFrame:
     """What is online of some customers, indexed by `customer_id`, under the features' own names;
-    all missing for an unknown one."""
+    all missing for an unknown one. Raises StoreUnavailable."""
     with quiet():
         got = store.get_online_features(
             features=store.get_feature_service("churn_v1"), entity_rows=[{"customer_id": int(c)} for c in customer_ids]

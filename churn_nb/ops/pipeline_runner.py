@@ -1309,8 +1309,8 @@ def main(args: list[str] | None = None):
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False"  # no command has a use for a pickle
     try:
         app(args, standalone_mode=True)
-    except SystemExit as e:  # typer ends with 1 where the pipe is broken
-        sys.exit(BROKEN_PIPE if e.code == 1 else e.code)
+    except SystemExit as e:
+        sys.exit(_not_refused(e))
     except GateRefused as e:  # the command has printed the decision
         sys.exit(e.exit_code)
     except ChurnError as e:
@@ -1327,12 +1327,21 @@ def _finish(code: int):
     raise typer.Exit(code)
 
 
+def _not_refused(e: SystemExit) -> int | str | None:
+    "The exit code of what typer ended; its own 1, for a broken pipe and for an EOFError, would mean a refusal here."
+    if isinstance(e.__context__, BrokenPipeError):
+        return BROKEN_PIPE
+    if isinstance(e.__context__, typer.Abort):
+        return _crash(e.__context__.__cause__ or e.__context__)
+    return e.code
+
+
 def _complain(e: Exception, code: int) -> int:
     print(f"churn: {' '.join(str(e).split())}", file=sys.stderr)
     return code
 
 
-def _crash(e: Exception) -> int:
+def _crash(e: BaseException) -> int:
     "One line on stderr, and the traceback in a file of its own; on stderr as well where none can be written."
     said = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
     try:

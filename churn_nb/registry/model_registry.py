@@ -55,14 +55,19 @@ from ..core.settings import Settings, Workspace, atomic_write
 log = logging.getLogger("churn_nb.registry.model_registry")
 
 
-def _gone(settings: Settings, e: Exception) -> RegistryUnavailable:
-    "What to raise where the registry's server is away, without the password of its address."
+def _address(settings: Settings) -> str:
+    "Where the registry is, without the password."
     uri = settings.stores.tracking_uri
     with contextlib.suppress(sqlalchemy.exc.ArgumentError):
         uri = sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+    return uri or "in the workspace"
+
+
+def _gone(settings: Settings, e: Exception) -> RegistryUnavailable:
+    "What to raise where the registry's server is unavailable."
     said = str(getattr(e, "orig", None) or (e if hasattr(e, "error_code") else type(e).__name__)).splitlines()[0][:150]
     return RegistryUnavailable(
-        f"the registry {uri or 'in the workspace'} does not answer ({said}); start it, or change [stores] tracking_uri"
+        f"the registry {_address(settings)} does not answer ({said}); start it, or change [stores] tracking_uri"
     )
 
 
@@ -117,7 +122,7 @@ def registry_errors(settings: Settings):
         code = getattr(e, "error_code", "")
         if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
             raise RegistryError(
-                f"the registry {settings.stores.tracking_uri} rejects the credentials ({code}); set "
+                f"the registry {_address(settings)} rejects the credentials ({code}); set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             ) from None
         if not _away(e):

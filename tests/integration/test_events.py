@@ -24,6 +24,7 @@ from paths import PYTHON
 from serving import free_port, wait_for
 
 from churn_nb import features as f
+from churn_nb.core.errors import StoreUnavailable
 from churn_nb.ops.event_worker import add, behind, catch_up, parse_event, push_rows
 from churn_nb.feature_store.event_log import compact, load_log, pushed
 from churn_nb.serve import create_app
@@ -444,7 +445,8 @@ def test_push_without_the_store_is_logged_and_materialize_heals(copied, own_valk
     code, _, err = churn(capsys, "materialize", *ws)
     assert code == 4 and err.count("\n") == 1
     code, out, _ = churn(capsys, "doctor", *ws)
-    assert code == 4 and "!!  features" in out, out
+    assert code == 4 and "!!  features   StoreUnavailable: the online store failed (ConnectionError)" in out, out
+    with pytest.raises(StoreUnavailable): f.online(f.open_store(s), customers(s), s) # what a step's kernel would leave by name
     own_valkey.start()
     assert churn(capsys, "materialize", *ws)[0] == 0 and behind(s) == [] and exact(s)
     assert churn(capsys, "doctor", *ws)[0] == 0

@@ -2,13 +2,14 @@
 import array, json, os, select, signal, socket, sys, time
 
 REAL = {"churn": ["-c", "import sys; from churn_nb.ops.pipeline_runner import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"], "python": [], "worker": []}
-WORKER_WAITS = 120 # seconds; it starts with the process that it is forked from, whose imports take that long on no machine
+WORKER_WAITS = 120 # seconds, for imports that take 15 of processor
 
 def real(kind, arguments): os.execv(sys.executable, [sys.executable, *REAL[kind], *arguments])
 
 def wait_for(path):
+    "Until the process that is forked from answers, or has failed."
     end = time.monotonic() + WORKER_WAITS
-    while not os.path.exists(path) and time.monotonic() < end: time.sleep(.02)
+    while not (os.path.exists(path) or os.path.exists(f"{path}.failed")) and time.monotonic() < end: time.sleep(.02)
 
 def main(kind, *arguments):
     if kind == "worker": wait_for(os.environ["WARM_TEST_PROCESS"])

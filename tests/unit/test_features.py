@@ -5,7 +5,6 @@ import math
 import shutil
 import subprocess
 import sys
-import tarfile
 from decimal import Decimal
 
 import filelock
@@ -429,7 +428,8 @@ def test_a_build_that_was_killed_is_made_again(small, killed, i):
 @pytest.fixture
 def earlier(tmp_path, configured):
     "The feature store of 40 customers as commit fd9a54d, whose modules had other names, wrote it."
-    with tarfile.open(SUPPORT/"workspaces"/"fd9a54d.tgz") as t: t.extractall(tmp_path/"ws", filter="data")
+    (tmp_path/"ws").mkdir()
+    subprocess.run(["tar", "-xzf", SUPPORT/"workspaces"/"fd9a54d.tgz", "-C", tmp_path/"ws"], check=True) # tarfile's filter is not in every Python 3.11
     return configured(tmp_path/"ws")
 
 def test_an_earlier_store_is_refused_in_one_sentence(earlier):

@@ -230,7 +230,7 @@ _encode, _kinds = msgspec.json.Encoder().encode, (b"application/problem+json", b
 
 def failed(e: Exception) -> tuple[int, bytes, bytes]:  # Status, header lines of its own, body
     "What a caller hears of a row that could not be scored."
-    if isinstance(e, ChurnError):
+    if isinstance(e, ChurnError) and e.status != 500:
         problem = ProblemDetails.of(e)
     else:
         log.error("unexpected error", exc_info=e)

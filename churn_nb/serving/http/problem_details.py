@@ -65,9 +65,12 @@ class ProblemDetails(ChurnError):
 
     @classmethod
     def of(cls, e: ChurnError) -> "ProblemDetails":
-        "What the API answers to an error of this package: status and Retry-After are those of its class."
+        """What the API answers to an error of this package: status and Retry-After are those of its class.
+        Raises the error itself where its status is 500: the log says what happened, the caller only hears that it did."""
         if isinstance(e, cls):
             return e
+        if e.status == 500:
+            raise e
         headers = {"Retry-After": str(e.retry_after)} if e.retry_after else None
         return cls(e.status, str(e), getattr(e, "errors", ()), headers)
 

@@ -1,5 +1,5 @@
 "One tree of errors: exit codes, HTTP statuses and names follow from the class, and a crash is 70."
-import ast, subprocess, threading
+import ast, os, subprocess, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest, sources
 from fastapi import FastAPI
@@ -46,19 +46,41 @@ def test_a_crash_without_a_writable_folder_shows_its_traceback(monkeypatch, caps
     code, said = ended(monkeypatch, capsys, ZeroDivisionError("division by zero"))
     assert code == 70 and "Traceback" in said and said.endswith("churn: ZeroDivisionError: division by zero\n")
 
-def test_a_broken_pipe_is_not_a_refusal(monkeypatch, capsys):
-    assert ended(monkeypatch, capsys, SystemExit(1)) == (141, "") # typer's answer to EPIPE
+def test_a_broken_pipe_is_not_a_refusal():
+    read, write = os.pipe()
+    os.close(read)
+    try: done = subprocess.run([CHURN, "score", "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
+    finally: os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
-@pytest.mark.parametrize("cls", TREE, ids=lambda c: c.__name__)
-def test_the_api_answers_with_the_status_of_the_class(cls):
+def test_an_end_of_file_in_a_command_is_a_crash(monkeypatch, capsys, tmp_path):
+    "typer would say `Aborted!` and end with 1."
+    def cut(*args): raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(pipeline_runner, "_settings", cut)
+    with pytest.raises(SystemExit) as e: pipeline_runner.main(["history"])
+    assert e.value.code == CRASHED and "EOFError: Compressed file ended" in capsys.readouterr().err
+
+def api_that_raises(error):
     app = FastAPI()
     problems_everywhere(app)
     @app.get("/")
-    def raises(): raise example(cls)
-    got = TestClient(app).get("/")
+    def raises(): raise error
+    return app
+
+@pytest.mark.parametrize("cls", [c for c in TREE if c.status != 500], ids=lambda c: c.__name__)
+def test_the_api_answers_with_the_status_of_the_class(cls):
+    got = TestClient(api_that_raises(example(cls))).get("/")
     assert got.status_code == got.json()["status"] == cls.status and got.headers["content-type"] == "application/problem+json"
     assert got.headers.get("retry-after") == (str(cls.retry_after) if cls.retry_after else None)
-    assert got.json().get("errors", []) == getattr(example(cls), "errors", [])
+    assert got.json()["detail"] == str(example(cls)) and got.json().get("errors", []) == getattr(example(cls), "errors", [])
+
+@pytest.mark.parametrize("cls", [c for c in TREE if c.status == 500], ids=lambda c: c.__name__)
+def test_the_text_of_a_500_is_for_the_log_only(cls):
+    app = api_that_raises(cls("/srv/secret/settings.ini is broken"))
+    got = TestClient(app, raise_server_exceptions=False).get("/")
+    assert got.status_code == 500 and "secret" not in got.text and "X-Request-Id" in got.json()["detail"]
+    with pytest.raises(cls, match="secret"): TestClient(app).get("/") # the server logs what is raised
 
 def test_names_are_unique_and_lead_back_to_the_class():
     assert len({c.__name__ for c in error_classes()}) == len(error_classes()) and all(error_class(c.__name__) is c for c in TREE)
@@ -72,7 +94,7 @@ def test_every_exception_of_the_package_is_in_the_tree():
             bases = {ast.unparse(b).split(".")[-1] for b in getattr(n, "bases", [])}
             if isinstance(n, ast.ClassDef) and any(b.endswith(("Error", "Exception")) or b in known for b in bases): assert n.name in known, (file, n.name)
 
-def test_a_status_of_its_own_is_that_of_http_only():
+def test_problem_details_has_a_status_of_its_own():
     assert ProblemDetails.of(ProblemDetails(404, "no customer 7")).status == 404 and issubclass(ProblemDetails, ChurnError)
 
 def test_a_port_out_of_range_is_bad_usage():
@@ -93,6 +115,7 @@ def test_rejected_credentials_are_no_crash(status, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
         server.status = status
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": f"http://127.0.0.1:{server.server_port}"}, environ={})
-        with pytest.raises(errors.RegistryError, match="rejects the credentials.*MLFLOW_TRACKING_USERNAME"): connect(s)
+        s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": f"http://user:secret@127.0.0.1:{server.server_port}"}, environ={})
+        with pytest.raises(errors.RegistryError, match="rejects the credentials.*MLFLOW_TRACKING_USERNAME") as e: connect(s)
+        assert "secret" not in str(e.value)
         server.shutdown()
