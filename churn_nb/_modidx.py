@@ -175,6 +175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'churn_nb/core/manifest.py'),
                                         'churn_nb.core.manifest.write_bundle': ( 'core/manifest.html#write_bundle',
                                                                                  'churn_nb/core/manifest.py')},
+            'churn_nb.core.optional': {'churn_nb.core.optional.optional': ('core/optional.html#optional', 'churn_nb/core/optional.py')},
             'churn_nb.core.settings': { 'churn_nb.core.settings.Criterion': ('core/settings.html#criterion', 'churn_nb/core/settings.py'),
                                         'churn_nb.core.settings.Criterion.__str__': ( 'core/settings.html#criterion.__str__',
                                                                                       'churn_nb/core/settings.py'),

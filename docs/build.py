@@ -61,6 +61,12 @@ def outputs(cell) -> str:
     nb = nbformat.v4.new_notebook(cells=[nbformat.from_dict({**cell, "metadata": {}, "source": ""})])
     return f'<div class="out">{_exporter.from_notebook_node(nb)[0]}</div>'
 
+def only_imports(source:str) -> bool:
+    "Imports and nothing else; a cell of a magic command is none."
+    try: statements = ast.parse(source).body
+    except SyntaxError: return False
+    return bool(statements) and all(isinstance(s, ast.Import | ast.ImportFrom) for s in statements)
+
 def cell_html(cell) -> str:
     "A cell for readers: without the exporter's directives; what is hidden in a lesson is folded."
     source = "".join(cell["source"])
@@ -69,8 +75,9 @@ def cell_html(cell) -> str:
     directives = re.match(r"(#\|.*\n?)*", source)[0]
     shown = source[len(directives):].strip("\n")
     solution = re.match(r"# (Solution \d+)", shown)
-    if not re.search(r"hide\b", directives) and "parameters" not in cell["metadata"].get("tags", []): return code(shown) + outputs(cell)
-    name = solution[1] if solution else "Parameters" if "hide" not in directives else "Imports" if re.match(r"import|from", shown) else "Behind the lesson"
+    parameters = "parameters" in cell["metadata"].get("tags", [])
+    if not re.search(r"hide\b", directives) and not parameters and not only_imports(shown): return code(shown) + outputs(cell)
+    name = solution[1] if solution else "Parameters" if parameters else "Imports" if re.match(r"import|from", shown) else "Behind the lesson"
     return f'<details class="fold"><summary>{name}</summary>{code(shown)}{outputs(cell)}</details>'
 
 def plain(fragment:str) -> str:
@@ -93,7 +100,10 @@ def notebook(path:Path, url:str="", source:str="") -> Page:
     summary = re.search(r"^> (.+)", "".join("".join(c["source"]) + "\n" for c in nb["cells"][:1]), re.M)
     body = "\n".join(cell_html(c) for c in nb["cells"])
     if not source: url, source = path.relative_to(ROOT/"nbs").with_suffix(".html").as_posix(), path.relative_to(ROOT).as_posix()
-    return finished(Page(url, path.stem, body, source, "" if path.stem == "index" else path.stem, plain(summary[1]) if summary else ""))
+    return finished(Page(url, path.stem, body, source, summary=plain(summary[1]) if summary else ""))
+
+def notebook_title(path:Path) -> str:
+    return "".join(nbformat.read(path, 4).cells[0].source).partition("\n")[0].removeprefix("# ").replace("`", "")
 
 def document(source:str) -> Page:
     return finished(Page(re.sub(r"\.md$", ".html", source), source, prose((ROOT/source).read_text()), source))
@@ -124,7 +134,7 @@ def reference(module:Path) -> Page|None: # None: exports nothing
     if not origin or not shown: return None
     source, name = module.relative_to(ROOT), ".".join(module.relative_to(ROOT/"churn_nb").with_suffix("").parts)
     book = posixpath.relpath(origin[1], source.parent.as_posix())
-    intro = f'<h1 id="{module.stem}"><code>churn_nb.{name}</code></h1>{prose(ast.get_docstring(tree) or "")}<p>Explained in <a href="{book}">{Path(book).stem}</a>.</p>'
+    intro = f'<h1 id="{module.stem}"><code>churn_nb.{name}</code></h1>{prose(ast.get_docstring(tree) or "")}<p>Explained in <a href="{book}">{html.escape(notebook_title(ROOT/origin[1]))}</a>.</p>'
     return finished(Page(f"api/{name.replace('.', '/')}.html", name, intro + "\n".join(described(lines, n) for n in shown), source.as_posix(), name))
 
 def last_run(workspace:Path) -> list[Page]:
@@ -152,13 +162,14 @@ class Site:
         self.by_source = {p.source: p.url for p in self.pages if p.source and not p.source.startswith("churn_nb/")} | {"README.md": "index.html"}
 
     def groups(self) -> list[tuple[str, list[Page]]]:
-        "The menu: notebooks by subject, in the order of the tables of the index; one that is in no table is missed aloud."
+        "The menu: notebooks by room, in the order of the tables of the index; a notebook in no table is reported as broken."
         by = {p.source or p.url.removesuffix(".html"): p for p in self.pages}
         out = {"Start": START, "The five lessons": [s for s in sorted(by) if re.match(r"nbs/0\d_", s)]}
         index = ROOT/"nbs/index.ipynb"
         tables = "".join(c.source for c in nbformat.read(index, 4).cells) if index.exists() else ""
-        for subject, row in re.findall(r"^\| \*\*(.+?)\*\* \|(.+)$", tables, re.M):
-            out[subject] = [f"nbs/{book}" for book in re.findall(r"\(((?:[a-z_]+/)*\d\d_\w+\.ipynb)\)", row)]
+        for room, about, book in re.findall(r"^\| (?:\*\*(.+?)\*\*, (.+?))? \| \[.+?\]\((.+?\.ipynb)\) \|", tables, re.M):
+            if room: subject = f"{room}: {about}"
+            out.setdefault(subject, []).append(f"nbs/{book}")
         listed = {s for sources in out.values() for s in sources}
         self.broken += [f"nbs/index.ipynb: {s} is in none of its tables" for s in sorted(by) if s.startswith("nbs/") and s not in listed]
         return [*((name, [by[s] for s in sources if s in by]) for name, sources in out.items()), ("Functions", self.api)]

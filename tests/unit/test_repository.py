@@ -59,6 +59,12 @@ def test_links_of_notebooks_lead_somewhere(nb):
     links = [x for x in re.findall(r"\]\(([^)#\s]+)\)", prose) if "://" not in x]
     assert [x for x in links if not (nb.parent/x).exists()] == []
 
+def test_the_index_lists_every_notebook_by_its_title():
+    prose = "".join("".join(c["source"]) for c in json.loads((ROOT/"nbs/index.ipynb").read_text())["cells"])
+    listed = re.findall(r"^\|[^|]*\| \[(.+?)\]\((.+?\.ipynb)\) \||^\| \[(.+?)\]\((.+?\.ipynb)\) \|", prose, re.M)
+    title = lambda nb: "".join(json.loads(nb.read_text())["cells"][0]["source"]).partition("\n")[0].removeprefix("# ")
+    assert sorted((a or c, b or d) for a, b, c, d in listed) == sorted((title(nb), str(nb.relative_to(ROOT/"nbs"))) for nb in NOTEBOOKS if nb.stem != "index")
+
 def test_duckdb_is_opened_in_one_place():
     "`open_duckdb` switches off what makes a COPY that fails wait for ever."
     opened = [f for f in sources.modules(ROOT).values() if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", sources.read(ROOT, f))]
