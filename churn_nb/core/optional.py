@@ -7,7 +7,6 @@ __all__ = ["SMALLEST_EXTRA", "optional"]
 
 # %% ../../nbs/core/15_optional.ipynb #bff555cd
 import importlib
-from types import ModuleType
 from typing import Any
 
 # %% ../../nbs/core/15_optional.ipynb #46d08794
