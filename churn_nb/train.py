@@ -59,7 +59,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from .core.manifest import Card, Group, Interval, Manifest, SelfTest, Store, manifest_json
+from .core.manifest import ModelCard, Group, Interval, Manifest, SelfTest, Store, manifest_json
 from churn_nb.modeling.calibration import (
     Calibrated,
     Platt,
@@ -504,7 +504,7 @@ def make_manifest(
     data: dict[str, Split],
     settings: Settings,
     metrics: dict,
-    card: Card = Card(),
+    card: ModelCard = ModelCard(),
     dictionary: Dictionary | None = None,
 ) -> Manifest:
     "All that the API must know of the model; the registry's version is filled in when it is deployed."
@@ -575,9 +575,9 @@ def facts_of(
     } | ({} if snapshot else {"monotone_in_recency": monotone_in_recency(c.model, T.X, names, settings)})
 
 
-def card_of(c: Candidate, facts: dict) -> Card:
+def card_of(c: Candidate, facts: dict) -> ModelCard:
     "The part of the facts that goes with the model wherever it is served."
-    return Card(
+    return ModelCard(
         kind=c.name,
         intervals={m: Interval(**v) for m, v in facts["intervals"].items()},
         reliability=[Group(**g) for g in facts["reliability"]],

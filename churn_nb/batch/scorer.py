@@ -46,7 +46,8 @@ from tqdm import tqdm
 from ..data.encoding import Dictionary
 from ..core.errors import DataError
 from ..data.schema_inference import MISSING as SPELLINGS, NUMBERS
-from ..core.settings import Settings, atomic_write
+from ..core.settings import Settings
+from ..core.workspace import atomic_write
 
 # %% ../../nbs/batch/20_scorer.ipynb #34ea65eb
 MISSING = frozenset({"", *SPELLINGS})  # in small letters, without blanks around

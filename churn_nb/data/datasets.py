@@ -30,7 +30,8 @@ import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, t
 from dataclasses import dataclass, field
 from pathlib import Path
 import duckdb, filelock, pandas as pd
-from ..core.settings import Settings, Workspace, atomic_write, open_duckdb
+from ..core.settings import Settings, open_duckdb
+from ..core.workspace import Workspace, atomic_write
 from ..core.errors import DataError
 
 

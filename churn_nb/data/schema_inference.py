@@ -42,7 +42,8 @@ import duckdb
 from .encoding import entity_key, quoted_name
 from ..core.errors import DataError
 from .leakage_checks import Finding, guard_columns, guard_label, guard_twins, twin_sql
-from ..core.settings import atomic_write, open_duckdb
+from ..core.settings import open_duckdb
+from ..core.workspace import atomic_write
 
 # %% ../../nbs/data/50_schema_inference.ipynb #5c820862
 DELIMITERS = ",;\t|"

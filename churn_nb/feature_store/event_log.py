@@ -24,7 +24,8 @@ import contextlib, functools, hashlib, os, re, uuid
 from pathlib import Path
 import duckdb, filelock, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..data.datasets import data_hash, load_events, one_in
-from ..core.settings import Settings, Workspace, open_duckdb
+from ..core.settings import Settings, open_duckdb
+from ..core.workspace import Workspace
 from .online import mark, refreshed
 
 

@@ -13,7 +13,7 @@ __all__ = [
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #be75331b
 from .event_log import Segments
-from ..core.settings import atomic_write
+from ..core.workspace import atomic_write
 from .online import spare_feast
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #8cf07ec2

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from ..core.manifest import Store
 from ..data.encoding import column_name
-from ..core.settings import Settings, Workspace, atomic_write
+from ..core.settings import Settings
+from ..core.workspace import Workspace, atomic_write
 from ..core.errors import ClockError, StoreUnavailable
 
 

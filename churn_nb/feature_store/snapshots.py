@@ -34,7 +34,8 @@ from ..data.encoding import column_name, quoted_name
 from ..core.errors import DataError
 from ..data.datasets import own_log
 from .event_log import connection, copy_parquet, quoted, write_parquet
-from ..core.settings import Settings, Workspace
+from ..core.settings import Settings
+from ..core.workspace import Workspace
 from .online import quiet, spare_feast, store_errors, write_config
 
 

@@ -10,7 +10,7 @@ import html, warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
-from ..core.settings import atomic_write
+from ..core.workspace import atomic_write
 
 # %% ../../nbs/monitoring/60_drift_html.ipynb #c25a1e63
 if TYPE_CHECKING:

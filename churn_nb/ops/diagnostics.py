@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ..core.errors import CheckFailed, ChurnError, ServiceUnavailable
-from ..core.settings import Settings, Workspace
+from ..core.settings import Settings
+from ..core.workspace import Workspace
 
 
 # %% ../../nbs/ops/60_diagnostics.ipynb #71623125
@@ -255,7 +256,7 @@ def check_registry(settings: Settings) -> str:
 # %% ../../nbs/ops/60_diagnostics.ipynb #bc625006
 def check_bundle(settings: Settings) -> str:
     "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, CheckFailed."
-    from churn_nb.core.manifest import current_bundle  # each check imports what it needs
+    from churn_nb.registry.bundle import current_bundle  # each check imports what it needs
     from churn_nb.registry.onnx_validation import trust
     from churn_nb.serve import Model
 

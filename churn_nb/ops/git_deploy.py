@@ -21,7 +21,7 @@ __all__ = [
 import json, os, re, shlex, shutil, subprocess, sys
 from collections.abc import Callable
 from pathlib import Path
-from ..core.settings import atomic_write
+from ..core.workspace import atomic_write
 from ..core.errors import DeployError
 
 

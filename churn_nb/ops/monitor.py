@@ -22,7 +22,8 @@ from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_los
 from ..core.errors import RegistryError
 from ..registry.model_registry import champion, connect, load_file, load_version
 from ..monitoring.request_log import read_requests
-from ..core.settings import Settings, Workspace, atomic_write
+from ..core.settings import Settings
+from ..core.workspace import Workspace, atomic_write
 from ..feature_store.online import present
 
 

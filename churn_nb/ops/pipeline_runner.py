@@ -51,7 +51,8 @@ from typing import Annotated, Any
 import typer
 from .. import TELEMETRY_OFF
 from ..core.errors import BundleError, CRASHED, ChurnError, GateRefused, UsageError, error_class
-from ..core.settings import Settings, Workspace, atomic_write, load_settings
+from ..core.settings import Settings, load_settings
+from ..core.workspace import Workspace, atomic_write
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #3611521e
 STEPS = ["00_features", "01_train", "03_drift", "02_promote", "04_serve"]
@@ -563,7 +564,7 @@ def _own_data(settings: Settings) -> dict | None:
 
 def _client(settings: Settings) -> dict | None:
     "How to ask the served model."
-    from churn_nb.core.manifest import verify_bundle  # each part of the page imports what it needs
+    from churn_nb.registry.bundle import verify_bundle  # each part of the page imports what it needs
     from churn_nb.serving.client_codegen import curl, python_client
 
     try:
@@ -1222,7 +1223,7 @@ def _load(settings: Settings):
 
 def _served(settings: Settings) -> Path:
     "The current bundle. Raises UsageError where there is none."
-    from churn_nb.core.manifest import current_bundle  # light, but only needed here
+    from churn_nb.registry.bundle import current_bundle  # light, but only needed here
 
     if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
         raise UsageError(f"no bundle in {settings.paths.workspace}; make one with `churn run`")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from ..core.settings import Settings, Workspace
+from ..core.settings import Settings
+from ..core.workspace import Workspace
 
 # %% ../../nbs/ops/50_retraining.ipynb #20068750
 log = logging.getLogger("churn_nb.ops.retraining")

@@ -36,20 +36,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 import filelock, msgspec, numpy as np, requests, sqlalchemy
 from ..core.errors import BundleError, ChurnError, RegistryError, RegistryUnavailable
-from churn_nb.core.manifest import (
-    GateRow,
-    Manifest,
-    parse_manifest,
-    signing_key,
-    switch_current,
-    switch_shadow,
-    write_bundle,
-)
+from ..core.manifest import GateRow, Manifest, parse_manifest
+from .bundle import switch_current, switch_shadow, write_bundle
+from .signatures import signing_key
 from ..modeling.onnx_export import hushed, onnx_predict
 from .onnx_validation import check_onnx
 from ..modeling.quantization import INT8_FILE, INT8_ROW
 from .tracking import tracking
-from ..core.settings import Settings, Workspace, atomic_write
+from ..core.settings import Settings
+from ..core.workspace import Workspace, atomic_write
 
 # %% ../../nbs/registry/10_model_registry.ipynb #e37271e9
 log = logging.getLogger("churn_nb.registry.model_registry")

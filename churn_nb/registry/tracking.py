@@ -10,7 +10,8 @@ import subprocess
 import pandas as pd
 from ..modeling.onnx_export import hushed
 from ..feature_store.event_log import log_hash
-from ..core.settings import BUILT_IN, Settings, Workspace
+from ..core.settings import BUILT_IN, Settings
+from ..core.workspace import Workspace
 
 
 # %% ../../nbs/registry/40_tracking.ipynb #e426cf4e

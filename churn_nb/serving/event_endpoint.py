@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 import msgspec
 from starlette.responses import Response
-from ..core.settings import Settings, Workspace
+from ..core.settings import Settings
+from ..core.workspace import Workspace
 from ..feature_store.online import refreshed
 from ..core.errors import InvalidRequest, QueueFull, ServiceUnavailable
 from .http.problem_details import Metrics, ProblemDetails, invalid

@@ -39,7 +39,7 @@ from html import escape
 from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse
-from ..core.manifest import Card, Feature, Group, Manifest
+from ..core.manifest import ModelCard, Feature, Group, Manifest
 from ..monitoring.request_log import DriftGauges, _Report
 
 
@@ -167,7 +167,7 @@ def calibration_part(groups: list[Group]) -> str:
 _marks = {"pass": "✓ pass", "fail": "✗ fail", "note": "note"}
 
 
-def gate_part(card: Card) -> str:
+def gate_part(card: ModelCard) -> str:
     "The rows of the gate that let the version through."
     if not card.gate:
         return "<p>Not recorded: the bundle was written without a decision of the gate.</p>"

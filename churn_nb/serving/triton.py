@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from ..core.errors import BackendUnavailable, BundleError, TritonError
-from ..core.manifest import Manifest, read_bundle
+from ..core.manifest import Manifest
+from ..registry.bundle import read_bundle
 from ..registry.onnx_validation import check_onnx
-from ..core.settings import Settings, atomic_write
+from ..core.settings import Settings
+from ..core.workspace import atomic_write
 
 
 # %% ../../nbs/serving/40_triton.ipynb #11ea7364

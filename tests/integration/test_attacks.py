@@ -6,7 +6,8 @@ from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p
 from churn_nb.registry import model_registry as r
 from churn_nb.core.errors import BundleError
-from churn_nb.core.manifest import FileHash, manifest_json, read_bundle, write_bundle
+from churn_nb.core.manifest import FileHash, manifest_json
+from churn_nb.registry.bundle import read_bundle, write_bundle
 from deadlines import allow
 from paths import CHURN, PYTHON
 from serving import manifest, onnx_model, probability, put_live, rss_mb, serving, wait_for

@@ -28,7 +28,7 @@ from churn_nb.core.errors import StoreUnavailable
 from churn_nb.ops.event_worker import add, behind, catch_up, parse_event, push_rows
 from churn_nb.feature_store.event_log import compact, load_log, pushed
 from churn_nb.serve import create_app
-from churn_nb.core.settings import Workspace
+from churn_nb.core.workspace import Workspace
 from churn_nb.feature_store.online import move_clock, present
 
 JSON = {"Content-Type": "application/json"}

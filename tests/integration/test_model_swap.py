@@ -5,7 +5,9 @@ import httpx, numpy as np, pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from churn_nb.core.errors import BundleError
-from churn_nb.core.manifest import SelfTest, public_keys, read_bundle, signing_key, switch_current, verify_bundle, write_bundle
+from churn_nb.core.manifest import SelfTest
+from churn_nb.registry.bundle import read_bundle, switch_current, verify_bundle, write_bundle
+from churn_nb.registry.signatures import public_keys, signing_key
 from deadlines import allow
 from serving import manifest, onnx_model, probability, serving, wait_for
 

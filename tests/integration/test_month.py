@@ -5,13 +5,14 @@ Not real: the days pass at once, and outcomes of the new world are known when th
 from datetime import datetime, timedelta, timezone
 import numpy as np, pytest
 from churn_nb import promote as p
-from churn_nb.core.manifest import current_bundle
+from churn_nb.registry.bundle import current_bundle
 from churn_nb.drift import drift_report
 from churn_nb.features import feature_names, training_rows
 from churn_nb.monitoring.request_log import RequestLog, read_requests
 from churn_nb.ops.retraining import history, ready, retrain
 from churn_nb.serve import Model
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from churn_nb.train import train
 
 DAYS, SHIFT, ROWS = 30, 15, 400  # rows a day

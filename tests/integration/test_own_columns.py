@@ -6,7 +6,8 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings as hyp, strategies as st
 from churn_nb import serve
 from churn_nb.core.errors import BundleError
-from churn_nb.core.manifest import Feature, SelfTest, manifest_json, parse_manifest, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest, manifest_json, parse_manifest
+from churn_nb.registry.bundle import write_bundle
 from churn_nb.data.encoding import UNSEEN, entity_key
 from churn_nb.registry.onnx_validation import check_onnx
 from churn_nb.monitoring.request_log import read_requests

@@ -2,7 +2,7 @@
 import os, subprocess, sys
 import httpx, numpy as np, pandas as pd, pytest
 from starlette.testclient import TestClient
-from churn_nb.core.manifest import current_bundle, verify_bundle
+from churn_nb.registry.bundle import current_bundle, verify_bundle
 from churn_nb.modeling.calibration import excess_log_loss
 from churn_nb.data.encoding import Dictionary, entity_key
 from churn_nb.serving.client_codegen import python_client
@@ -11,7 +11,8 @@ from churn_nb.features import build, feature_names, online, open_store, parity, 
 from churn_nb.promote import deploy_champion, run_gate
 from churn_nb.registry.model_registry import connect, load_version
 from churn_nb.serve import create_app
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from churn_nb.feature_store.snapshots import key_of
 from churn_nb.train import train
 from deadlines import allow

@@ -1,7 +1,7 @@
 "The whole way in a temporary workspace, through the `churn` command: two runs, and what is done with them."
 import json, os, shutil, signal, subprocess, time
 import httpx, pandas as pd, pytest
-from churn_nb.core.manifest import current_bundle, verify_bundle
+from churn_nb.registry.bundle import current_bundle, verify_bundle
 from churn_nb.features import with_request_time
 from churn_nb.ops.pipeline_runner import STEPS
 from commands import FEW, GATE, PLAIN, churn

@@ -1,8 +1,9 @@
 "A store of real customers, models that read it, and the commands about it in this process."
 import numpy as np, pandas as pd, pytest
-from churn_nb.core.manifest import Feature, SelfTest, Store, switch_current, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest, Store
+from churn_nb.registry.bundle import switch_current, write_bundle
 from churn_nb.ops.pipeline_runner import main
-from churn_nb.core.settings import Workspace
+from churn_nb.core.workspace import Workspace
 from serving import Server, W, manifest, onnx_model
 
 NAMES = ["transactions_total", "transactions_24h", "spend_90d", "transactions_90d", "recency_days"]

@@ -2,7 +2,8 @@
 from pathlib import Path
 import numpy as np, onnx
 from onnx import TensorProto, helper as h, numpy_helper
-from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
+from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store
+from churn_nb.registry.bundle import switch_current, write_bundle
 
 FEATURES = [Feature(name="Vertragsart", type="string", nullable=True, values=["jährlich", "monatlich"], description="Laufzeit"),
             Feature(name="Alter", min=18, max=90, description="Jahre"),

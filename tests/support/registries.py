@@ -4,8 +4,10 @@ import numpy as np, pandas as pd, pytest, sqlalchemy
 from sklearn.linear_model import LogisticRegression
 from churn_nb import promote as p, train as t
 from churn_nb.registry import model_registry as r
-from churn_nb.core.manifest import Feature, Manifest, SelfTest, current_bundle, verify_bundle
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.manifest import Feature, Manifest, SelfTest
+from churn_nb.registry.bundle import current_bundle, verify_bundle
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from paths import PYTHON
 
 NAMES = ["age", "usage_minutes"]

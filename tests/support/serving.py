@@ -3,7 +3,8 @@ import contextlib, json, signal, socket, subprocess, time
 from pathlib import Path
 import msgspec, numpy as np, onnx
 from onnx import TensorProto, helper as h, numpy_helper
-from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store, switch_current, write_bundle
+from churn_nb.core.manifest import Feature, Manifest, SelfTest, Store
+from churn_nb.registry.bundle import switch_current, write_bundle
 from churn_nb.core.settings import load_settings
 from deadlines import allow
 from paths import PYTHON

@@ -21,7 +21,8 @@ from churn_nb.core.errors import DataError
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events, md5
 from churn_nb.feature_store.event_log import Segments
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, FeastOnline, request_time, utc
 from paths import PYTHON, ROOT, SUPPORT
 

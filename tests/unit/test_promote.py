@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p, train as t
-from churn_nb.core.manifest import read_bundle
-from churn_nb.core.settings import Criterion, Workspace
+from churn_nb.registry.bundle import read_bundle
+from churn_nb.core.settings import Criterion
+from churn_nb.core.workspace import Workspace
 from registries import ROWS, current, made, refused
 
 quick = hyp(max_examples=300, deadline=None, derandomize=True)

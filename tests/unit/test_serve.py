@@ -6,7 +6,8 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings as hyp, strategies as st
 from tritonclient.utils import InferenceServerException
 from churn_nb.core.errors import BundleError, InvalidRequest, ServeError
-from churn_nb.core.manifest import Feature, SelfTest, switch_current, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest
+from churn_nb.registry.bundle import switch_current, write_bundle
 from churn_nb.serve import FeastOnline, Model, create_app, run_server
 from deadlines import allow
 from serving import Server, free_port, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for

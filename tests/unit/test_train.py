@@ -11,7 +11,8 @@ from churn_nb.data.datasets import pointer_md5
 from churn_nb.modeling.onnx_export import floor32
 from churn_nb.features import feature_names, training_rows
 from churn_nb.registry.tracking import typical
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from paths import ROOT
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
@@ -224,7 +225,7 @@ def test_a_split_with_one_class_is_refused(rows, names, split):
 
 # Two whole trainings
 
-TRAIN = "import json, sys, pandas as pd\nfrom churn_nb.core.settings import Workspace, load_settings\nfrom churn_nb.train import train\ns = load_settings(json.loads(sys.argv[1]), environ={})\nWorkspace(s.paths.workspace).open()\nprint(json.dumps(train(s, pd.read_parquet(sys.argv[2]))))"
+TRAIN = "import json, sys, pandas as pd\nfrom churn_nb.core.settings import load_settings\nfrom churn_nb.core.workspace import Workspace\nfrom churn_nb.train import train\ns = load_settings(json.loads(sys.argv[1]), environ={})\nWorkspace(s.paths.workspace).open()\nprint(json.dumps(train(s, pd.read_parquet(sys.argv[2]))))"
 
 @pytest.fixture(scope="module")
 def runs(rows, tmp_path_factory):

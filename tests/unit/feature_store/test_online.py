@@ -22,7 +22,7 @@ from churn_nb import features as f
 from churn_nb.feature_store import online as stores_
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events
-from churn_nb.core.settings import Workspace
+from churn_nb.core.workspace import Workspace
 from churn_nb.core.errors import ClockError, StoreUnavailable
 from churn_nb.feature_store.online import OF_THE_MOMENT, FeastOnline, as_served, move_clock, present, request_time, stored_values, utc
 from deadlines import allow

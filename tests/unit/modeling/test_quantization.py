@@ -24,7 +24,8 @@ from churn_nb.modeling import quantization as q
 from churn_nb.registry import model_registry as r
 from churn_nb import train as t
 from churn_nb.core.errors import BundleError, SettingsError
-from churn_nb.core.manifest import Feature, Manifest, SelfTest, read_bundle, verify_bundle, write_bundle
+from churn_nb.core.manifest import Feature, Manifest, SelfTest
+from churn_nb.registry.bundle import read_bundle, verify_bundle, write_bundle
 from churn_nb.modeling.calibration import Calibrated, Isotonic, Platt
 from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
 from churn_nb.serve import Model

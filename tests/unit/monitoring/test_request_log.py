@@ -6,7 +6,8 @@ import httpx, numpy as np, pandas as pd, pyarrow.parquet as pq, pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse
 import churn_nb.monitoring.request_log
-from churn_nb.core.manifest import Feature, SelfTest, switch_current, switch_shadow, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest
+from churn_nb.registry.bundle import switch_current, switch_shadow, write_bundle
 from churn_nb.monitoring.request_log import Asked, DriftGauges, RequestLog, add_file, columns_of, prune, read_requests
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import httpx, numpy as np, pandas as pd, pytest
 from fastapi.testclient import TestClient
 import churn_nb.monitoring.shadow
-from churn_nb.core.manifest import switch_shadow, write_bundle
+from churn_nb.registry.bundle import switch_shadow, write_bundle
 from churn_nb.serve import create_app
 from churn_nb.monitoring.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
 from churn_nb.serving.http.problem_details import Metrics

@@ -3,8 +3,9 @@ import importlib.metadata, json, socket
 from pathlib import Path
 import pytest
 from churn_nb.ops import diagnostics as d
-from churn_nb.core.manifest import current_bundle, switch_current, write_bundle
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.registry.bundle import current_bundle, switch_current, write_bundle
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from serving import free_port, manifest, onnx_model, put_live, serving, settings_for
 
 def line(name, s): return d._line(name, d.CHECKS[name], s)

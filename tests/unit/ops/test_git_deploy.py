@@ -34,7 +34,7 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, {str(SUPPORT)!r})
 import churn_nb.ops.pipeline_runner as p, churn_nb.registry.model_registry as r
-from churn_nb.core.manifest import switch_current
+from churn_nb.registry.bundle import switch_current
 from serving import put_live
 top = Path(__file__).parents[2]
 commit, does = top.name, (top/"model").read_text().strip()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb.ops import retraining as r
-from churn_nb.core.settings import load_settings, temporary_workspace
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import temporary_workspace
 from deadlines import allow
 from paths import PYTHON
 

@@ -6,14 +6,16 @@ from manifests import manifest
 from deadlines import allow
 from paths import SUPPORT
 from churn_nb.core.errors import BundleError
-from churn_nb.core.manifest import Feature, SelfTest, current_bundle, manifest_json, parse_manifest, read_bundle, switch_current, switch_shadow, verify_bundle, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest, manifest_json, parse_manifest
+from churn_nb.registry.bundle import current_bundle, read_bundle, switch_current, switch_shadow, verify_bundle, write_bundle
 
-# The killer counts the lines of bundle.py that a deployment executes, then repeats it in forked children, each of which gets SIGKILL at one of them.
+# The killer counts the lines of the manifest and the bundle that a deployment executes, then repeats it in forked children, each of which gets SIGKILL at one of them.
 KILLER = textwrap.dedent("""
-    import json, os, shutil, signal, sys, churn_nb.core.manifest as b
+    import json, os, shutil, signal, sys, churn_nb.core.manifest as m_, churn_nb.core.workspace as w_, churn_nb.registry.bundle as b, churn_nb.registry.signatures as s_
     sys.path.insert(0, sys.argv[2])
     from pathlib import Path
     from manifests import manifest
+    traced = {m.__file__ for m in (m_, w_, b, s_)}
     root, old, new = Path(sys.argv[1]), b"x" * 5000, b"y" * 70000
     def deploy():
         b.write_bundle(root, new, manifest("2")); b.switch_current(root, "2")
@@ -24,7 +26,7 @@ KILLER = textwrap.dedent("""
                 seen[0] += 1
                 if seen[0] == last: os.kill(os.getpid(), signal.SIGKILL)
             return line
-        sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename == b.__file__ else None)
+        sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename in traced else None)
         return seen
     def fresh(broken_two):
         shutil.rmtree(root, ignore_errors=True)
@@ -63,7 +65,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_bundle(tmp_path):
 def test_switching_under_readers_never_shows_a_gap(tmp_path):
     for v, model in (("1", b"one"), ("2", b"two")): write_bundle(tmp_path, model, manifest(v))
     switch_current(tmp_path, "1")
-    code = "import sys\nfrom churn_nb.core.manifest import switch_current\nfor i in range(150): switch_current(sys.argv[1], str(1 + i % 2))"
+    code = "import sys\nfrom churn_nb.registry.bundle import switch_current\nfor i in range(150): switch_current(sys.argv[1], str(1 + i % 2))"
     writer, seen = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]), set()
     try:
         while writer.poll() is None:
@@ -74,7 +76,7 @@ def test_switching_under_readers_never_shows_a_gap(tmp_path):
     assert writer.returncode == 0 and seen == {"1", "2"}
 
 def test_two_writers_of_one_version_agree(tmp_path):
-    code = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom manifests import manifest\nfrom churn_nb.core.manifest import write_bundle\n"
+    code = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom manifests import manifest\nfrom churn_nb.registry.bundle import write_bundle\n"
             "write_bundle(sys.argv[1], b'z'*10**6, manifest('3'))")
     procs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(SUPPORT)]) for _ in range(3)]
     assert [p.wait(allow(60)) for p in procs] == [0, 0, 0]

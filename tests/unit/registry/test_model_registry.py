@@ -6,7 +6,8 @@ from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p
 from churn_nb.registry import model_registry as r
 from churn_nb.core.errors import RegistryUnavailable
-from churn_nb.core.settings import Workspace, load_settings
+from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from registries import ROWS, current, made, refused
 from deadlines import allow
 from serving import free_port, serving, wait_for

@@ -9,7 +9,8 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import GradientBoostingClassifier
 import churn_nb.serving.explanations
 from churn_nb.core.errors import BundleError
-from churn_nb.core.manifest import Feature, SelfTest, write_bundle
+from churn_nb.core.manifest import Feature, SelfTest
+from churn_nb.registry.bundle import write_bundle
 from churn_nb.serving.explanations import coalition_values, contributions, sampled_contributions, shapley
 from churn_nb.serve import FeastOnline, Model, create_app
 from deadlines import allow
@@ -197,7 +198,7 @@ def wide(workspace, k):
     names, rows = [f"f{i}" for i in range(k)], [[.1] * k]
     p = 1 / (1 + np.exp(-float(np.array(rows[0]) @ np.resize([.03, -.01, .2], k))))
     m = manifest(features=[Feature(name=n) for n in names], example=dict.fromkeys(names, 1.), reference=[0.] * k, self_test=SelfTest(rows=rows, probability=[p]))
-    from churn_nb.core.manifest import switch_current
+    from churn_nb.registry.bundle import switch_current
     write_bundle(workspace/"bundle", onnx_model(k=k), m); switch_current(workspace/"bundle", "1")
     return m.example
 

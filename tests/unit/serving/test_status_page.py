@@ -2,7 +2,7 @@
 import json, re
 import httpx, msgspec, pytest
 from churn_nb.serving import status_page as page_module
-from churn_nb.core.manifest import Card, Feature, GateRow, Group, Interval, SelfTest
+from churn_nb.core.manifest import ModelCard, Feature, GateRow, Group, Interval, SelfTest
 from churn_nb.serving.status_page import docs_page, swagger_ui
 from deadlines import allow
 from browser import needs_chromium
@@ -12,7 +12,7 @@ from serving import Server, probability, put_live, serving, wait_for
 pytestmark = pytest.mark.usefixtures("measured")
 
 BAD = "<script>alert(1)</script>"
-CARD = Card(kind="hist_gradient_boosting", decided="2026-02-03T06:12:00+00:00",
+CARD = ModelCard(kind="hist_gradient_boosting", decided="2026-02-03T06:12:00+00:00",
             intervals={"log_loss": Interval(value=.412, low=.401, high=.424), "auc": Interval(value=.8, low=.78, high=.82)},
             reliability=[Group(predicted=p, observed=o, low=p - .03, high=p + .03, n=400) for p, o in [(.1, .09), (.4, .48), (.8, .81)]],
             gate=[GateRow(criterion="average_precision_stayers against champion (version 12)", required="better, p < 0.05",
@@ -105,7 +105,7 @@ def test_every_text_of_a_manifest_is_escaped(tmp_path):
     f = Feature(name=BAD, nullable=True, description=BAD)
     put_live(tmp_path, dataset=BAD, name=BAD, git_sha=BAD, run_id=BAD, data_hash=BAD, created=BAD, calibration=BAD, metrics={BAD: .5}, decision={BAD: 1},
              features=[Feature(name="age"), f, Feature(name="x")], example={"age": 1, BAD: None, "x": 1}, reference=None,
-             card=Card(kind=BAD, decided=BAD, intervals={BAD: Interval(value=.5, low=.4, high=.6)}, gate=[GateRow(criterion=BAD, required=BAD, measured=BAD, verdict=BAD)]),
+             card=ModelCard(kind=BAD, decided=BAD, intervals={BAD: Interval(value=.5, low=.4, high=.6)}, gate=[GateRow(criterion=BAD, required=BAD, measured=BAD, verdict=BAD)]),
              self_test=SelfTest(rows=[[1, 1, 1]], probability=probability([[1, 1, 1]]).tolist()))
     with serving(tmp_path) as s: text = httpx.get(s.url + "/", timeout=allow(90)).text
     assert text.count("<script") == 1 and "alert(1)</script" not in text and text.count("&lt;script&gt;alert(1)") > 12

@@ -3,7 +3,8 @@ import asyncio, shutil, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import httpx, numpy as np, pytest
-from churn_nb.core.manifest import Feature, write_bundle
+from churn_nb.core.manifest import Feature
+from churn_nb.registry.bundle import write_bundle
 from churn_nb.serve import Model
 from churn_nb.core.settings import load_settings
 from churn_nb.core.errors import BackendUnavailable
