@@ -43,7 +43,7 @@ from churn_nb.registry.model_registry import (
     version_of,
 )
 from .registry.model_registry import deploy_champion, history, read_history, rollback  # noqa: F401 # for who asks this module
-from .serve import Model
+from .serving.predictor import Model
 from .core.settings import Criterion, Gate, Settings
 from .core.workspace import Workspace
 from .modeling.tabular import as_values

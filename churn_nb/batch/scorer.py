@@ -441,7 +441,7 @@ class Scorer:
         self,
         model,
         form: Format,
-        reasons: int,  # serve.Model; how many reasons, 0: none
+        reasons: int,  # serving.predictor.Model; how many reasons, 0: none
         take: dict[str, str] | None = None,
     ):  # Feature -> column of the source, where it is spelled otherwise
         m = model.manifest
@@ -915,7 +915,7 @@ def _inputs(job: _Job, reasons: int, portion: int) -> dict:
 # %% ../../nbs/batch/20_scorer.ipynb #b23683ac
 def score_file(
     settings: Settings,
-    model,  # serve.Model
+    model,  # serving.predictor.Model
     source: Path,
     out: Path,  # CSV (also .gz) or parquet; .csv or .parquet
     rejects: Path | None = None,  # Default: beside `out`, as .rejects.csv

@@ -81,7 +81,7 @@ class Job(NamedTuple):
 
 
 def _words(model) -> Dictionary | None:
-    "The dictionary of a serve.Model with categories."
+    "The dictionary of a Model with categories."
     return d if (d := getattr(model, "dictionary", None)) and d.any else None
 
 
@@ -99,7 +99,7 @@ def _in_words_of(d: Dictionary, job: Job) -> np.ndarray:  # float32 [N, k]
 
 # %% ../../nbs/monitoring/80_shadow.ipynb #bf367ff4
 def challenge(
-    model,  # serve.Model
+    model,  # serving.predictor.Model
     job: Job,
 ) -> list[Line]:  # Without the rows that the challenger has no answer for
     "The challenger's answers beside the champion's. Raises KeyError for a feature that the rows don't have."
@@ -125,7 +125,7 @@ class Shadow:
 
     def __init__(
         self,
-        challenger,  # serve.Challenger: `refresh()`, and `model` or None
+        challenger,  # model_reloader.Challenger: `refresh()`, and `model` or None
         folder: str | Path,  # Of the log
         metrics,  # web.Metrics
         most: int = 20_000,  # Rows that may wait

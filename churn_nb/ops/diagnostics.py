@@ -258,7 +258,7 @@ def check_bundle(settings: Settings) -> str:
     "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, CheckFailed."
     from churn_nb.registry.bundle import current_bundle  # each check imports what it needs
     from churn_nb.registry.onnx_validation import trust
-    from churn_nb.serve import Model
+    from churn_nb.serving.predictor import Model
 
     if (b := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
         return "none yet; `churn run` makes one"

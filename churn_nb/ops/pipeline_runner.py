@@ -1216,7 +1216,7 @@ def score(
 def _load(settings: Settings):
     "The served model, under the same checks as the API's."
     from churn_nb.registry.onnx_validation import trust  # each command imports what it needs
-    from churn_nb.serve import Model
+    from churn_nb.serving.predictor import Model
 
     return Model.load(_served(settings), settings.serve.threads, **trust(settings.serve))
 

@@ -127,7 +127,7 @@ def wants_explanation(
 
 # %% ../../nbs/serving/70_explanations.ipynb #5d2d5f60
 def explained(
-    model,  # serve.Model
+    model,  # serving.predictor.Model
     x: np.ndarray,  # float32 [k]
 ) -> dict:
     """`contributions`, largest first, and `reference_probability`; of sampled ones also `method` and `standard_errors`.
@@ -165,7 +165,7 @@ class Explainer:
     async def __call__(
         self,
         model,
-        x: np.ndarray,  # serve.Model, and the row, float32 [k]
+        x: np.ndarray,  # serving.predictor.Model, and the row, float32 [k]
         answer: msgspec.Struct,  # What /predict answers without an explanation
     ) -> bytes:  # JSON
         "The answer with its explanation. Raises ProblemDetails: 503 where too many wait, and those of `explained`."

@@ -206,7 +206,7 @@ def infer(
 # %% ../../nbs/serving/30_open_inference.ipynb #e76bd4db
 def v2_routes(
     limits,  # settings.serve
-    current,  # serve.CurrentModel; the request's own model is in request.state.model
+    current,  # model_reloader.CurrentModel; the request's own model is in request.state.model
     logs: list = (),  # request_log.RequestLog: gets the rows that were answered, without ids
 ) -> APIRouter:
     "The Open Inference Protocol v2 over REST: health, metadata, inference with the binary-tensor extension."

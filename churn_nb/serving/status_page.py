@@ -583,7 +583,7 @@ def docs_page(ui: Path | None) -> str:
 
 # %% ../../nbs/serving/50_status_page.ipynb #08cf8c9e
 def page_routes(
-    current,  # serve.CurrentModel: `refused` and `trouble()`
+    current,  # model_reloader.CurrentModel: `refused` and `trouble()`
     drift: DriftGauges,  # Reads the drift report
     backend=None,  # triton.TritonBackend; None: this process scores
 ) -> APIRouter:

@@ -327,7 +327,7 @@ class TritonBackend:
 
     async def score(
         self,
-        model,  # serve.Model: `manifest` and `predict`
+        model,  # serving.predictor.Model: `manifest` and `predict`
         X: np.ndarray,  # float32 [N, k]
     ) -> tuple[np.ndarray, str]:  # float32 [N]; "triton" or "onnxruntime"
         "Probabilities and what computed them. Raises BackendUnavailable where `fallback = no`."

@@ -133,7 +133,7 @@ def wide(version, n=3_000_000, bias=0.):
 
 def test_loading_a_model_does_not_delay_its_first_answer(tmp_path):
     "Compared with the load itself, which goes on in a thread: what a client sees in between is far from it."
-    from churn_nb.serve import Model
+    from churn_nb.serving.predictor import Model
     b = tmp_path/"bundle"
     make(b, "1")
     model, m = wide("2", 20_000_000, 2.) # 80 MB

@@ -10,7 +10,7 @@ from churn_nb.drift import drift_report
 from churn_nb.features import feature_names, training_rows
 from churn_nb.monitoring.request_log import RequestLog, read_requests
 from churn_nb.ops.retraining import history, ready, retrain
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
 from churn_nb.train import train

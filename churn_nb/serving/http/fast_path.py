@@ -87,11 +87,11 @@ class Lane:
         self,
         path: bytes,
         limits,  # settings.serve
-        current,  # serve.CurrentModel
-        scoring,  # serve.Scoring
+        current,  # model_reloader.CurrentModel
+        scoring,  # endpoints.Scoring
         traffic,  # web.Traffic
-        looking=None,  # serve.lookups; None: a `customer_id` takes the long way
-        known=None,  # serve.known: model, customer_id, future -> features; raises ProblemDetails
+        looking=None,  # endpoints.lookups; None: a `customer_id` takes the long way
+        known=None,  # endpoints.known: model, customer_id, future -> features; raises ProblemDetails
         allowed=lambda headers: True,
     ):  # Whether the caller may ask; else the long way says why not
         self.path, self.most, self.current, self.looking, self.known = (

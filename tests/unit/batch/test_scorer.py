@@ -10,7 +10,7 @@ from churn_nb.data.encoding import Dictionary
 from churn_nb.core.errors import DataError
 from churn_nb.serving.explanations import contributions
 from churn_nb.batch.scorer import Format, changes, check_rejects, csv_text, numbers, open_source, portions, score_file
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from deadlines import allow
 from tables import csv_records, csv_rows
 from serving import probability, put_live, settings_for, wait_for
@@ -355,7 +355,7 @@ SLOW = """import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from churn_nb.batch.scorer import score_file
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 home, source, out, wait = Path(sys.argv[1]), *sys.argv[2:5]
 model = Model.load(home/"ws"/"bundle"/"current")
@@ -459,7 +459,7 @@ def test_the_bar_is_for_terminals(live, tmp_path):
 PEAK = """import sys
 from pathlib import Path
 from churn_nb.batch.scorer import score_file
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 home, source, out = Path(sys.argv[1]), *sys.argv[2:4]
 done = score_file(load_settings({"paths.workspace": home/"ws"}, environ={}), Model.load(home/"ws"/"bundle"/"current"), home/source, home/out, reasons=0, portion=20_000)

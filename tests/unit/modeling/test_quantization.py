@@ -28,7 +28,7 @@ from churn_nb.core.manifest import Feature, Manifest, SelfTest
 from churn_nb.registry.bundle import read_bundle, verify_bundle, write_bundle
 from churn_nb.modeling.calibration import Calibrated, Isotonic, Platt
 from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)

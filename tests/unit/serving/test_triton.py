@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import httpx, numpy as np, pytest
 from churn_nb.core.manifest import Feature
 from churn_nb.registry.bundle import write_bundle
-from churn_nb.serve import Model
+from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 from churn_nb.core.errors import BackendUnavailable
 from churn_nb.serving.triton import Tensor, TritonBackend, signature, triton_config, write_model_repository
