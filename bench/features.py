@@ -42,7 +42,8 @@ def ours(events, out, memory_limit="2GB", dates=0):
     for i, a in enumerate(month_ends(int(dates)) if dates else AS_OF): con.execute(f"COPY ({windows_sql([*HOURS.values()], a)}) TO '{out}/{i}.parquet'")
 
 def known(events, out, memory_limit="2GB"):
-    from churn_nb.features import connection, known_sql
+    from churn_nb.core.storage import connection
+    from churn_nb.features import known_sql
     con = connection(memory_limit, Path(out)/"spill")
     con.execute(f"CREATE VIEW events AS FROM '{events}'")
     con.execute(f"CREATE TEMP TABLE known AS {known_sql()}")

@@ -7,7 +7,7 @@ __all__ = [
     "LIFETIME",
     "logger",
     "window_name",
-    "perishable",
+    "expiring_features",
     "feature_names",
     "feature_descriptions",
     "known_sql",
@@ -42,35 +42,23 @@ from pathlib import Path
 import filelock, pandas as pd, sqlglot
 from .core.errors import DataError
 from .data.datasets import load_events, one_in, some_customers
-from churn_nb.feature_store.event_log import (
-    Segments,
-    compact,
-    connection,
-    copy_parquet,
-    customers_of,
-    log_hash,
-    log_sql,
-    pushed,
-    write_base,
-    write_parquet,
-)
+from .core.storage import ParquetLog, compact, connection, copy_parquet, write_parquet
+from .feature_store.event_log import customers_of, log_hash, log_sql, event_batches, write_base
 from .core.settings import Settings
 from .core.workspace import Workspace, atomic_write
 from .feature_store.snapshots import build_snapshot, names_of, newest_rows, online_rows, publish, same_online
 from churn_nb.feature_store.online import (
-    FACTS,
-    OF_THE_MOMENT,
-    mark,
-    move_clock,
-    present,
+    STORED_FACTS,
+    REQUEST_TIME_FEATURES,
+    write_watermark,
     quiet,
-    refreshed,
+    read_watermark,
     request_time,
     spare_feast,
     store_errors,
-    utc,
     write_config,
 )
+from .core.clock import advance_clock, current_time, utc
 
 
 # %% ../nbs/00_features.ipynb #7736ea47
@@ -79,7 +67,7 @@ def window_name(hours: int) -> str:
     return f"{hours}h" if hours <= 24 else f"{hours // 24}d"
 
 
-def perishable(settings: Settings) -> list[str]:
+def expiring_features(settings: Settings) -> list[str]:
     "The features that shrink with time although nothing happens: what was counted in a window."
     if settings.data.kind == "snapshot":
         return []
@@ -92,7 +80,7 @@ def feature_names(settings: Settings) -> list[str]:
     Raises DataError for a snapshot that was not read yet."""
     if settings.data.kind == "snapshot":
         return names_of(settings)
-    return [*perishable(settings), *LIFETIME, *OF_THE_MOMENT]
+    return [*expiring_features(settings), *LIFETIME, *REQUEST_TIME_FEATURES]
 
 
 LIFETIME = ["transactions_total", "spend_total"]
@@ -144,7 +132,7 @@ def windows_sql(
     windows_hours: list[int],  # Window lengths, hours
     as_of: date | datetime,  # The moment $a$; a date means its midnight, UTC
 ) -> str:  # Reads table `known`, the result of `known_sql`; DuckDB's dialect
-    "What is stored of each customer known at one moment, as one SQL query: windows, totals, and `FACTS`."
+    "What is stored of each customer known at one moment, as one SQL query: windows, totals, and `STORED_FACTS`."
     a = f"TIMESTAMPTZ '{utc(as_of).isoformat(sep=' ')}'"
     inside = {window_name(h): f"FILTER (WHERE event_timestamp >= {a} - INTERVAL {h} HOUR)" for h in windows_hours}
     counts = [f"count(*) {w} AS transactions_{n}" for n, w in inside.items()]
@@ -166,7 +154,9 @@ def with_request_time(
 ) -> pd.DataFrame:  # customer_id, event_timestamp, created_timestamp, features as float32
     "Add the features of the moment, as of each row's `event_timestamp`."
     now = stored.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
-    df = stored.assign(created_timestamp=stored.event_timestamp, **request_time(*(stored[n] for n in FACTS), now=now))
+    df = stored.assign(
+        created_timestamp=stored.event_timestamp, **request_time(*(stored[n] for n in STORED_FACTS), now=now)
+    )
     return df[["customer_id", "event_timestamp", "created_timestamp", *names]].astype({n: "float32" for n in names})
 
 
@@ -181,7 +171,7 @@ def point_in_time(
     _tables(con, "given", "event_id" in events)
     moments = sorted({utc(a) for a in as_of})
     stored = pd.concat([con.execute(windows_sql(windows_hours, a)).df() for a in moments], ignore_index=True)
-    names = [c for c in stored.columns[2:] if c not in FACTS] + OF_THE_MOMENT
+    names = [c for c in stored.columns[2:] if c not in STORED_FACTS] + REQUEST_TIME_FEATURES
     return with_request_time(stored, names)
 
 
@@ -231,11 +221,11 @@ def offline_folder(settings: Settings) -> Path:
 
 def _at_request(inputs):
     from churn_nb.feature_store.online import (
-        FACTS,
+        STORED_FACTS,
         request_time,
     )  # Feast keeps this function as text: it brings what it needs
 
-    given = [inputs[n] for n in [*FACTS, "request_timestamp"]]
+    given = [inputs[n] for n in [*STORED_FACTS, "request_timestamp"]]
     return {name: values.tolist() for name, values in request_time(*given).items()}
 
 
@@ -250,7 +240,7 @@ def _on_demand(lifetime):
         name="customer_at_request",
         sources=[lifetime, moment],
         mode="python",
-        schema=[Field(name=n, dtype=Float64) for n in OF_THE_MOMENT],
+        schema=[Field(name=n, dtype=Float64) for n in REQUEST_TIME_FEATURES],
         feature_transformation=PythonTransformation(udf=_at_request, udf_string=inspect.getsource(_at_request)),
     )
 
@@ -274,8 +264,8 @@ def feature_objects(settings: Settings) -> list:
         file_format=ParquetFormat(),
     )
     pushes = PushSource(name="customer_push", batch_source=history)
-    recent = [Field(name=n, dtype=Float32) for n in perishable(settings)]
-    ever = [Field(name=n, dtype=t) for n, t in [*((n, Float32) for n in LIFETIME), *((n, Int64) for n in FACTS)]]
+    recent = [Field(name=n, dtype=Float32) for n in expiring_features(settings)]
+    ever = [Field(name=n, dtype=t) for n, t in [*((n, Float32) for n in LIFETIME), *((n, Int64) for n in STORED_FACTS)]]
     windows, lifetime = (
         FeatureView(name=name, entities=[customer], source=pushes, schema=schema, online=True, ttl=timedelta(days=days))
         for name, schema, days in (
@@ -336,16 +326,16 @@ def _open_log(settings: Settings, where: str = "TRUE"):
 
 def _as_rows(settings: Settings, as_of: datetime) -> str:
     "The stored features as Feast keeps them: rounded to float32, and with the moment at which they became known."
-    names = [*perishable(settings), *LIFETIME]
+    names = [*expiring_features(settings), *LIFETIME]
     rounded = [f"CAST(CAST({n} AS DOUBLE) AS FLOAT) AS {n}" for n in names]
     return f"""SELECT customer_id, event_timestamp, event_timestamp AS created_timestamp,
-        {", ".join(rounded + FACTS)} FROM ({windows_sql(settings.features.windows_hours, as_of)})"""
+        {", ".join(rounded + STORED_FACTS)} FROM ({windows_sql(settings.features.windows_hours, as_of)})"""
 
 
 # %% ../nbs/00_features.ipynb #d16f190b
 def as_of_dates(settings: Settings) -> list[datetime]:
     "The moments for which features are kept: those of all splits, and the present."
-    return sorted({utc(d) for dates in split_dates(settings).values() for d in dates} | {present(settings)})
+    return sorted({utc(d) for dates in split_dates(settings).values() for d in dates} | {current_time(settings)})
 
 
 def write_windows(settings: Settings) -> list[Path]:
@@ -377,8 +367,8 @@ def history(store, entity_df: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         request_timestamp=entity_df.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
     )
     for views in (
-        {"customer_windows": perishable(settings)},  # what perishes, by itself
-        {"customer_lifetime": LIFETIME, "customer_at_request": OF_THE_MOMENT},
+        {"customer_windows": expiring_features(settings)},  # what perishes, by itself
+        {"customer_lifetime": LIFETIME, "customer_at_request": REQUEST_TIME_FEATURES},
     ):
         refs = [f"{view}:{n}" for view, found in views.items() for n in found]
         with quiet():
@@ -402,7 +392,7 @@ def online(
     Raises StoreUnavailable."""
     if settings.data.kind == "snapshot":
         return online_rows(settings, store, customer_ids)
-    now = int((now or present(settings)).timestamp())
+    now = int((now or current_time(settings)).timestamp())
     with quiet():
         got = store.get_online_features(
             features=store.get_feature_service("churn_v1"),
@@ -414,8 +404,8 @@ def online(
 # %% ../nbs/00_features.ipynb #42a67a32
 def _tick(settings: Settings) -> datetime:
     "The time of a refresh: the present, but always after the refresh before, so that no two rows of a customer tie."
-    last = refreshed(settings)["tick"]
-    return max(present(settings), utc(last) + timedelta(microseconds=1)) if last else present(settings)
+    last = read_watermark(settings)["refresh_time"]
+    return max(current_time(settings), utc(last) + timedelta(microseconds=1)) if last else current_time(settings)
 
 
 def refresh(
@@ -431,16 +421,16 @@ def refresh(
     if customers is not None and not len(customers):
         return 0
     where = "TRUE" if customers is None else f"customer_id IN ({', '.join(map(str, map(int, customers)))})"
-    with pushed(settings).lock:
+    with event_batches(settings).lock:
         tick = _tick(settings)
         con = _open_log(settings, where)
-        df = con.execute(_as_rows(settings, present(settings))).df()
+        df = con.execute(_as_rows(settings, current_time(settings))).df()
         df["event_timestamp"] = df["created_timestamp"] = pd.Timestamp(tick)
         with suppress_type_checks():  # else Feast checks the type of every field of its registry at each call
             store.push("customer_push", df, to=PushMode.ONLINE)
             if keep:
                 store.write_to_offline_store("customer_windows", df)
-        mark(settings, tick=tick.isoformat())
+        write_watermark(settings, refresh_time=tick.isoformat())
     return len(df)
 
 
@@ -457,14 +447,14 @@ def materialize(
     Raises StoreUnavailable."""
     if settings.data.kind == "snapshot":
         return publish(settings, store, say=say)
-    newest = pushed(settings).last
+    newest = event_batches(settings).last
     ids, done = customers_of(settings), 0
     for i in range(0, len(ids), portion):
         done += refresh(settings, store, ids[i : i + portion], keep)
         say(min(i + portion, len(ids)), len(ids))
-    with pushed(settings).lock:
-        mark(settings, batch=max(newest, refreshed(settings)["batch"]))
-    compact(Segments(offline_folder(settings)))
+    with event_batches(settings).lock:
+        write_watermark(settings, batch=max(newest, read_watermark(settings)["batch"]))
+    compact(ParquetLog(offline_folder(settings)))
     return done
 
 
@@ -479,15 +469,15 @@ def parity(
         return (*same_online(settings, store, some), 0)
     names = feature_names(settings)
     if settings.features.serve_as_of == "now":
-        names = [n for n in names if n not in perishable(settings)]
-    with pushed(settings).lock:
-        now = present(settings)
+        names = [n for n in names if n not in expiring_features(settings)]
+    with event_batches(settings).lock:
+        now = current_time(settings)
         everyone = pd.DataFrame({"customer_id": customers_of(settings)})
         ids = some_customers(everyone, some).customer_id.tolist()
         log = _open_log(settings, f"customer_id IN ({', '.join(map(str, ids))})")
         want = log.execute(_as_rows(settings, now)).df()
         got = pd.concat([online(store, ids[i : i + 2000], settings, now)[names] for i in range(0, len(ids), 2000)])
-        files, done = pushed(settings).files(), refreshed(settings)["batch"]
+        files, done = event_batches(settings).files(), read_watermark(settings)["batch"]
         late = (
             log.execute(
                 f"SELECT count(DISTINCT customer_id) FROM {log_sql(settings)} WHERE batch > ?", [done]
@@ -517,7 +507,7 @@ def _made_from(settings: Settings, customers: int, log: str) -> str:
             "customers": customers,
             "stores": settings.stores.model_dump(include={"online", "offline"}),
             **settings.features.model_dump(mode="json"),
-            "present": None if settings.features.serve_as_of == "now" else str(present(settings)),
+            "present": None if settings.features.serve_as_of == "now" else str(current_time(settings)),
         },
         sort_keys=True,
     )
@@ -542,7 +532,7 @@ def build(
     if settings.data.kind == "snapshot":
         return _build_snapshot(settings, customers)
     everyone, ws = load_events(settings), Workspace(settings.paths.workspace)
-    with pushed(settings).lock:  # an event that comes in between waits, and counts for the next build
+    with event_batches(settings).lock:  # an event that comes in between waits, and counts for the next build
         read = log_hash(settings)
         made_from = _made_from(settings, customers, read)
         (marker := ws.feast / "made_from.json").unlink(
@@ -552,7 +542,7 @@ def build(
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
     if settings.data.description and settings.features.serve_as_of != "now":
-        move_clock(settings, present(settings))  # for an API that has no description
+        advance_clock(settings, current_time(settings))  # for an API that has no description
     store = apply_store(settings)
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
     ends = max(everyone.event_timestamp.max(), log.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
@@ -569,7 +559,7 @@ def build(
         "rows": rows.split.value_counts(sort=False).to_dict(),
         "churn_rate": rows.groupby("split", sort=False).churn.mean().round(6).to_dict(),
         "features": feature_names(settings),
-        "online_as_of": present(settings).isoformat(),
+        "online_as_of": current_time(settings).isoformat(),
     }
 
 

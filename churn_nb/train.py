@@ -76,7 +76,7 @@ from .data.encoding import Dictionary
 from .monitoring.permutation_tests import whole_customers
 from .evaluation.metrics import compare, deciles, evaluate, gain_table, intervals, slices
 from .modeling.onnx_export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
-from .features import feature_descriptions, feature_names, perishable
+from .features import feature_descriptions, feature_names, expiring_features
 from .feature_store.event_log import log_hash
 from .modeling.quantization import int8_of
 from .registry.tracking import describe_run, git_sha, provenance, tracking
@@ -494,7 +494,7 @@ def monotone_in_recency(
 # %% ../nbs/01_train.ipynb #b6955ce3
 def expired(X: np.ndarray, names: list[str], settings: Settings) -> np.ndarray:
     "The rows as they look when the store's windows are too old: perishable features nan. A table's do not perish."
-    return np.where(np.isin(names, perishable(settings)), np.float32(np.nan), X)
+    return np.where(np.isin(names, expiring_features(settings)), np.float32(np.nan), X)
 
 
 # %% ../nbs/01_train.ipynb #825d0251
@@ -511,7 +511,9 @@ def make_manifest(
     names, says = feature_names(settings), feature_descriptions(settings)
     X, T, s = data["train"].X, data["test"].X, settings.train
     dictionary = dictionary or Dictionary(names, [None] * len(names))
-    gaps = np.isnan(X).any(axis=0) | np.isin(names, perishable(settings))  # what was missing in training, or may expire
+    gaps = np.isnan(X).any(axis=0) | np.isin(
+        names, expiring_features(settings)
+    )  # what was missing in training, or may expire
     as_json = lambda row: as_values(row, dictionary)
     T = T[fine] if len(fine := acceptable(T, gaps, dictionary)) else X[acceptable(X, gaps, dictionary)]
     shown, T = T[0], T[np.argsort(fine, kind="stable")] if len(fine) else T  # the example has the fewest gaps

@@ -12,7 +12,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #be75331b
-from .event_log import Segments
+from ..core.storage import ParquetLog
 from ..core.workspace import atomic_write
 from .online import spare_feast
 
@@ -36,7 +36,7 @@ class _Appends:
     @staticmethod
     def offline_write_batch(config, feature_view, table: pyarrow.Table, progress):
         "A push is a file of its own."
-        Segments(Path(feature_view.batch_source.path.removesuffix("/*.parquet"))).append(table)
+        ParquetLog(Path(feature_view.batch_source.path.removesuffix("/*.parquet"))).append(table)
 
 
 class FilesOfflineStore(_Appends, DaskOfflineStore):

@@ -33,7 +33,7 @@ import numpy as np, pandas as pd, pyarrow.parquet as pq
 from ..data.encoding import column_name, quoted_name
 from ..core.errors import DataError
 from ..data.datasets import own_log
-from .event_log import connection, copy_parquet, quoted, write_parquet
+from ..core.storage import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from .online import quiet, spare_feast, store_errors, write_config

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from pathlib import Path
 import numpy as np
 from ..core.errors import DataError
-from .event_log import connection, quoted
+from ..core.storage import connection, quoted
 
 
 # %% ../../nbs/feature_store/40_split_planning.ipynb #94e83738

@@ -105,9 +105,9 @@ def same_age_today(
         return None, f"{settings.data.dataset} is a table, not a log: nobody's age can be chosen"
     from churn_nb.features import point_in_time  # here, as they import slowly
     from churn_nb.feature_store.event_log import load_log
-    from churn_nb.feature_store.online import present, utc
+    from churn_nb.core.clock import current_time, utc
 
-    today, log, hours = present(settings), load_log(settings, customers), settings.features.windows_hours
+    today, log, hours = current_time(settings), load_log(settings, customers), settings.features.windows_hours
     ages = point_in_time(log, [today], hours).tenure_days
     days = min(int(np.ptp(ages)) // 2 if len(ages) else 0, (today - utc(max(settings.features.train_as_of))).days)
     if days < 1:

@@ -27,10 +27,12 @@ import msgspec, pandas as pd, pyarrow.parquet as pq
 from msgspec import Meta
 from ..features import apply_store, refresh
 from ..serving.event_endpoint import frame, unframe
-from ..feature_store.event_log import compact, connection, log_sql, pushed
+from ..core.storage import compact, connection
+from ..feature_store.event_log import log_sql, event_batches
 from ..core.settings import Settings
 from ..core.errors import ClockError
-from ..feature_store.online import mark, present, refreshed, utc
+from ..feature_store.online import write_watermark, read_watermark
+from ..core.clock import current_time, utc
 from ..serving.http.problem_details import JsonLines, invalid
 
 
@@ -108,7 +110,7 @@ def judge(settings: Settings, events: list[dict]) -> list[str | Refusal]:
     "For each event `new`, `known` (a retry), or why it is refused. Hold the log's lock."
     if not events:
         return []
-    (logged, customers), now, out = _known(settings, events), present(settings), []
+    (logged, customers), now, out = _known(settings, events), current_time(settings), []
     anyone = settings.features.new_customers == "accept"
     for e in events:
         stranger = not anyone and e["customer_id"] not in customers
@@ -124,12 +126,12 @@ log = logging.getLogger("churn_nb.ops.event_worker")
 
 def add(settings: Settings, events: list[dict]) -> list[str | Refusal]:
     "Judge events and append the new ones to the log; what became of each."
-    batches = pushed(settings)
+    batches = event_batches(settings)
     with batches.lock:
         verdicts = judge(settings, events)
         new = [e for e, v in zip(events, verdicts) if v == "new"]
         if new:
-            df = pd.DataFrame(new).assign(created_timestamp=present(settings), batch=batches.last + 1)
+            df = pd.DataFrame(new).assign(created_timestamp=current_time(settings), batch=batches.last + 1)
             for c in ("event_timestamp", "created_timestamp"):
                 df[c] = df[c].astype("datetime64[us, UTC]")
             batches.append(df.astype({"quantity": "int32"}))
@@ -138,7 +140,7 @@ def add(settings: Settings, events: list[dict]) -> list[str | Refusal]:
 
 def behind(settings: Settings) -> list[int]:
     "Customers with events that are logged and not yet in the features."
-    if pushed(settings).last <= (done := refreshed(settings)["batch"]):
+    if event_batches(settings).last <= (done := read_watermark(settings)["batch"]):
         return []
     rows = (
         connection()
@@ -152,13 +154,13 @@ def behind(settings: Settings) -> list[int]:
 # %% ../../nbs/ops/80_event_worker.ipynb #5de06a66
 def catch_up(settings: Settings, store) -> int:
     "Refresh the features of all customers that are behind; how many."
-    with pushed(settings).lock:
-        last, customers = pushed(settings).last, behind(settings)
+    with event_batches(settings).lock:
+        last, customers = event_batches(settings).last, behind(settings)
         refresh(settings, store, customers)
-        if last > refreshed(settings)["batch"]:
-            mark(settings, batch=last)
-        if len(pushed(settings).files()) > 64:
-            compact(pushed(settings))
+        if last > read_watermark(settings)["batch"]:
+            write_watermark(settings, batch=last)
+        if len(event_batches(settings).files()) > 64:
+            compact(event_batches(settings))
     return len(customers)
 
 

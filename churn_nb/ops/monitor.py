@@ -17,14 +17,15 @@ from ..drift import DriftReport, band, drift_report, levels
 from ..data.encoding import Dictionary
 from ..modeling.onnx_export import onnx_predict
 from ..registry.onnx_validation import check_onnx
-from ..feature_store.event_log import connection, log_sql
+from ..core.storage import connection
+from ..feature_store.event_log import log_sql
 from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
 from ..core.errors import RegistryError
 from ..registry.model_registry import champion, connect, load_file, load_version
 from ..monitoring.request_log import read_requests
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
-from ..feature_store.online import present
+from ..core.clock import current_time
 
 
 # %% ../../nbs/ops/30_monitor.ipynb #4ac61f68
@@ -85,7 +86,7 @@ def outcomes(
     now: datetime | None = None,  # Where the log's time stands; default: the present of the data
 ) -> pd.DataFrame:  # at, customer_id, model_version, probability, churn; oldest first
     "Requests by id whose label window is over, with what happened."
-    days, now = settings.features.label_days, now or present(settings)
+    days, now = settings.features.label_days, now or current_time(settings)
     seen = read_requests(Workspace(settings.paths.workspace).root / "requests", None, now - timedelta(days=days))
     asked = seen.loc[seen.customer_id.notna(), ["at", "customer_id", "model_version", "probability"]]
     if not len(asked):

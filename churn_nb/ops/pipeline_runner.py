@@ -999,17 +999,17 @@ def materialize(
     settings = _settings(workspace)
     _has_features(settings)
     from churn_nb.features import apply_store, materialize as all_of_them  # each command imports what it needs
-    from churn_nb.feature_store.online import move_clock, present
+    from churn_nb.core.clock import advance_clock, current_time
 
     if as_of:
-        move_clock(settings, as_of)
+        advance_clock(settings, as_of)
 
     def say(done, of):
         if sys.stderr.isatty():
             typer.echo(f"\r  {done:,} of {of:,}", nl=done == of, err=True)
 
     n = all_of_them(settings, apply_store(settings), say=say)
-    typer.echo(f"{n:,} customers as of {present(settings):%FT%TZ}")
+    typer.echo(f"{n:,} customers as of {current_time(settings):%FT%TZ}")
 
 
 def _has_features(settings: Settings):

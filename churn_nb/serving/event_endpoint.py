@@ -13,7 +13,7 @@ import msgspec
 from starlette.responses import Response
 from ..core.settings import Settings
 from ..core.workspace import Workspace
-from ..feature_store.online import refreshed
+from ..feature_store.online import read_watermark
 from ..core.errors import InvalidRequest, QueueFull, ServiceUnavailable
 from .http.problem_details import Metrics, ProblemDetails, invalid
 
@@ -168,7 +168,7 @@ class EventsIn:
     def behind(self) -> bool:
         "Whether batches are logged that are not in the features: of this process, or of another that died."
         last = max((int(f.stem.partition("-")[2]) for f in self.ws.events.glob("*-*.parquet")), default=0)
-        return last > refreshed(self.settings)["batch"]
+        return last > read_watermark(self.settings)["batch"]
 
     async def again(self):
         "Bring late features up to date; called often, tries every five seconds."

@@ -6,7 +6,7 @@ import duckdb, pytest
 from churn_nb.data.datasets import load_events
 from churn_nb.features import known_sql, split_dates, windows_sql
 from churn_nb.core.settings import load_settings
-from churn_nb.feature_store.online import utc
+from churn_nb.core.clock import utc
 from deadlines import allow
 from paths import ROOT, SUPPORT
 

@@ -26,10 +26,11 @@ from serving import free_port, wait_for
 from churn_nb import features as f
 from churn_nb.core.errors import StoreUnavailable
 from churn_nb.ops.event_worker import add, behind, catch_up, parse_event, push_rows
-from churn_nb.feature_store.event_log import compact, load_log, pushed
+from churn_nb.core.storage import compact
+from churn_nb.feature_store.event_log import load_log, event_batches
 from churn_nb.serve import create_app
 from churn_nb.core.workspace import Workspace
-from churn_nb.feature_store.online import move_clock, present
+from churn_nb.core.clock import advance_clock, current_time
 
 JSON = {"Content-Type": "application/json"}
 
@@ -51,7 +52,7 @@ def event(i, c, at="1998-06-30T12:00:00Z", amount=10., **kw): return {"event_id"
 
 def logged(s):
     "What was pushed, by id; no id twice."
-    files = pushed(s).files()
+    files = event_batches(s).files()
     rows = duckdb.execute("SELECT event_id, customer_id, epoch(event_timestamp), amount, quantity FROM read_parquet(?)", [files]).fetchall() if files else []
     assert len(rows) == len({r[0] for r in rows}), "an event counts twice"
     return {i: tuple(rest) for i, *rest in rows}
@@ -94,7 +95,7 @@ def test_any_sequence_of_pushes_and_retries_is_a_set(stores, configured, tmp_pat
         elif what == "push away":
             said, why = push_rows(s, AwayStore(), rows)
             assert ("ConnectionError" in why) == bool(behind(s))
-        elif what == "compact": compact(pushed(s))
+        elif what == "compact": compact(event_batches(s))
         elif what == "catch up": catch_up(s, store); assert behind(s) == []
         else: f.materialize(s, store); assert behind(s) == []
         if said is not None: assert [v if isinstance(v, str) else v["field"] for v in said] == expected
@@ -320,9 +321,9 @@ def test_windows_too_old_are_named_in_the_answer(copied):
         i = customers(s)[0]
         ask = lambda: c.post("/predict", json={"customer_id": i}).json()["missing_features"]
         assert ask() == []
-        move_clock(s, "1998-07-03")
+        advance_clock(s, "1998-07-03")
         assert ask() == []
-        move_clock(s, "1998-07-03T00:00:01")
+        advance_clock(s, "1998-07-03T00:00:01")
         assert ask() == ["transactions_24h", "spend_90d", "transactions_90d"]
         assert c.post("/events", json=event(10**7, i, "1998-07-02T23:00:00")).json()["fresh"] and ask() == [] # one event renews one customer
         i = customers(s)[1]
@@ -407,7 +408,7 @@ def test_materialize_moves_the_clock_and_windows_shrink(copied, capsys):
     for t, want in (("1998-07-01T19:00:00", 1), ("1998-07-01T20:00:00Z", 1), ("1998-07-01T20:00:00.000001", 0), ("1998-07-02", 0)):
         assert churn(capsys, "materialize", "--as-of", t, *ws)[0] == 0 and day() == want and exact(s), t
     code, _, err = churn(capsys, "materialize", "--as-of", "1998-07-01", *ws)
-    assert code == 2 and "1998-07-02" in err and present(s) == f.utc("1998-07-02")
+    assert code == 2 and "1998-07-02" in err and current_time(s) == f.utc("1998-07-02")
     assert churn(capsys, "materialize", "--as-of", "soon", *ws)[0] == 2
     assert push_rows(s, lambda: f.apply_store(s), [event(10**7 + 1, c, "1998-07-01T23:00:00")])[0] == ["new"] and day() == 1
 

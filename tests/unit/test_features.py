@@ -20,10 +20,11 @@ from churn_nb import features as f
 from churn_nb.core.errors import DataError
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events, md5
-from churn_nb.feature_store.event_log import Segments
+from churn_nb.core.storage import ParquetLog
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
-from churn_nb.feature_store.online import FACTS, OF_THE_MOMENT, FeastOnline, request_time, utc
+from churn_nb.feature_store.online import STORED_FACTS, REQUEST_TIME_FEATURES, FeastOnline, request_time
+from churn_nb.core.clock import utc
 from paths import PYTHON, ROOT, SUPPORT
 
 UTC, WINDOWS = dt.UTC, [24, 168, 720, 2160]
@@ -207,7 +208,7 @@ def test_a_value_written_later_is_not_used_for_the_past(small, tmp_path, engine)
     s = copy_of(small, tmp_path, stores__offline=engine)
     last = stored(s, dt.date(1998, 7, 1))
     at, written = last.event_timestamp.max(), last.created_timestamp.max() + pd.Timedelta(days=3)
-    Segments(f.offline_folder(s)).append(last.assign(spend_total=np.float32(-999), created_timestamp=written))
+    ParquetLog(f.offline_folder(s)).append(last.assign(spend_total=np.float32(-999), created_timestamp=written))
     store = f.apply_store(s)
     ask = lambda t: f.history(store, last[["customer_id"]].assign(event_timestamp=t), s).spend_total
     assert ask(at).tolist() == last.spend_total.tolist() == ask(written - pd.Timedelta(seconds=1)).tolist()
@@ -223,11 +224,11 @@ def test_feasts_history_is_not_moved_by_planted_rows(small, tmp_path, engine):
     asked = small[1].sample(700, random_state=7)[["customer_id", "event_timestamp", "churn"]] # of all splits
     clean = f.history(store := f.apply_store(s), asked, s)
     pd.testing.assert_frame_equal(clean, small[1].merge(asked, on=[*asked]).sort_values(["event_timestamp", "customer_id"], ignore_index=True)[clean.columns])
-    moments, folder = sorted(asked.event_timestamp.unique()), Segments(f.offline_folder(s))
-    names = [*f.perishable(s), *f.LIFETIME]
+    moments, folder = sorted(asked.event_timestamp.unique()), ParquetLog(f.offline_folder(s))
+    names = [*f.expiring_features(s), *f.LIFETIME]
     for a, b in zip(moments, [*moments[1:], pd.Timestamp("2000-01-01", tz="UTC")]):
         rows = stored(s, a)
-        spoilt = lambda df: df.assign(**{n: np.float32(-7) for n in names}, **{n: -7 for n in FACTS})
+        spoilt = lambda df: df.assign(**{n: np.float32(-7) for n in names}, **{n: -7 for n in STORED_FACTS})
         seconds = lambda most, rows=rows: pd.to_timedelta(rng.integers(1, most, len(rows)), unit="s")
         after = spoilt(rows).assign(event_timestamp=rows.event_timestamp + seconds((b - a)//pd.Timedelta(seconds=1)))
         folder.append(after.assign(created_timestamp=after.event_timestamp.where(rng.random(len(rows)) < .5, rows.created_timestamp)).sample(frac=.6, random_state=1))
@@ -244,12 +245,12 @@ def test_old_windows_are_missing_and_nothing_else(small):
     store, last = f.apply_store(s), f.latest_rows(s, N).sort_values("customer_id")
     ask = lambda after: f.history(store, last[["customer_id"]].assign(event_timestamp=last.event_timestamp + after), s)
     ttl, second = pd.Timedelta(days=s.features.ttl_days), pd.Timedelta(seconds=1)
-    assert (bits(ask(ttl), f.perishable(s)) == bits(last, f.perishable(s))).all()
+    assert (bits(ask(ttl), f.expiring_features(s)) == bits(last, f.expiring_features(s))).all()
     for after in (ttl + second, pd.Timedelta(days=1000)):
         got = ask(after)
-        assert got[f.perishable(s)].isna().all(axis=None) and len(got) == len(last)
+        assert got[f.expiring_features(s)].isna().all(axis=None) and len(got) == len(last)
         want = f.point_in_time(log, [got.event_timestamp[0].to_pydatetime()], s.features.windows_hours)
-        keep = [*f.LIFETIME, *OF_THE_MOMENT]
+        keep = [*f.LIFETIME, *REQUEST_TIME_FEATURES]
         assert (bits(got, keep) == bits(want.sort_values("customer_id"), keep)).all() and got[f.LIFETIME].notna().all(axis=None)
 
 def test_request_time_features_are_equal_in_all_places(small):
@@ -264,9 +265,9 @@ def test_request_time_features_are_equal_in_all_places(small):
         parts += [rows.assign(event_timestamp=pd.Timestamp(t)) for t in moments]
     rows = pd.concat(parts).sort_values(names[::-1], ignore_index=True)
     direct = rows[names].merge(f.point_in_time(log, sorted(rows.event_timestamp.unique()), s.features.windows_hours), on=names)
-    made = pd.DataFrame(request_time(*(rows[n] for n in FACTS), [t.timestamp() for t in rows.event_timestamp]))
+    made = pd.DataFrame(request_time(*(rows[n] for n in STORED_FACTS), [t.timestamp() for t in rows.event_timestamp]))
     asked = f.history(store, rows[names], s)
-    assert (bits(direct, OF_THE_MOMENT) == bits(made)).all() and (bits(asked, OF_THE_MOMENT) == bits(made)).all() and len(made) == 400
+    assert (bits(direct, REQUEST_TIME_FEATURES) == bits(made)).all() and (bits(asked, REQUEST_TIME_FEATURES) == bits(made)).all() and len(made) == 400
     assert made.recency_days.nunique() > 100 and made.gap_ratio.isna().any() and made.gap_ratio.notna().any()
 
 def test_duckdb_joins_as_the_file_store_does(small, tmp_path):
@@ -278,7 +279,7 @@ def test_duckdb_joins_as_the_file_store_does(small, tmp_path):
         store = f.apply_store(one)
         ids = f.latest_rows(small[0], N).customer_id.tolist()
         assert f.refresh(one, store, ids[:50]) == 50 and f.refresh(one, store, ids[:20]) == 20
-        assert len(Segments(f.offline_folder(one)).files()) == 2
+        assert len(ParquetLog(f.offline_folder(one)).files()) == 2
         asked = pd.concat([small[1][["customer_id", "event_timestamp"]].sample(500, random_state=1),
                            pd.DataFrame({"customer_id": ids[:60], "event_timestamp": pd.Timestamp("1998-07-01 06:00", tz="UTC")})])
         got[engine] = f.history(store, asked, one)
@@ -360,7 +361,7 @@ def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
     c = int(latest.customer_id[7])
     assert push_rows(s, store, [{"event_id": 10**7, "customer_id": c, "event_timestamp": now.isoformat(), "amount": 5.}]) == (["new"], "")
     assert f.parity(s, store) == (60, [], 0)
-    monkeypatch.setattr(f, "present", lambda s: now + dt.timedelta(hours=25))
+    monkeypatch.setattr(f, "current_time", lambda s: now + dt.timedelta(hours=25))
     seen = f.online(store, [c], s).iloc[0]
     assert seen.transactions_24h == 1 and seen.recency_days == np.float32(25/24)
     assert f.parity(s, store) == f.parity(s, f.open_store(s)) == (60, [], 0)

@@ -1,160 +1,10 @@
-"The log of pushed batches: all of a batch or nothing, whenever the writer is killed and however many write at once."
-import json
-import subprocess
-import sys
-import threading
-
+"The event log of a workspace: the data set and the batches that were pushed since."
 import duckdb
-import numpy as np
 import pandas as pd
-import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hyp
-from hypothesis import strategies as st
 
+from churn_nb.core.storage import compact
 from churn_nb.data.datasets import load_events
-from churn_nb.feature_store.event_log import Segments, compact, connection, copy_parquet, load_log, log_hash, pushed, write_parquet
-from deadlines import allow
-
-
-def batch(*values): return pd.DataFrame({"value": values})
-def values(log): return log.read(lambda files: [v for f in files for v in pd.read_parquet(f).value])
-
-# Any order of appends and compactions is the list of all that was appended
-
-@hyp(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from(["compact", "compact big", "open again"])), max_size=14))
-def test_any_order_of_appends_and_compactions(tmp_path_factory, todo):
-    folder = tmp_path_factory.mktemp("log")
-    log, want, n = Segments(folder), [], 0
-    for what in todo:
-        if what == "open again": log = Segments(folder)
-        elif isinstance(what, list):
-            want += what
-            assert log.append(batch(*what)) == (n := n + 1)
-        else: compact(log, small=1 if what == "compact big" else 4_000_000)
-        assert values(log) == want and log.last == n
-    if n > 1 and not any(w == "compact big" for w in todo):
-        compact(log)
-        assert len(log.files()) == 1 and compact(log) == 0 and values(log) == want
-
-def test_big_segments_stay_as_they_are(tmp_path):
-    log = Segments(tmp_path)
-    for n in (1, 50_000, 1, 1): log.append(pd.DataFrame({"value": np.random.default_rng(0).random(n)}))
-    big = log.files()[1]
-    assert compact(log, small=100_000) == 2
-    assert [s[:2] for s in log.segments()] == [(1, 1), (2, 2), (3, 4)] and big in log.files()
-
-def test_other_files_are_not_batches(tmp_path):
-    log = Segments(tmp_path)
-    log.append(batch(1))
-    for name in (".abc", "notes.txt", "1-1.parquet.tmp", "x-1.parquet", "2.parquet", ".2-2.parquet", "as-of-19980701T000000.parquet"): (tmp_path/name).write_text("no")
-    assert values(log) == [1] and log.last == 1 and log.append(batch(2)) == 2 and values(log) == [1, 2]
-
-FAILING = "SELECT CASE i WHEN {} THEN error('no') ELSE i END FROM range(1000000) t(i)"
-@pytest.mark.parametrize("write", [lambda p: copy_parquet(connection(), FAILING.format(999_999), p), lambda p: write_parquet(pd.DataFrame({"value": [object()]}), p)],
-                         ids=["copy", "write"])
-def test_what_fails_leaves_the_old_file_and_no_other(tmp_path, write):
-    write_parquet(batch(1), tmp_path/"x.parquet")
-    with pytest.raises(Exception): write(tmp_path/"x.parquet")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"] and pd.read_parquet(tmp_path/"x.parquet").value.tolist() == [1]
-
-def test_a_copy_that_fails_at_any_row_raises(tmp_path):
-    "DuckDB 2.0 with its own threads for output waits for ever in about one of 25 (TaskExecutor::DrainTasks), so 150 miss it in one of 450 runs."
-    for row in np.random.default_rng(0).integers(300_000, 1_000_000, 150): # some row groups are written by then
-        with pytest.raises(duckdb.Error, match="no"): copy_parquet(connection(), FAILING.format(row), tmp_path/"x.parquet")
-        assert list(tmp_path.iterdir()) == []
-
-# Killed at every step
-
-KILLED = '''
-import json, os, signal, sys
-import pyarrow.parquet as pq, pandas as pd
-from churn_nb.feature_store.event_log import Segments, compact
-calls = 0
-def dying(owner, name, at):
-    real = getattr(owner, name)
-    def f(*a, **k):
-        global calls
-        calls += 1
-        if at == 2*calls - 1: os.kill(os.getpid(), signal.SIGKILL)
-        if name == "write_table" and at == 2*calls: # half of the file is written
-            real(*a, **k)
-            a[1].truncate(a[1].tell()//2); a[1].flush(); os.kill(os.getpid(), signal.SIGKILL)
-        try: return real(*a, **k)
-        finally:
-            if at == 2*calls: os.kill(os.getpid(), signal.SIGKILL)
-    setattr(owner, name, f)
-def child(folder, what, at):
-    for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (pq, "write_table")): dying(owner, name, at)
-    log = Segments(folder)
-    if what == "append": log.append(pd.DataFrame({"value": [6, 7]}))
-    else: compact(log); compact(log) # the second one deletes what the first one merged
-for folder, what, at in json.loads(sys.argv[1]):
-    if (pid := os.fork()) == 0:
-        child(folder, what, at)
-        os._exit(0)
-    print(os.waitpid(pid, 0)[1])
-'''
-
-def run_killed(root, what, moments):
-    "Folders with the batches [0], [1], [2, 3], [4, 5], in each of which a process died at one moment; how each ended."
-    todo = []
-    for at in moments:
-        log = Segments(root/f"{what}{at}")
-        for rows in ([0], [1], [2, 3], [4, 5]): log.append(batch(*rows))
-        todo.append((str(log.folder), what, at))
-    r = subprocess.run([sys.executable, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True)
-    return [int(x) for x in r.stdout.split()], r.stderr
-
-@pytest.mark.parametrize("what", ["append", "compact"])
-def test_killed_at_every_step(tmp_path, what):
-    ended, err = run_killed(tmp_path, what, range(1, 31))
-    n = ended.index(0)
-    assert ended[:n] == [9]*n and set(ended[n:]) == {0}, err # every moment up to the last one of the operation, and not one more
-    assert n >= (8 if what == "append" else 16)
-    outcomes = set()
-    for at in range(1, n + 1):
-        log = Segments(tmp_path/f"{what}{at}")
-        assert values(log) in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7][:8 if what == "append" else 6])
-        outcomes.add((log.last, len(log._all()), len(log.files())))
-        if log.last == 4: log.append(batch(6, 7)) # who was not answered sends again
-        compact(log); compact(log)
-        assert values(log) == [0, 1, 2, 3, 4, 5, 6, 7] and len(log._all()) == len(log.files()) == 1
-        assert log.append(batch(8)) == log.last == 6 or what == "append" and log.last == 6
-    assert len(outcomes) >= (2 if what == "append" else 3) # the moments differ in what they leave behind
-
-# Many at once
-
-WRITER = '''
-import sys, pandas as pd
-from churn_nb.feature_store.event_log import Segments, compact
-folder, me = sys.argv[1], int(sys.argv[2])
-log = Segments(folder)
-for i in range(25):
-    print(log.append(pd.DataFrame({"value": [1000*me + i, 1000*me + i + 500]})), flush=True)
-    if i % 6 == me: compact(log)
-'''
-
-def test_several_processes_write_compact_and_read(tmp_path):
-    log, done, seen, trouble = Segments(tmp_path), threading.Event(), [], []
-    def read():
-        while not done.is_set():
-            try: seen.append(values(log))
-            except Exception as e: trouble.append(repr(e)[:200])
-    reader = threading.Thread(target=read)
-    reader.start()
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(me)], stdout=subprocess.PIPE, text=True) for me in range(4)]
-    numbers = [int(x) for w in writers for x in w.communicate(timeout=allow(300))[0].split()]
-    done.set(); reader.join()
-    assert sorted(numbers) == [*range(1, 101)]
-    want = {1000*me + i + half for me in range(4) for i in range(25) for half in (0, 500)}
-    assert sorted(values(log)) == sorted(want)
-    assert all({*a} <= {*b} for a, b in zip(seen, seen[1:])) # what was once read stays there
-    assert len(seen) > 3 and all(len(v) == len({*v}) and {x + 500 for x in v if x % 1000 < 500} == {x for x in v if x % 1000 >= 500} for v in seen)
-    assert not trouble, f"{len(trouble)} of {len(trouble) + len(seen)} reads failed: {trouble[0]}" # readers need no lock
-
-# The log of a workspace
+from churn_nb.feature_store.event_log import event_batches, load_log, log_hash
 
 def event(i, **kw):
     at = pd.Timestamp("1998-06-01T10:00:00", tz="UTC")
@@ -166,21 +16,21 @@ def test_load_log_is_the_data_set_and_what_was_pushed(tmp_path, configured):
     base, few = load_events(s), load_events(s, 40)
     pd.testing.assert_frame_equal(load_log(s), base)
     pd.testing.assert_frame_equal(load_log(s, 40), few)
-    for i, c in enumerate((int(few.customer_id[0]), int(base.customer_id[0]), 10**12)): pushed(s).append(event(10**6 + i, customer_id=c))
+    for i, c in enumerate((int(few.customer_id[0]), int(base.customer_id[0]), 10**12)): event_batches(s).append(event(10**6 + i, customer_id=c))
     both = load_log(s)
     pd.testing.assert_frame_equal(both.iloc[:len(base)], base)
     assert both.dtypes.equals(base.dtypes) and both.event_id.tolist()[-3:] == [10**6, 10**6 + 1, 10**6 + 2] and both.amount.tolist()[-3:] == [20.5]*3
     assert set(load_log(s, 40).event_id) - set(few.event_id) >= {10**6} and 10**6 + 2 in set(both.event_id)
-    pushed(s).append(pd.concat([event(2*10**6 + i, customer_id=10**9 + i) for i in range(1000)])) # new customers make no other sample of the old ones
+    event_batches(s).append(pd.concat([event(2*10**6 + i, customer_id=10**9 + i) for i in range(1000)])) # new customers make no other sample of the old ones
     assert {c for c in load_log(s, 40).customer_id if c < 10**9} == set(few.customer_id)
 
 def test_the_hash_names_the_events_not_the_files(tmp_path, configured):
     one, two = configured(tmp_path/"one"), configured(tmp_path/"two")
     assert (base := log_hash(one)) == log_hash(two) and base.startswith("md5:")
-    for i in (1, 2, 3): pushed(one).append(event(i))
-    for i in (3, 1, 2): pushed(two).append(event(i, batch=i))
+    for i in (1, 2, 3): event_batches(one).append(event(i))
+    for i in (3, 1, 2): event_batches(two).append(event(i, batch=i))
     assert log_hash(one) == log_hash(two) != base
-    compact(pushed(one))
+    compact(event_batches(one))
     assert log_hash(one) == log_hash(two)
     seen = {base, log_hash(one)}
     for kw in ({"amount": 20.51}, {"customer_id": 4}, {"quantity": 3}, {"event_timestamp": pd.Timestamp("1998-06-01T10:00:01", tz="UTC")}, {}):
@@ -189,13 +39,13 @@ def test_the_hash_names_the_events_not_the_files(tmp_path, configured):
 
 def configured_with(configured, ws, kw):
     s = configured(ws)
-    pushed(s).append(event(4, **kw))
+    event_batches(s).append(event(4, **kw))
     return s
 
 def test_a_pushed_batch_has_one_schema(tmp_path, configured):
     s = configured(tmp_path)
-    for i in range(3): pushed(s).append(event(i))
-    kinds = lambda: duckdb.execute("SELECT DISTINCT name, type FROM parquet_schema(?) ORDER BY ALL", [pushed(s).files()]).fetchall()
+    for i in range(3): event_batches(s).append(event(i))
+    kinds = lambda: duckdb.execute("SELECT DISTINCT name, type FROM parquet_schema(?) ORDER BY ALL", [event_batches(s).files()]).fetchall()
     before = kinds()
-    compact(pushed(s))
+    compact(event_batches(s))
     assert kinds() == before

@@ -1,4 +1,4 @@
-"Clock, features of the moment, wiring - and every value of the online store against history, bit by bit, on SQLite and on a real Valkey server."
+"Features of the moment, wiring - and every value of the online store against history, bit by bit, on SQLite and on a real Valkey server."
 import asyncio
 import datetime as dt
 import json
@@ -23,35 +23,13 @@ from churn_nb.feature_store import online as stores_
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events
 from churn_nb.core.workspace import Workspace
-from churn_nb.core.errors import ClockError, StoreUnavailable
-from churn_nb.feature_store.online import OF_THE_MOMENT, FeastOnline, as_served, move_clock, present, request_time, stored_values, utc
+from churn_nb.core.errors import StoreUnavailable
+from churn_nb.feature_store.online import REQUEST_TIME_FEATURES, FeastOnline, served_values, request_time, stored_values
+from churn_nb.core.clock import advance_clock, current_time, utc
 from deadlines import allow
 
 WHERE = Store(entity="customer_id", feature_service="churn_v1_stored")
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
-
-# Clock
-
-@pytest.mark.parametrize("given,want", [("1998-07-01", "1998-07-01T00:00:00+00:00"), ("1998-07-01T02:00:00+02:00", "1998-07-01T00:00:00+00:00"),
-    (dt.date(1998, 7, 1), "1998-07-01T00:00:00+00:00"), (dt.datetime(1998, 7, 1, 1), "1998-07-01T01:00:00+00:00"), ("19980701T010203.5Z", "1998-07-01T01:02:03.500000+00:00")])
-def test_a_moment_is_in_utc(given, want): assert utc(given).isoformat() == want
-
-@pytest.mark.parametrize("given", ["", "soon", "1998-13-01", "1998-07-01T25:00", "01.07.1998"])
-def test_what_is_not_a_time_is_refused_in_one_line(given):
-    with pytest.raises(ClockError) as e: utc(given)
-    assert repr(given) in str(e.value) and "\n" not in str(e.value)
-
-def test_the_clock_only_moves_forward(tmp_path, configured):
-    s = configured(tmp_path)
-    assert present(s) == utc("1998-07-01")
-    for t in ("1998-07-01", "1998-07-02T12:00:00Z", "1998-07-02T12:00:00.000001Z"): assert move_clock(s, t) == present(configured(tmp_path)) == utc(t)
-    for t in ("1998-07-02T12:00:00Z", "1998-06-30", "1998-07-02"):
-        with pytest.raises(ClockError, match="1998-07-02T12:00:00Z"): move_clock(s, t)
-    assert present(s) == utc("1998-07-02T12:00:00.000001Z")
-    assert present(configured(tmp_path, features__serve_as_of="1999-01-01")) == utc("1999-01-01") # the settings' start lies after the clock
-    living = configured(tmp_path, features__serve_as_of="now")
-    assert abs((present(living) - dt.datetime.now(dt.UTC)).total_seconds()) < 10
-    with pytest.raises(ClockError, match="wall clock"): move_clock(living, "2999-01-01")
 
 # Features of the moment
 
@@ -62,12 +40,12 @@ def test_request_time_equals_the_loop(people, later, fraction):
     first, last, moments = zip(*((a, a + width if n > 1 else a, n) for a, width, n in people))
     now = max(last) + later
     got = request_time(first, last, moments, [now + fraction]*len(people))
-    assert [*got] == OF_THE_MOMENT
+    assert [*got] == REQUEST_TIME_FEATURES
     for i, (a, b, n) in enumerate(zip(first, last, moments)):
         recency, tenure = (now - b)/86400, (now - a)/86400
         gap = (tenure - recency)/(n - 1) if n > 1 else math.nan
         ratio = recency/gap if gap else math.nan if recency == 0 else math.inf
-        np.testing.assert_equal([float(got[k][i]) for k in OF_THE_MOMENT], [recency, tenure, gap, ratio])
+        np.testing.assert_equal([float(got[k][i]) for k in REQUEST_TIME_FEATURES], [recency, tenure, gap, ratio])
 
 def test_unknown_facts_give_unknown_features():
     got = request_time([None, 864000, 864000], [np.nan, 1728000, 864000], [None, 3, 1], [2592000]*3)
@@ -79,7 +57,7 @@ def test_unknown_facts_give_unknown_features():
 def test_as_served_equals_the_loop(rows, now):
     got = {"w": [r[0] for r in rows], "w__ts": [r[1] for r in rows], "total": [r[2] for r in rows], "total__ts": [r[3] for r in rows]}
     want = [None if r[0] is None and r[2] is None else (r[2], r[0] if now - r[1] <= 5 else None) for r in rows]
-    assert as_served(got, {"w": 5, "total": 0}, ["total", "w"], now) == want
+    assert served_values(got, {"w": 5, "total": 0}, ["total", "w"], now) == want
 
 # Every customer, every feature
 
@@ -92,7 +70,7 @@ def everyone(request, tmp_path_factory, fill):
 def test_online_equals_history_for_every_customer(everyone):
     s, names = everyone, f.feature_names(everyone)
     ids = sorted(set(load_events(s).customer_id))
-    asked = pd.DataFrame({"customer_id": ids, "event_timestamp": pd.Timestamp(present(s))})
+    asked = pd.DataFrame({"customer_id": ids, "event_timestamp": pd.Timestamp(current_time(s))})
     store = f.apply_store(s)
     historical = f.history(store, asked, s).set_index("customer_id").loc[ids]
     assert len(historical) == 23_570 and historical.recency_days.notna().all() and historical.transactions_90d.sum() > 5_000
@@ -104,7 +82,7 @@ def test_online_equals_history_for_every_customer(everyone):
         rows = api.read(WHERE, names, ids[i:i + 4000])
         assert (bits(pd.DataFrame(rows, columns=names).astype("float32")) == want[i:i + 4000]).all()
     log = load_events(s) # and the loop over all, in one go
-    assert (bits(f.point_in_time(log, [present(s)], s.features.windows_hours), names) == want).all()
+    assert (bits(f.point_in_time(log, [current_time(s)], s.features.windows_hours), names) == want).all()
     assert f.parity(s, store) == (23_570, [], 0)
 
 # A store of 500, on both servers
@@ -118,13 +96,13 @@ def test_values_too_old_are_missing_also_for_the_api(some):
     api = FeastOnline(s)
     fresh = pd.DataFrame(api.read(WHERE, names, ids), columns=names)
     ttl = dt.timedelta(days=s.features.ttl_days)
-    start = present(s)
-    move_clock(s, start + ttl)
-    assert fresh[f.perishable(s)].equals(pd.DataFrame(api.read(WHERE, names, ids), columns=names)[f.perishable(s)])
-    now = move_clock(s, start + ttl + dt.timedelta(seconds=1))
+    start = current_time(s)
+    advance_clock(s, start + ttl)
+    assert fresh[f.expiring_features(s)].equals(pd.DataFrame(api.read(WHERE, names, ids), columns=names)[f.expiring_features(s)])
+    now = advance_clock(s, start + ttl + dt.timedelta(seconds=1))
     old, log = pd.DataFrame(api.read(WHERE, names, ids), columns=names), load_events(s, 500)
-    keep = [*f.LIFETIME, *OF_THE_MOMENT]
-    assert old[f.perishable(s)].isna().all(axis=None)
+    keep = [*f.LIFETIME, *REQUEST_TIME_FEATURES]
+    assert old[f.expiring_features(s)].isna().all(axis=None)
     assert (bits(old.astype("float32"), keep) == bits(f.point_in_time(log, [now], s.features.windows_hours), keep)).all()
     assert api.read(WHERE, names, [ids[0], 10**9])[1] is None
 
@@ -134,10 +112,10 @@ def test_request_time_features_follow_the_clock(some):
     log = load_events(s, 500)
     log = log[log.customer_id.isin(ids)]
     for us in sorted(rng.integers(1, 40*86400*10**6, 6)):
-        t = move_clock(s, utc("1998-07-01") + dt.timedelta(microseconds=int(us)))
-        want = bits(f.point_in_time(log, [t], s.features.windows_hours), OF_THE_MOMENT)
-        assert (bits(f.online(store, ids, s), OF_THE_MOMENT) == want).all()
-        assert (bits(pd.DataFrame(api.read(WHERE, names, ids), columns=names).astype("float32"), OF_THE_MOMENT) == want).all()
+        t = advance_clock(s, utc("1998-07-01") + dt.timedelta(microseconds=int(us)))
+        want = bits(f.point_in_time(log, [t], s.features.windows_hours), REQUEST_TIME_FEATURES)
+        assert (bits(f.online(store, ids, s), REQUEST_TIME_FEATURES) == want).all()
+        assert (bits(pd.DataFrame(api.read(WHERE, names, ids), columns=names).astype("float32"), REQUEST_TIME_FEATURES) == want).all()
 
 # doctor
 

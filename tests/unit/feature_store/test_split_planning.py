@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings as how, strategies as st
 from churn_nb.core.errors import DataError
 from churn_nb.data.datasets import load_events
 from churn_nb.features import labels, split_dates
-from churn_nb.feature_store.event_log import write_parquet
+from churn_nb.core.storage import write_parquet
 from churn_nb.core.settings import load_settings
 from churn_nb.feature_store.split_planning import dates_for, plan, read_horizon, windows_for
 
