@@ -17,7 +17,7 @@ export DO_NOT_TRACK ?= 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-fast test-rest test-notebooks test-outputs test-code check touched coverage e2e e2e-tests bench site lab export readme lint lint-python wheel lock clean
+.PHONY: help setup data run pipeline serve test test-fast test-rest test-notebooks test-outputs test-code check touched coverage e2e e2e-tests bench site map lab export readme lint lint-python wheel release lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -103,11 +103,14 @@ bench: data ## measure side by side on this machine, into bench/RESULTS.md: all 
 lint: lint-python ## what is wrong in Python, Dockerfile and workflows, by their linters
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/actionlint && $(BIN)/zizmor --offline --quiet .github/workflows && $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml && $(BIN)/pre-commit validate-config
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/question.yml
 
 lint-python: setup ## of these, Python alone, with types
 	@$(BIN)/ruff check tests bench docs .github conftest.py
 	@$(BIN)/ruff check --isolated --line-length 160 --select E9,F,B --ignore B905,B023,B007,B008,B017 churn_nb
 	@$(BIN)/mypy
+	@$(BIN)/typos
 
 wheel: setup ## dist/*.whl, and what serves imported from it alone, in an environment with nothing else
 	@rm -rf dist build/bare && $(BIN)/uv build --quiet --wheel -o dist
@@ -115,8 +118,14 @@ wheel: setup ## dist/*.whl, and what serves imported from it alone, in an enviro
 	  $(BIN)/uv pip install --quiet --python build/bare/bin/python --no-deps dist/*.whl
 	@cd build && bare/bin/python -I -c 'import churn_nb.serve as s; print("== wheel: imported from", s.__file__.split("site-packages/")[1])' && bare/bin/churn serve --help > /dev/null
 
+release: setup ## tag the version of churn_nb/__init__.py and build its wheel; what stands against it is said first
+	@$(BIN)/python .github/release.py
+
 site: setup ## the course as static pages, with the last run's report: build/site/index.html
 	@$(BIN)/python docs/build.py
+
+map: setup ## the rooms of the package: modules with their sizes, and which room imports which
+	@$(BIN)/python docs/rooms.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb

@@ -17,9 +17,10 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer, TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
+from rooms import page as map_of_rooms
 
 ROOT, HERE = Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent
-START = ["nbs/index.ipynb", "bench/RESULTS.md", "bench/CAPACITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "run"]
+START = ["nbs/index.ipynb", "bench/RESULTS.md", "bench/CAPACITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions/README.md", "map", "run"]
 PLAIN = HtmlFormatter(cssclass="highlight")
 
 @dataclass
@@ -155,10 +156,11 @@ class Site:
         self.out, self.files, self.broken = out, {}, []
         books = [notebook(p) for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
         self.books = len(books)
-        texts = [document(str(p.relative_to(ROOT))) for pattern in ("*.md", "bench/*.md", "data/*.md") for p in sorted(ROOT.glob(pattern)) if p.name != "README.md"]
+        texts = [document(str(p.relative_to(ROOT))) for pattern in ("*.md", "bench/*.md", "data/*.md", "docs/decisions/*.md") for p in sorted(ROOT.glob(pattern)) if p != ROOT/"README.md"]
         self.api = [p for m in sorted((ROOT/"churn_nb").rglob("*.py")) if m.name[0] != "_" and (p := reference(m))]
+        self.map = [finished(Page("map.html", "The map of the package", map_of_rooms()))] if (ROOT/"churn_nb").is_dir() else []
         self.run = last_run(workspace)
-        self.pages = [*books, *texts, *self.api, *self.run]
+        self.pages = [*books, *texts, *self.api, *self.map, *self.run]
         self.by_source = {p.source: p.url for p in self.pages if p.source and not p.source.startswith("churn_nb/")} | {"README.md": "index.html"}
 
     def groups(self) -> list[tuple[str, list[Page]]]:

@@ -50,7 +50,7 @@ def test_every_link_leads_somewhere(site, pages):
 
 def test_a_broken_link_is_reported(tmp_path):
     (tmp_path/"docs").mkdir()
-    for name in ("build.py", "page.html", "site.css", "site.js"): (tmp_path/"docs"/name).write_text((ROOT/"docs"/name).read_text())
+    for name in ("build.py", "rooms.py", "page.html", "site.css", "site.js"): (tmp_path/"docs"/name).write_text((ROOT/"docs"/name).read_text())
     (tmp_path/"nbs").mkdir()
     cell = {"cell_type": "markdown", "metadata": {}, "id": "a", "source": "# A\n\n[b](b.ipynb)"}
     (tmp_path/"nbs/a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
@@ -68,6 +68,11 @@ def test_each_notebook_has_a_page_and_each_module_its_functions(site):
     for module in sources.notebooks(ROOT): assert (site/"api"/f"{module.replace('.', '/')}.html").stat().st_size > 1_000
     assert 'id="psi"' in (site/"api/drift.html").read_text() and "1-D numeric sample" in (site/"api/drift.html").read_text()
     assert "Benjamini" in (site/"pages.js").read_text() and (site/"bench/RESULTS.html").exists()
+
+def test_the_map_names_every_module_and_draws_every_room(site):
+    shown = (site/"map.html").read_text()
+    assert [m for m in sources.notebooks(ROOT) if f"{m} (" not in shown] == []
+    assert [m for m in sources.notebooks(ROOT) if f">{m.partition('.')[0]}</text>" not in shown] == []
 
 def test_the_same_notebooks_make_the_same_site(site, tmp_path):
     build("--out", tmp_path/"again", "--workspace", site.parent/"work")

@@ -32,7 +32,7 @@ RELIED_ON = [ # module, name within it, arguments that it must take
     ("papermill.engines", "NotebookExecutionManager.save", ""),
     ("papermill.iorw", "load_notebook_node", "notebook_path"),
     ("jupyter_core.utils", "run_sync", None),
-    ("evidently.legacy.calculations.stattests.registry", "StatTest", "name display_name func allowed_feature_types"),
+    ("evidently.legacy.calculations.stattests.registry", "StatTest", "name display_name allowed_feature_types"),
     ("evidently.legacy.calculations.stattests.registry", "register_stattest", "stat_test"),
     ("evidently.legacy.core", "ColumnType", None),
     ("mlflow.data.code_dataset_source", "CodeDatasetSource", None),
