@@ -4,7 +4,7 @@
     python bench/score.py --quick    a two-hundredth of the rows, one round, into a temporary folder
 
 Every run is a process of its own, and rounds are interleaved: what disturbs one disturbs all. There are two ceilings. One is what ONNX Runtime takes for the
-same matrix in memory, in the same portions, two at a time: no file, no decision, no output. The other is the barest script from file to file: read all,
+same matrix in memory, in the same chunks, two at a time: no file, no decision, no output. The other is the barest script from file to file: read all,
 run once, write all; no check, no rejected row, no restart, and the whole file in memory. Probabilities are compared with scikit-learn's before anything is
 reported. Seconds count the work, without imports and without loading the model, after a thousand rows to warm up; memory is the process's peak with all of that. tl2cgen compiles the trees
 to machine code, which takes its own seconds (reported, not counted) and gcc. Writes score.json, score.md and score.png.
@@ -16,9 +16,9 @@ from types import SimpleNamespace
 from peers import ROOT, TELEMETRY_OFF, environment
 from report import bars, folder, goal, growth_table, grown, options, peak_mb, recorded, spread, table, where, write
 
-COLUMNS, PORTION = 20, 50_000
+COLUMNS, CHUNK = 20, 50_000
 TABLES = {"numbers": (0, "20 numbers"), "categories": (4, "16 numbers and 4 categories of 5 texts")}
-ENGINES = {"ceiling": "ceiling: InferenceSession.run in memory, portions, two workers", "files": "ceiling: the barest script, parquet to parquet, two intra-op threads", "run": "InferenceSession.run in memory, one thread", "run_intra": "InferenceSession.run in memory, two intra-op threads",
+ENGINES = {"ceiling": "ceiling: InferenceSession.run in memory, chunks, two workers", "files": "ceiling: the barest script, parquet to parquet, two intra-op threads", "run": "InferenceSession.run in memory, one thread", "run_intra": "InferenceSession.run in memory, two intra-op threads",
            "sklearn": "scikit-learn, predict_proba in memory", "ours": "churn_nb, parquet to parquet, two workers", "ours_one": "churn_nb, parquet to parquet, one worker",
            "ours_intra": "churn_nb, one worker, two intra-op threads", "ours_csv": "churn_nb, CSV to parquet, two workers", "ours_reasons": "churn_nb, parquet to parquet, with reasons",
            "tl2cgen": "tl2cgen in memory, two threads", "treelite": "treelite GTIL in memory, two threads"}
@@ -71,19 +71,19 @@ def bare(folder:Path, d, workers:int, intra:int):
     one = lambda x: s.run(["probability"], d.feed(x))[0]
     if workers == 1: return lambda: one(X)
     def run():
-        with ThreadPoolExecutor(workers) as pool: return np.concatenate([*pool.map(one, [X[i:i + PORTION] for i in range(0, len(X), PORTION)])])
+        with ThreadPoolExecutor(workers) as pool: return np.concatenate([*pool.map(one, [X[i:i + CHUNK] for i in range(0, len(X), CHUNK)])])
     return run
 
 def ours(folder:Path, d, workers:int=2, intra:int=1, source:str="in.parquet", reasons:int=0):
     "A function to be timed: from file to file."
     import pyarrow.parquet as pq
-    from churn_nb.batch.scorer import score_file
+    from churn_nb.batch.job import ScoreOptions, score_file
     s = session(folder, intra)
     features = [SimpleNamespace(name=n, nullable=False, values=v, type="string" if v else "float32") for n, v in zip(d.names, d.values)]
     card = SimpleNamespace(features=features, reference=[v[0] if v else 0. for v in d.values], threshold=.5, version="1", run_id="bench", dataset="bench", files={})
     model, settings = SimpleNamespace(manifest=card, predict=lambda X: s.run(["probability"], d.feed(X))[0]), SimpleNamespace(data=SimpleNamespace(dataset="bench", description=None))
     def run():
-        done = score_file(settings, model, folder/source, folder/"out.parquet", reasons=reasons, threads=workers, portion=PORTION)
+        done = score_file(settings, model, folder/source, folder/"out.parquet", ScoreOptions(reasons=reasons, threads=workers, chunk_rows=CHUNK))
         assert done.rejected == 0
         return lambda: pq.read_table(folder/"out.parquet", columns=["probability"])["probability"].to_numpy()
     return run

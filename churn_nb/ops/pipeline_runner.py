@@ -1192,22 +1192,14 @@ def score(
 ):
     """Score a table with the served model: adds probability, churn_risk, model_version and reasons.
     Stopped, it goes on where it was."""
-    from churn_nb.batch.scorer import score_file  # each command imports what it needs
+    from churn_nb.batch.job import ScoreOptions, score_file  # each command imports what it needs
 
     settings = _settings(workspace)
     if not source.is_file():
         raise UsageError(f"{source}: no such file")
-    done = score_file(
-        settings,
-        _load(settings),
-        source,
-        out,
-        rejects,
-        reasons,
-        overwrite=overwrite,
-        say=lambda text: typer.echo(text, err=True),
-    )
-    for line in done.lines():
+    options = ScoreOptions(rejects, reasons, overwrite=overwrite, progress=lambda text: typer.echo(text, err=True))
+    done = score_file(settings, _load(settings), source, out, options)
+    for line in done.summary():
         typer.echo(line)
     _finish(done.exit_code)
 

@@ -78,15 +78,16 @@ def drift():
     return [n, tracemalloc.get_traced_memory()[1]/(x.nbytes + y.nbytes)]
 
 def scoring():
-    "Instructions for a portion of 20,000 rows of 20 columns, from table to table, and a row's share."
+    "Instructions for a chunk of 20,000 rows of 20 columns, from table to table, and a row's share."
     import types
     import numpy as np, pyarrow as pa
-    from churn_nb.batch.scorer import Format, Portion, Scorer
+    from churn_nb.batch.scorer import Scorer
+    from churn_nb.data.tabular_reader import Chunk, TableFormat
     def one(n):
         t = pa.table({f"x{j}": np.zeros(n, np.float32) for j in range(20)})
         card = types.SimpleNamespace(features=[types.SimpleNamespace(name=f"x{j}", nullable=False, values=None, type="float32") for j in range(20)], reference=None, threshold=.5)
-        s = Scorer(types.SimpleNamespace(manifest=card, predict=lambda X: np.zeros(len(X))), Format(), 0)
-        return counted(lambda: s(Portion(t, np.arange(1, n + 1))))
+        s = Scorer(types.SimpleNamespace(manifest=card, predict=lambda X: np.zeros(len(X))), TableFormat(), 0)
+        return counted(lambda: s.score(Chunk(t, np.arange(1, n + 1))))
     few, many = one(1000), one(20_000)
     return [many, (many - few)/19_000]
 
