@@ -3,7 +3,7 @@
     python .github/release.py [--check]     --check changes nothing
 
 Refused, with what to do: a tree that is not clean, a branch other than main, a version that is tagged already, or one that CHANGELOG.md
-does not date (`## X.Y.Z, YYYY-MM-DD`). The tag is not pushed: `git push origin vX.Y.Z` starts the workflow that publishes it.
+does not date (`## [X.Y.Z] - YYYY-MM-DD`). The tag is not pushed: `git push origin vX.Y.Z` starts the workflow that publishes it.
 """
 import argparse, re, subprocess, sys
 from pathlib import Path
@@ -18,7 +18,7 @@ def version(root:Path=ROOT) -> str:
 
 def notes(root:Path=ROOT) -> str:
     "The section of CHANGELOG.md about this version; empty: there is none with a date."
-    found = re.search(rf"^## {re.escape(version(root))}, \d{{4}}-\d\d-\d\d\n(.*?)(?=^## |\Z)", (root/"CHANGELOG.md").read_text(), re.M | re.S)
+    found = re.search(rf"^## \[{re.escape(version(root))}\] - \d{{4}}-\d\d-\d\d\n(.*?)(?=^## |\Z)", (root/"CHANGELOG.md").read_text(), re.M | re.S)
     return found[1].strip() if found else ""
 
 def obstacles(root:Path=ROOT) -> list[str]:
@@ -27,7 +27,7 @@ def obstacles(root:Path=ROOT) -> list[str]:
     if git("status", "--porcelain", root=root): out.append("the tree has changes that are not committed: commit them first")
     if (branch := git("branch", "--show-current", root=root)) != "main": out.append(f"the branch is {branch or 'detached'}: releases are made from main")
     if git("tag", "--list", f"v{v}", root=root): out.append(f"v{v} is tagged already: raise __version__ in churn_nb/__init__.py")
-    if not notes(root): out.append(f"CHANGELOG.md has no section `## {v}, YYYY-MM-DD`: give the section of this version its date")
+    if not notes(root): out.append(f"CHANGELOG.md has no section `## [{v}] - YYYY-MM-DD`: give the unreleased section this heading")
     return out
 
 def main() -> int:
