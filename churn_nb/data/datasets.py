@@ -26,13 +26,28 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/10_datasets.ipynb #9bebaed8
-import csv, functools, glob, hashlib, importlib.metadata, re, subprocess, sys, tomllib
+import csv
+import functools
+import glob
+import hashlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-import duckdb, filelock, pandas as pd
+
+import duckdb
+import filelock
+import pandas as pd
+
+from ..core.errors import DataError
 from ..core.settings import Settings, open_duckdb
 from ..core.workspace import Workspace, atomic_write
-from ..core.errors import DataError
+from .dataset_toml import read_description
+from .simulator import make_snapshot
+from .typed_table import prepare
 
 
 # %% ../../nbs/data/10_datasets.ipynb #bc381cab
@@ -241,8 +256,6 @@ def data_file(settings: Settings) -> Path:
     else:
         path = toml.parent / (described := tomllib.loads(toml.read_text(encoding="utf-8")))["file"]
     if toml and "simulation" in described:
-        from churn_nb.data.simulator import make_snapshot  # below: it needs this module
-
         make_snapshot(path, described["simulation"])
     elif toml is None or Path(f"{path}.dvc").exists():
         pull(path)
@@ -269,8 +282,6 @@ def own_log(settings: Settings) -> Path:
     "The log of a described data set as parquet, prepared again where file or description changed. Raises DataError."
     out = Workspace(settings.paths.workspace).feast / f"log-{data_hash(settings)[4:12]}.parquet"
     if not out.exists():
-        from churn_nb.data.schema_inference import prepare, read_description  # below: it needs this module
-
         prepare(read_description(settings.data.description), out)
         for older in {*out.parent.glob("log-*.parquet")} - {out}:
             older.unlink()

@@ -41,11 +41,10 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from ..core.errors import DataError
-from .schema_inference import MISSING as SPELLINGS
-from .schema_inference import NUMBERS
+from .value_parsing import MISSING_SPELLINGS, NUMBER_PATTERNS
 
 # %% ../../nbs/data/55_tabular_reader.ipynb #a2416bd6
-_DEFAULT_MISSING = frozenset({"", *SPELLINGS})  # in small letters, without blanks around
+_DEFAULT_MISSING = frozenset({"", *MISSING_SPELLINGS})  # in small letters, without blanks around
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,11 @@ class TableFormat:
     @property
     def number_pattern(self) -> str:
         "A regular expression for numbers: the described spelling, or the one that programs write."
-        return NUMBERS[self.decimal] if self.thousands else r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
+        return (
+            NUMBER_PATTERNS[self.decimal]
+            if self.thousands
+            else r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
+        )
 
     def missing_values(
         self,

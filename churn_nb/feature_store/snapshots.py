@@ -32,7 +32,9 @@ from typing import Literal
 import numpy as np, pandas as pd, pyarrow.parquet as pq
 from ..data.encoding import column_name, quoted_name
 from ..core.errors import DataError
+from ..data.dataset_toml import read_description
 from ..data.datasets import own_log
+from ..data.typed_table import prepare
 from ..core.storage import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings
 from ..core.workspace import Workspace
@@ -271,7 +273,6 @@ def build_snapshot(
     "File -> prepared table -> Feast -> labelled rows -> online store. Raises DataError."
     spare_feast()
     from feast import FeatureStore  # slow import, see features
-    from churn_nb.data.schema_inference import prepare, read_description  # below: it needs this module's neighbours
 
     ws = Workspace(settings.paths.workspace)
     made = prepare(read_description(settings.data.description), table_file(settings))

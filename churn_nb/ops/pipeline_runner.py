@@ -556,7 +556,7 @@ def _own_data(settings: Settings) -> dict | None:
     "How a described file was read, and what was dropped, changed or noticed."
     if settings.data.description is None:
         return None
-    from churn_nb.data.schema_inference import read_description  # each part of the page imports what it needs
+    from churn_nb.data.dataset_toml import read_description  # each part of the page imports what it needs
 
     d = read_description(settings.data.description)
     return {"table": d.table(), "findings": [f.sentence for f in d.findings]} if d.rows else None
@@ -654,7 +654,8 @@ def described(
     flags: dict[str, str],
 ):  # As `describe` takes them; empty: to be found out
     "The description of a file: the one beside it where no flag is given, else a new one. Raises DataError."
-    from churn_nb.data.schema_inference import describe, read_description  # each command imports what it needs
+    from churn_nb.data.dataset_toml import read_description  # each command imports what it needs
+    from churn_nb.data.schema_inference import DescribeOptions, describe
     from churn_nb.feature_store.split_planning import read_horizon
 
     if not file.is_file():
@@ -665,13 +666,14 @@ def described(
         return read_description(beside)
     lists = {k: tuple(n.strip() for n in v.split(",")) for k, v in given.items() if k in ("drop", "keep")}
     days = {"horizon": read_horizon(given["horizon"])} if "horizon" in given else {}
-    return describe(file, kind=kind, **{**given, **lists, **days})
+    return describe(file, DescribeOptions(kind=kind, **{**given, **lists, **days}))
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #a887844e
 def _own(file: Path, kind: str, flags: dict[str, str], workspace: str) -> Settings:
     "Describe a file, say how it will be read, and remember it in its workspace."
-    from churn_nb.data.schema_inference import prepare, write_description  # each command imports what it needs
+    from churn_nb.data.dataset_toml import write_description  # each command imports what it needs
+    from churn_nb.data.typed_table import prepare
 
     d = described(file, kind, flags)
     typer.echo(d.table())
@@ -708,7 +710,7 @@ def remember(settings: Settings) -> Settings:  # Which read the description from
     if toml is None or toml.resolve() == place.resolve():
         return settings
     from churn_nb.data.datasets import data_file  # each command imports what it needs
-    from churn_nb.data.schema_inference import read_description, write_description
+    from churn_nb.data.dataset_toml import read_description, write_description
 
     Workspace(place.parent).open()
     data_file(settings)  # fetched, or made, and verified
@@ -737,7 +739,7 @@ def describe(
     ] = None,
 ):
     "Find out how a file is to be read, say so, and write it down as a dataset.toml to edit."
-    from churn_nb.data.schema_inference import write_description  # each command imports what it needs
+    from churn_nb.data.dataset_toml import write_description  # each command imports what it needs
 
     if kind not in ("snapshot", "events"):
         raise UsageError(f"--kind {kind}: snapshot or events")

@@ -3,7 +3,10 @@ import gzip
 import numpy as np, pandas as pd, pytest
 from churn_nb.data.encoding import entity_key
 from churn_nb.core.errors import DataError
-from churn_nb.data.schema_inference import clean_names, describe, prepare, read_description, write_description
+from churn_nb.data.dataset_toml import read_description, write_description
+from churn_nb.data.description import normalise_names
+from churn_nb.data.schema_inference import DescribeOptions, describe
+from churn_nb.data.typed_table import prepare
 
 N = 300
 
@@ -26,7 +29,7 @@ def read(tmp_path):
         file = tmp_path/name
         if name.endswith(".parquet"): df.to_parquet(file)
         else: df.to_csv(file, index=False, **(write or {}))
-        d = describe(file, **how)
+        d = describe(file, DescribeOptions(**how))
         made = prepare(d, tmp_path/"out.parquet")
         return d, pd.read_parquet(tmp_path/"out.parquet"), made
     return of
@@ -38,7 +41,7 @@ def read(tmp_path):
 def test_delimiters_and_ends_of_lines(read, delimiter, end):
     df = customers()
     d, out, _ = read(df, write={"sep": delimiter, "lineterminator": end})
-    assert (d.form.delimiter, d.names, d.categories, d.positive) == (delimiter, ["x", "plan"], ["plan"], "yes")
+    assert (d.dialect.delimiter, d.names, d.categories, d.positive) == (delimiter, ["x", "plan"], ["plan"], "yes")
     np.testing.assert_array_equal(out.x, df.x.astype("float32"))
     assert out.plan.tolist() == df.plan.tolist() and out.churn.tolist() == (df.churn == "yes").astype(int).tolist()
     assert out.row.tolist() == list(range(1, N + 1)) and out.entity.tolist() == df.id.tolist()
@@ -61,7 +64,7 @@ def test_gzip_and_names_of_files_that_are_patterns(read, tmp_path):
 def test_separators_of_thousands(read, thousands, decimal):
     v = np.random.default_rng(1).lognormal(8, 1, N).round(2)
     d, out, _ = read(customers(v=[f"{a:,.2f}".translate({44: thousands, 46: decimal}) for a in v]).drop(columns="x"), write={"sep": ";"})
-    assert d.form.decimal == decimal and any((f.rule, f.column) == ("thousands", "v") for f in d.findings)
+    assert d.dialect.decimal == decimal and any((f.rule, f.column) == ("thousands", "v") for f in d.findings)
     np.testing.assert_allclose(out.v, v, rtol=1e-6)
 
 def test_newlines_in_quotes(read):
@@ -102,7 +105,7 @@ def test_rows_that_are_not_purchases_are_dropped_and_counted(read):
 # names
 
 def test_names_are_normalised_and_every_change_is_reported():
-    names, found = clean_names(["a", "a", "A", "", 'b"c\\', " d ", "e\u200b", "Gro\u0308ße"])
+    names, found = normalise_names(["a", "a", "A", "", 'b"c\\', " d ", "e\u200b", "Gro\u0308ße"])
     assert names == ["a", "a_", "A__", "column_4", "bc", "d", "e", "Größe"] and len(found) == 7
 
 @pytest.mark.parametrize("name", ["row", "Row", "twin", "entity", "customer_id", "Plan"])
@@ -179,6 +182,6 @@ def test_round_trip_and_settings_are_kept(tmp_path):
     d = describe(tmp_path/"f.csv")
     write_description(d, tmp_path/"d.toml")
     again = read_description(tmp_path/"d.toml")
-    assert (again.columns, again.findings, again.form, again.positive, again.rows) == (d.columns, d.findings, d.form, d.positive, d.rows)
+    assert (again.columns, again.findings, again.dialect, again.positive, again.rows) == (d.columns, d.findings, d.dialect, d.positive, d.rows)
     with open(tmp_path/"d.toml", "a") as f: f.write("\n[gate]\naccuracy = 0.7\n")
     assert read_description(tmp_path/"d.toml").settings == {"gate": {"accuracy": .7}}

@@ -1,7 +1,8 @@
 "Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
 import numpy as np, pandas as pd, pytest
 from churn_nb.core.errors import DataError
-from churn_nb.data.schema_inference import describe, prepare
+from churn_nb.data.schema_inference import DescribeOptions, describe
+from churn_nb.data.typed_table import prepare
 
 N = 600
 
@@ -15,7 +16,7 @@ def clean(seed=0, n=N, rate=.3):
 def found(tmp_path, df, **how):
     "The description of a table, and its sentences by rule."
     df.to_csv(f := tmp_path/"customers.csv", index=False)
-    d = describe(f, **how)
+    d = describe(f, DescribeOptions(**how))
     return d, {r: [x.sentence for x in d.findings if x.rule == r] for r in {x.rule for x in d.findings}}
 
 def test_a_table_without_faults_is_left_alone(tmp_path):

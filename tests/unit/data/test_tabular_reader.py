@@ -1,6 +1,6 @@
 "A table of any size in chunks: row numbers, malformed lines, and texts as numbers."
 import duckdb, numpy as np, pyarrow as pa, pytest
-from churn_nb.data.schema_inference import number_sql
+from churn_nb.data.value_parsing import number_sql
 from churn_nb.data.tabular_reader import TableFormat, open_table, parse_numbers, read_chunks
 
 def test_decimal_comma_and_thousands():
