@@ -35,7 +35,7 @@ _PLACES = {  # name -> the module that defines it
     "point_in_time": "features",
     "open_store": "features",
     "run_pipeline": "ops.pipeline_runner",
-    "run_step": "ops.pipeline_runner",
+    "run_step": "ops.step_runner",
     "run_gate": "promote",
     "create_app": "serve",
     "run_server": "serve",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the same names
     from .features import open_store as open_store
     from .features import point_in_time as point_in_time
     from .ops.pipeline_runner import run_pipeline as run_pipeline
-    from .ops.pipeline_runner import run_step as run_step
+    from .ops.step_runner import run_step as run_step
     from .promote import run_gate as run_gate
     from .serve import create_app as create_app
     from .serve import run_server as run_server

@@ -291,12 +291,13 @@ def test_mlflow_honours_the_variable_that_we_set(tmp_path, flavour):
     assert ran == {"True": True, "False": False}
 
 def test_the_command_line_and_the_kernels_run_with_it(tmp_path, monkeypatch):
-    from churn_nb.ops import pipeline_runner as pipeline
+    from churn_nb.core.settings import load_settings
+    from churn_nb.ops.step_runner import kernel_environment
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
-    with pipeline._for_kernels(pipeline.load_settings(environ={})): assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "False"
+    with kernel_environment(load_settings(environ={})): assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "False"
     assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" not in os.environ
     seen = subprocess.run([sys.executable, "-c", textwrap.dedent("""
-        import os, churn_nb.serve, churn_nb.ops.pipeline_runner as p
+        import os, churn_nb.serve, churn_nb.cli.app as p
         churn_nb.serve.run_server = lambda *a, **k: print(os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION"))
         p.main(["serve", "--port", "0"])""")], check=False, capture_output=True, text=True, timeout=allow(60), cwd=tmp_path)
     assert seen.stdout.split() == ["False"], seen.stderr
@@ -363,9 +364,10 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         m = msgspec.structs.replace(manifest(), files={"model.onnx": FileHash(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))})
         (folder/"manifest.json").write_bytes(manifest_json(m))
         from churn_nb.ops import diagnostics as doctor
-        from churn_nb.ops import pipeline_runner as pipeline
-        with pytest.raises(BundleError, match=says): pipeline._load(pipeline._settings(str(tmp_path)))
-        with pytest.raises(BundleError, match=says): doctor.check_bundle(pipeline._settings(str(tmp_path)))
+        from churn_nb.cli.options import command_settings
+        from churn_nb.cli.score import load_served_model
+        with pytest.raises(BundleError, match=says): load_served_model(command_settings(str(tmp_path)))
+        with pytest.raises(BundleError, match=says): doctor.check_bundle(command_settings(str(tmp_path)))
         out = subprocess.run([CHURN, "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
                              check=False, capture_output=True, text=True, timeout=allow(60))
         assert out.returncode == 2 and says in out.stderr and out.stderr.count("\n") == 1 and not (tmp_path/"out.csv").exists()

@@ -204,9 +204,10 @@ def test_wrong_calls_are_one_line_and_change_nothing(args, says, tmp_path):
 def test_a_log_gets_dates_windows_and_features(tmp_path):
     d = pd.read_csv(ROOT/"data"/"cdnow.csv").query("customer_id % 20 == 0")
     pd.DataFrame({"customer": "C-" + d.customer_id.astype(str), "at": d.event_timestamp, "total": d.amount}).to_parquet(tmp_path/"orders.parquet", index=False)
-    from churn_nb.ops.pipeline_runner import _own
-    flags = {"entity": "customer", "timestamp": "at", "amount": "total", "horizon": "60d"}
-    s = _own(tmp_path/"orders.parquet", "events", flags, str(tmp_path/"work"))
+    from churn_nb.cli.data import OwnDataFlags
+    from churn_nb.cli.pipeline import own_data_settings
+    flags = OwnDataFlags(entity="customer", timestamp="at", amount="total", horizon="60d")
+    s = own_data_settings(tmp_path/"orders.parquet", "events", flags, str(tmp_path/"work"))
     assert (s.data.kind, s.features.label_days, str(s.features.test_as_of), str(s.features.serve_as_of)) == ("events", 60, "1998-05-02", "1998-07-01")
     made = build(s)
     assert key_of(s) == "text" and made["customers"] == d.customer_id.nunique() and {*made["rows"]} == {"train", "validation", "test"}

@@ -1,7 +1,8 @@
 "The `churn` command without a finished run: kernels, wrong calls, wrong settings, full disks."
 import os, subprocess
 import pytest
-from churn_nb.ops.pipeline_runner import STEPS, Kernels
+from churn_nb.ops.pipeline_runner import STEPS
+from churn_nb.ops.step_runner import Kernels
 from churn_nb.core.settings import load_settings
 from commands import FEW, churn
 from paths import REAL_CHURN, own_environment

@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pytest
 from churn_nb.core.manifest import Feature, SelfTest, Store
 from churn_nb.registry.bundle import switch_current, write_bundle
-from churn_nb.ops.pipeline_runner import main
+from churn_nb.cli.app import main
 from churn_nb.core.workspace import Workspace
 from serving import Server, W, manifest, onnx_model
 

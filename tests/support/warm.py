@@ -11,7 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 MODULES = ("prometheus_client", "pandas", "scipy.stats", "sklearn.ensemble", "sklearn.linear_model", "sklearn.neural_network", "sklearn.inspection", "sklearn.model_selection", "matplotlib.pyplot",
            "mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store", "skl2onnx", "evidently", "evidently.presets", "duckdb", "pyarrow.parquet", "pyarrow.csv",
            "feast", "ipykernel.kernelapp", "ipykernel.ipkernel", "papermill",
-           "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.ops.pipeline_runner", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
+           "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.cli.pipeline", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
            "churn_nb.batch.job", "churn_nb.ops.monitor", "churn_nb.ops.diagnostics", "churn_nb.ops.event_worker")
 
 def receive(connection) -> tuple[dict, list[int]]:
@@ -97,7 +97,7 @@ def become(job:dict):
 def run(job:dict):
     become(job)
     if job["kind"] == "churn":
-        from churn_nb.ops.pipeline_runner import main
+        from churn_nb.cli.app import main
         sys.exit(main())
     if job["kind"] == "python": return python(*job["argv"][1:])
     if job["kind"] == "worker": return python(*job["argv"][2:]) # after -u: execnet reads and writes descriptors of its own

@@ -10,7 +10,7 @@ from paths import PYTHON, ROOT
 BIN = Path(sys.executable).parent
 TRACKED = [Path(f) for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines() if (ROOT/f).exists()]
 NOTEBOOKS = [ROOT/nb for nb in sources.notebook_files(ROOT)]
-SETTINGS, DATA, PIPELINE, REGISTRY, BATCHING = (sources.notebook_of(ROOT, m) for m in ("churn_nb.core.settings", "churn_nb.data.datasets", "churn_nb.ops.pipeline_runner", "churn_nb.registry.model_registry", "churn_nb.serving.batching"))
+SETTINGS, DATA, PIPELINE, REGISTRY, BATCHING = (sources.notebook_of(ROOT, m) for m in ("churn_nb.core.settings", "churn_nb.data.datasets", "churn_nb.ops.step_runner", "churn_nb.registry.model_registry", "churn_nb.serving.batching"))
 COURSE = [*(nb for nb in NOTEBOOKS if nb.name[0] == "0"), SETTINGS, DATA, PIPELINE]
 
 EXPORTED = ["ruff", "check", "--isolated", "--line-length", "160", "--select", "E9,F,B", "--ignore", "B905,B023,B007,B008,B017", "churn_nb"]

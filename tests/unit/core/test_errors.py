@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from churn_nb.core import errors
 from churn_nb.core.errors import CRASHED, ChurnError, error_class, error_classes
 from churn_nb.core.settings import load_settings
-from churn_nb.ops import pipeline_runner
+from churn_nb.cli import app as cli, registry as registry_commands
 from churn_nb.registry.model_registry import connect
 from churn_nb.serving.http.problem_details import ProblemDetails, problems_everywhere
 from paths import CHURN, ROOT
@@ -21,8 +21,8 @@ def example(cls):
 def ended(monkeypatch, capsys, error):
     "Exit code of `churn` where a command raises an error, and what it said."
     def command(*args, **kw): raise error
-    monkeypatch.setattr(pipeline_runner, "app", command)
-    with pytest.raises(SystemExit) as e: pipeline_runner.main([])
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit) as e: cli.main([])
     return e.value.code, capsys.readouterr().err
 
 @pytest.mark.parametrize("cls", TREE, ids=lambda c: c.__name__)
@@ -35,14 +35,14 @@ def test_only_the_gate_has_exit_code_1():
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.parquet"), PermissionError(30, "Read-only file system"), ValueError("a\nb"), KeyError("k"), ConnectionError("gone")], ids=lambda e: type(e).__name__)
 def test_a_crash_is_70_and_names_the_file_with_its_traceback(error, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
     code, said = ended(monkeypatch, capsys, error)
     (file,) = tmp_path.iterdir()
     assert code == CRASHED == 70 and said.count("\n") == 1 and str(file) in said and type(error).__name__ in said
     assert "Traceback" in file.read_text() and file.stat().st_mode & 0o77 == 0
 
 def test_a_crash_without_a_writable_folder_shows_its_traceback(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path/"none"))
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path/"none"))
     code, said = ended(monkeypatch, capsys, ZeroDivisionError("division by zero"))
     assert code == 70 and "Traceback" in said and said.endswith("churn: ZeroDivisionError: division by zero\n")
 
@@ -56,9 +56,9 @@ def test_a_broken_pipe_is_not_a_refusal():
 def test_an_end_of_file_in_a_command_is_a_crash(monkeypatch, capsys, tmp_path):
     "typer would say `Aborted!` and end with 1."
     def cut(*args): raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-    monkeypatch.setattr(pipeline_runner.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(pipeline_runner, "_settings", cut)
-    with pytest.raises(SystemExit) as e: pipeline_runner.main(["history"])
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(registry_commands, "command_settings", cut)
+    with pytest.raises(SystemExit) as e: cli.main(["history"])
     assert e.value.code == CRASHED and "EOFError: Compressed file ended" in capsys.readouterr().err
 
 def api_that_raises(error):

@@ -33,7 +33,7 @@ import json, sys
 from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, {str(SUPPORT)!r})
-import churn_nb.ops.pipeline_runner as p, churn_nb.registry.model_registry as r
+import churn_nb.cli.app
 from churn_nb.registry.bundle import switch_current
 from serving import put_live
 top = Path(__file__).parents[2]
@@ -42,8 +42,8 @@ def log(s): return [json.loads(x) for x in f.read_text().splitlines()] if (f := 
 def note(s, **entry):
     Path(s.paths.workspace).mkdir(parents=True, exist_ok=True)
     with open(Path(s.paths.workspace)/"fake.jsonl", "a") as f: f.write(json.dumps(entry) + "\\n")
-def run_pipeline(s, given, say):
-    say("a training by the fake pipeline")
+def run_pipeline(s, given, progress):
+    progress("a training by the fake pipeline")
     assert Path(s.paths.notebooks).resolve() == top/"nbs", f"the notebooks of {{s.paths.notebooks}}, not those that were pushed"
     if does == "refused": return SimpleNamespace(exit_code=1)
     v = str(1 + sum(e["action"] == "promoted" for e in log(s)))
@@ -53,9 +53,11 @@ def run_pipeline(s, given, say):
 def rollback(s, version, why):
     switch_current(Path(s.paths.workspace)/"bundle", version)
     note(s, action="rolled_back", version=version, git_sha="", why=why)
-p.run_pipeline, r.history, r.rollback = run_pipeline, log, rollback
+if sys.argv[1] != "serve": # which imports neither
+    import churn_nb.ops.pipeline_runner as p, churn_nb.registry.model_registry as r
+    p.run_pipeline, r.history, r.rollback = run_pipeline, log, rollback
 if (top/"broken").exists() and sys.argv[1] == "serve": sys.exit("the new code does not start")
-p.main()
+churn_nb.cli.app.main()
 '''
 
 class Server:

@@ -122,12 +122,12 @@ def test_killed_between_run_and_the_lines_around_it(tmp_path, die_at):
     assert [x["action"] for x in r.history(s)] == ["started", "lost", "declined", "started", "finished"]
 
 def test_a_run_by_hand_comes_first_and_starts_no_cooldown(s):
-    from churn_nb.ops.pipeline_runner import one_run
-    with one_run(s):
+    from churn_nb.ops.pipeline_runner import exclusive_run
+    with exclusive_run(s):
         assert r.ready(s, T0) == (False, r.IN_FLIGHT)
         assert r.retrain(s, "drift", lambda: pytest.fail("two at once"), T0, force=True).action == "in flight"
     def run():
-        with one_run(s): return 0 # what is run in production takes that lock itself
+        with exclusive_run(s): return 0 # what is run in production takes that lock itself
     assert r.retrain(s, "drift", run, hours(1)).exit_code == 0 and [x["action"] for x in r.history(s)] == ["declined", "started", "finished"]
 
 # The file
