@@ -33,16 +33,10 @@ from .evaluation.metrics import compare, evaluate, smaller_is_better
 from .modeling.onnx_export import onnx_predict
 from .registry.onnx_validation import check_onnx
 from .modeling.quantization import INT8_ROW, precision_cost
-from churn_nb.registry.model_registry import (
-    apply_decision,
-    champion,
-    connect,
-    load_int8,
-    load_version,
-    settle,
-    version_of,
-)
-from .registry.model_registry import deploy_champion, history, read_history, rollback  # noqa: F401 # for who asks this module
+from .registry.decision_log import read_history  # noqa: F401 # users import it from here
+from .registry.deployment import decision_history as history  # noqa: F401 # users import it from here
+from .registry.deployment import deploy_champion, rollback  # noqa: F401 # users import them from here
+from .registry.model_registry import ModelRegistry
 from .serving.predictor import Model
 from .core.settings import Criterion, Gate, Settings
 from .core.workspace import Workspace
@@ -304,18 +298,18 @@ def evaluate_and_promote(
     criteria: list[Criterion] | None = None,  # None: [gate] floors
 ) -> int:  # Exit code: 0 promoted to Production, 1 refused
     "The classic gate: fixed floors, nothing else. Raises RegistryError."
-    client = connect(settings)
-    manifest, _ = load_version(client, settings, version)
-    decision = Decision(version, champion(client, settings), floors(metrics, criteria or settings.gate.floors))
-    apply_decision(client, settings, manifest, decision)
+    registry = ModelRegistry(settings)
+    manifest, _ = registry.load_version(version)
+    decision = Decision(version, registry.champion(), floors(metrics, criteria or settings.gate.floors))
+    registry.apply_decision(manifest, decision)
     return decision.exit_code
 
 
 # %% ../nbs/02_promote.ipynb #6c76eb18
-def _int8(client, settings: Settings, version: str) -> bytes | RegistryError | None:
+def _int8(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
     "A version's int8 file, or why it can't be read."
     try:
-        return load_int8(client, settings, version)
+        return registry.load_int8(version)
     except RegistryError as e:
         return e
 
@@ -325,26 +319,26 @@ def run_gate(
 ) -> tuple[Decision, dict]:  # And the step's result
     "Decide on the registry's challenger and carry it out. Raises RegistryError where there is no challenger."
     signing_key(settings.serve.public_key)  # what can't be deployed is not decided
-    client, ws = connect(settings), Workspace(settings.paths.workspace)
-    settle(client, settings)
-    challenger, now = version_of(client, settings, "challenger"), champion(client, settings)
+    registry = ModelRegistry(settings)
+    registry.reconcile()
+    challenger, now = registry.version_of("challenger"), registry.champion()
     if challenger is None:
         raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
-    manifest, model = load_version(client, settings, challenger)
-    theirs = load_version(client, settings, now) if now else None
+    manifest, model = registry.load_version(challenger)
+    theirs = registry.load_version(now) if now else None
     decision = decide(
         manifest,
         model,
         theirs,
         rows,
         settings.gate_for(settings.data.dataset),
-        ws.read_result("03_drift"),
+        registry.workspace.read_result("03_drift"),
         refresh,
         settings.train.seed,
-        _int8(client, settings, challenger),
+        _int8(registry, challenger),
         settings.serve.max_model_mb,
     )
-    record = apply_decision(client, settings, manifest, decision)
+    record = registry.apply_decision(manifest, decision)
     return decision, {
         "version": challenger,
         "verdict": decision.verdict,

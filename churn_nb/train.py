@@ -71,7 +71,7 @@ from churn_nb.modeling.calibration import (
     reliability,
 )
 from .modeling.model_card import model_card
-from .registry.model_registry import registry_errors
+from .registry.connection import registry_errors
 from .data.encoding import Dictionary
 from .monitoring.permutation_tests import whole_customers
 from .evaluation.metrics import compare, deciles, evaluate, gain_table, intervals, slices
@@ -659,7 +659,7 @@ def train(
 ) -> dict:  # Winner, version, metrics of all candidates and of the baseline
     """Search, fit and calibrate, choose on validation, evaluate the winner on test,
     export, prove parity, register as challenger. Raises RegistryUnavailable and RegistryError."""
-    with registry_errors(settings):
+    with registry_errors(settings.stores.tracking_uri):
         return _train(settings, rows)
 
 

@@ -16,7 +16,7 @@ from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..ops.git_deploy import asking, deploy, from_env, install_hook, podman, systemd
 from ..ops.pipeline_runner import run_pipeline
-from ..registry.model_registry import history, rollback
+from ..registry.deployment import decision_history, rollback
 
 # %% ../../nbs/cli/90_hooks.ipynb #998ad6b0
 hooks = typer.Typer(no_args_is_help=True, help=COMMANDS["deploy-hook"].help)
@@ -47,7 +47,7 @@ def _live_version(home: Path) -> str | None:
 
 def _promoted_version(settings: Settings, commit: str) -> str | None:
     "The version that a commit's training was promoted as, the last one; None: it never was."
-    records = reversed(history(settings))
+    records = reversed(decision_history(settings))
     return next((r["version"] for r in records if r["action"] == "promoted" and r["git_sha"] == commit), None)
 
 

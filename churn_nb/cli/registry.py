@@ -13,8 +13,8 @@ from .options import DatasetOption, WorkspaceOption, command_settings, print_tab
 from ..core.errors import UsageError
 from ..features import training_rows
 from ..ops.pipeline_runner import exclusive_run
-from ..promote import deploy_champion, rollback, run_gate
-from ..registry.model_registry import history
+from ..promote import run_gate
+from ..registry.deployment import decision_history, deploy_champion, rollback
 
 
 # %% ../../nbs/cli/60_registry.ipynb #528de820
@@ -57,7 +57,7 @@ def rollback_command(
 @app.command("history", epilog="Example: `churn history`")
 def history_command(workspace: WorkspaceOption = ""):
     "All decisions and rollbacks, oldest first."
-    records = history(command_settings(workspace))
+    records = decision_history(command_settings(workspace))
     for r in records:
         failed = ", ".join(c["criterion"] for c in r["checks"] if c["verdict"] == "fail")
         r |= {"failed": failed or r["why"], "git_sha": r["git_sha"][:10]}

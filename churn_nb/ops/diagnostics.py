@@ -192,9 +192,9 @@ def check_stores(settings: Settings) -> str:
             r.close()
         said[0] += " answers"
     if settings.stores.tracking_uri:
-        from churn_nb.registry.model_registry import reach
+        from churn_nb.registry.connection import ping
 
-        reach(settings)
+        ping(settings.stores.tracking_uri)
         said.append("the tracking server answers")
     n = len([*offline_folder(settings).glob("*.parquet")]) if offline_folder(settings).is_dir() else 0
     return ", ".join(["online: " + said[0], *said[1:], f"offline: {n} files ({settings.stores.offline})"])
@@ -225,17 +225,12 @@ def _aliases(settings: Settings) -> dict | None:
     "Alias -> version or None, and `log`: the champion by the log of decisions. None: nothing was ever trained."
     if not settings.stores.tracking_uri and not Workspace(settings.paths.workspace).mlflow_db.exists():
         return None
-    from churn_nb.registry.model_registry import (
-        connect,
-        head,
-        read_log,
-        replay,
-        version_of,
-    )  # each check imports what it needs
+    from churn_nb.registry.decision_log import latest_promotion  # each check imports what it needs
+    from churn_nb.registry.model_registry import ModelRegistry
 
-    client = connect(settings)
-    last = head(replay(read_log(client, settings)))
-    return {a: version_of(client, settings, a) for a in ("champion", "challenger", "previous")} | {
+    registry = ModelRegistry(settings)
+    last = latest_promotion(registry.log.history())
+    return {a: registry.version_of(a) for a in ("champion", "challenger", "previous")} | {
         "log": last and last["version"]
     }
 

@@ -21,7 +21,7 @@ from ..core.storage import connection
 from ..feature_store.event_log import log_sql
 from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
 from ..core.errors import RegistryError
-from ..registry.model_registry import champion, connect, load_file, load_version
+from ..registry.model_registry import ModelRegistry
 from ..monitoring.request_log import read_requests
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
@@ -44,12 +44,12 @@ def reference_of(
     version: str = "",  # Default: the champion
 ) -> Reference:
     "What was logged with a model. Raises RegistryError where there is no champion, or its files are not as registered."
-    client = connect(settings)
-    if not (version := version or champion(client, settings)):
+    registry = ModelRegistry(settings)
+    if not (version := version or registry.champion()):
         raise RegistryError("no champion in the registry, so nothing to compare with; make one with `churn run`")
-    manifest, model = load_version(client, settings, version)
-    rows = pd.read_parquet(io.BytesIO(load_file(client, settings, version, "reference.parquet")))
-    facts = json.loads(load_file(client, settings, version, "facts.json"))
+    manifest, model = registry.load_version(version)
+    rows = pd.read_parquet(io.BytesIO(registry.load_file(version, "reference.parquet")))
+    facts = json.loads(registry.load_file(version, "facts.json"))
     return Reference(manifest, model, rows, facts["importance"])
 
 

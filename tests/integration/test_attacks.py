@@ -4,8 +4,7 @@ import contextlib, hashlib, io, json, os, pickle, shutil, subprocess, sys, textw
 import cloudpickle, httpx, msgspec, numpy as np, onnx, pytest
 from onnx import TensorProto, helper as h, numpy_helper
 from churn_nb import promote as p
-from churn_nb.registry import model_registry as r
-from churn_nb.core.errors import BundleError
+from churn_nb.core.errors import BundleError, RegistryError
 from churn_nb.core.manifest import FileHash, manifest_json
 from churn_nb.registry.bundle import read_bundle, write_bundle
 from deadlines import allow
@@ -308,16 +307,16 @@ def test_a_registered_pickle_is_never_loaded(registry, tmp_path, flavour, sound)
     name = f"pickle-{flavour}-{sound}"
     s, marker = registry.world(name, champions=1), tmp_path/"marker"
     before = registry.aliases(s)["champion"]
-    onnx_file = r._fetch(registry.client, f"models:/seed/{registry.seed['strong'].version}")["model.onnx"] if sound else None
+    onnx_file = registry.model(s).files._fetch(f"models:/seed/{registry.seed['strong'].version}")["model.onnx"] if sound else None
     v = registry.challenger(s, "strong", source=poisoned(tmp_path/"artefact", marker, flavour, onnx_file).as_uri())
     if sound: # the pickle is beside a sound model: it is judged, promoted and served, and the pickle lies there
-        r.load_version(registry.client, s, v)
+        registry.model(s).load_version(v)
         p.run_gate(s, registry_rows())
         m, files = read_bundle(p.deploy_champion(s))
         assert set(files) == {"model.onnx"} and m.version in (v, before)
     else:
-        with pytest.raises(r.RegistryError, match="can't be read|not the file"): r.load_version(registry.client, s, v)
-        with pytest.raises(r.RegistryError): p.run_gate(s, registry_rows())
+        with pytest.raises(RegistryError, match="can't be read|not the file"): registry.model(s).load_version(v)
+        with pytest.raises(RegistryError): p.run_gate(s, registry_rows())
         assert registry.aliases(s)["champion"] == before and read_bundle(p.deploy_champion(s))[0].version == before
     assert not marker.exists()
 

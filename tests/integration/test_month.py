@@ -5,6 +5,7 @@ Not real: the days pass at once, and outcomes of the new world are known when th
 from datetime import datetime, timedelta, timezone
 import numpy as np, pytest
 from churn_nb import promote as p
+from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.registry.bundle import current_bundle
 from churn_nb.drift import drift_report
 from churn_nb.features import feature_names, training_rows
@@ -135,7 +136,7 @@ def test_the_gate_promotes_the_better_model_after_the_shift(month):
     assert [(e["action"], e["version"], e["replaces"]) for e in p.history(month.s)] == [("promoted", "1", None), ("promoted", "2", "1")]
     rows = month.new[month.new.split == "test"]
     loss = lambda q: -np.log(np.where(rows.churn == 1, q, 1 - q).clip(1e-6)).mean()
-    old, new = (p.load_version(p.connect(month.s), month.s, v)[1] for v in "12")
+    old, new = (ModelRegistry(month.s).load_version(v)[1] for v in "12")
     X = rows[month.names].to_numpy("float32")
     theirs, ours = loss(p.onnx_predict(old, X)), loss(p.onnx_predict(new, X))
     assert ours < .8*theirs, (ours, theirs)

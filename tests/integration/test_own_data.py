@@ -9,7 +9,7 @@ from churn_nb.serving.client_codegen import python_client
 from churn_nb.modeling.onnx_export import onnx_predict
 from churn_nb.features import build, feature_names, online, open_store, parity, training_rows
 from churn_nb.promote import deploy_champion, run_gate
-from churn_nb.registry.model_registry import connect, load_version
+from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -62,7 +62,7 @@ def test_the_gate_of_the_data_set_lets_it_through(learned):
 def test_the_api_takes_rows_as_they_are_in_the_file(learned):
     s, rows, _, _ = learned
     m = verify_bundle(current_bundle(Workspace(s.paths.workspace).bundles))
-    version, model = load_version(connect(s), s, m.version)
+    version, model = ModelRegistry(s).load_version(m.version)
     test = rows[rows.split == "test"][:50]
     d = Dictionary.of(m.features)
     want = onnx_predict(model, d.encode(test), d)
@@ -100,7 +100,7 @@ def test_the_model_learns_the_simulated_truth_within_two_hundredths(learned):
     s, rows, _, _ = learned
     truth = pd.read_parquet(s.paths.data/"simulated_truth.parquet").rename(columns={"as_of": "event_timestamp"})
     test = rows[rows.split == "test"].merge(truth.assign(event_timestamp=truth.event_timestamp.astype(rows.event_timestamp.dtype)), on=["customer_id", "event_timestamp"])
-    m, model = load_version(connect(s), s, "1")
+    m, model = ModelRegistry(s).load_version("1")
     d = Dictionary.of(m.features)
     loss = excess_log_loss(test.probability.to_numpy(), onnx_predict(model, d.encode(test), d))
     assert len(test) == (rows.split == "test").sum() and 0 < loss["excess"] < .02 < loss["bayes"]
@@ -168,7 +168,7 @@ def test_the_file_is_scored_with_its_own_spellings(own, tmp_path):
     given, out = (pd.read_csv(f, sep=";", encoding=e) for f, e in ((file, "cp1252"), (tmp_path/"scored.csv", "utf-8")))
     assert out["Kundennr"].tolist() == given["Kundennr"].tolist() and [*out][:len(given.columns)] == [*given]
     s = load_settings({"paths.workspace": ws}, environ={})
-    rows, (m, model) = training_rows(s), load_version(connect(s), s, "1")
+    rows, (m, model) = training_rows(s), ModelRegistry(s).load_version("1")
     d = Dictionary.of(m.features)
     want = dict(zip(rows.customer_id, onnx_predict(model, d.encode(rows), d)))
     np.testing.assert_allclose(out.probability.astype(str).str.replace(",", ".").astype(float), [want[entity_key(k)] for k in out["Kundennr"]], atol=1e-5)

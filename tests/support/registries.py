@@ -3,7 +3,10 @@ import contextlib, json, subprocess, uuid
 import numpy as np, pandas as pd, pytest, sqlalchemy
 from sklearn.linear_model import LogisticRegression
 from churn_nb import promote as p, train as t
-from churn_nb.registry import model_registry as r
+from churn_nb.core.errors import RegistryError
+from churn_nb.registry.connection import connect
+from churn_nb.registry.deployment import deploy_champion
+from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.core.manifest import Feature, Manifest, SelfTest
 from churn_nb.registry.bundle import current_bundle, verify_bundle
 from churn_nb.core.settings import load_settings
@@ -36,7 +39,7 @@ class Registry:
         with t.hushed():
             import mlflow
             mlflow.MlflowClient(uri).create_experiment(s.train.experiment, (root/"artifacts").as_uri())
-        self.client = r.connect(s)
+        self.client = connect(s)
         for which, n in (("weak", 12), ("strong", 150)):
             model = t.fit(LogisticRegression(), LEARN[NAMES][:n].to_numpy(), LEARN.churn[:n].to_numpy())
             exported, X = t.to_onnx(model, 2), LEARN[NAMES].to_numpy()
@@ -66,16 +69,17 @@ class Registry:
         import mlflow
         mlflow.set_tracking_uri(self.uri)
         with t.hushed(): yield self.client
+    def model(self, s): return ModelRegistry(s, self.client)
     def promote(self, s, version, was):
         "Without a gate."
-        with self.use() as client: return r.apply_decision(client, s, r.load_version(client, s, version)[0], passed(version, was))
+        with self.use(): return (of := self.model(s)).apply_decision(of.load_version(version)[0], passed(version, was))
     def world(self, name, champions=0, challenger=None):
         "Settings of a new model: `champions` versions, promoted without a gate and deployed one after the other, then a challenger."
         s = self.settings(name)
         Workspace(s.paths.workspace).open()
         for i in range(champions):
             self.promote(s, self.challenger(s, "weak"), str(i) if i else None)
-            r.deploy_champion(s)
+            deploy_champion(s)
         if challenger: self.challenger(s, challenger)
         return s
     def sql(self, text, s, **args): # not through MLflow: what is in the database
@@ -104,7 +108,9 @@ class Registry:
 
 CREW = '''
 import gc, json, os, signal, sys, time, traceback, warnings
-import mlflow, pandas as pd, sqlalchemy, churn_nb.promote as p, churn_nb.registry.model_registry as r, churn_nb.train as t
+import mlflow, pandas as pd, sqlalchemy, churn_nb.promote as p, churn_nb.registry.decision_log as log, churn_nb.registry.deployment as d, churn_nb.train as t
+from churn_nb.core.errors import RegistryError
+from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.core.settings import load_settings
 warnings.simplefilter("ignore")
 def say(**out): os.write(1, (json.dumps(out) + "\\n").encode())
@@ -119,25 +125,25 @@ def count(owner, name, steps, die):
         return out
     setattr(owner, name, step)
 def promote(s, task):
-    if p.run_gate(s, pd.read_parquet(task["rows"]))[0].promoted: r.deploy_champion(s)
+    if p.run_gate(s, pd.read_parquet(task["rows"]))[0].promoted: d.deploy_champion(s)
 def all_here(task):
     say(ready=True)
     while not os.path.exists(task["go"]): time.sleep(.001)
-def race(s, task, real=r._append):
+def race(s, task, real=log.DecisionLog.append):
     "All have judged and read the log before any may write."
-    def wait(*a): r._append = real; all_here(task); return real(*a)
-    r._append = wait
+    def wait(*a): log.DecisionLog.append = real; all_here(task); return real(*a)
+    log.DecisionLog.append = wait
     if "version" not in task: return promote(s, task)
-    client, v, was = r.connect(s), task["version"], task["was"]
-    r.apply_decision(client, s, r.load_version(client, s, v)[0], p.Decision(v, was, [p.check("demo", "-", "-", True)]))
+    of, v, was = ModelRegistry(s), task["version"], task["was"]
+    of.apply_decision(of.load_version(v)[0], p.Decision(v, was, [p.check("demo", "-", "-", True)]))
 def storm(s, task):
     "Promote again and again, each time over the champion that is there."
-    client, v, won = r.connect(s), task["version"], 0
-    m, _ = r.load_version(client, s, v)
+    of, v, won = ModelRegistry(s), task["version"], 0
+    m, _ = of.load_version(v)
     all_here(task)
     for i in range(task["times"]):
-        try: r.apply_decision(client, s, m, p.Decision(v, r.champion(client, s), [p.check("demo", "-", "-", True)])); won += 1
-        except r.RegistryError: pass
+        try: of.apply_decision(m, p.Decision(v, of.champion(), [p.check("demo", "-", "-", True)])); won += 1
+        except RegistryError: pass
     say(version=v, won=won)
 warm = {}
 for line in sys.stdin:
@@ -150,10 +156,10 @@ for line in sys.stdin:
         if (pid := os.fork()) == 0:
             steps = []
             for name in ("create_model_version", "set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag", "transition_model_version_stage"): count(mlflow.MlflowClient, name, steps, task.get("die"))
-            for name in ("atomic_write", "write_bundle", "switch_current"): count(r, name, steps, task.get("die"))
-            todo = {"promote": promote, "race": race, "storm": storm, "rollback": lambda s, task: r.rollback(s)}[task["do"]]
+            for owner, name in ((log, "atomic_write"), (d, "write_bundle"), (d, "switch_current")): count(owner, name, steps, task.get("die"))
+            todo = {"promote": promote, "race": race, "storm": storm, "rollback": lambda s, task: d.rollback(s)}[task["do"]]
             try: todo(load_settings(task["over"], environ={}), task); say(done=steps)
-            except r.RegistryError as e: say(error=str(e))
+            except RegistryError as e: say(error=str(e))
             except BaseException: traceback.print_exc(); os._exit(1)
             os._exit(0)
         pids.append(pid)
@@ -172,5 +178,5 @@ def made(s):
 def current(s): return (c := current_bundle(Workspace(s.paths.workspace).bundles)) and verify_bundle(c).version
 
 def refused(f, says=""):
-    with pytest.raises(r.RegistryError, match=says or None) as e: f()
+    with pytest.raises(RegistryError, match=says or None) as e: f()
     assert "\n" not in str(e.value)

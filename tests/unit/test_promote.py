@@ -62,7 +62,7 @@ def test_a_worse_or_equal_challenger_is_refused_and_recorded(registry):
     assert [c["verdict"] for c in record["checks"]] == ["pass"]*3 + ["fail"] + ["note"]*4 # two floors, baseline, champion; other metrics, drift, missing values
 
 def test_what_else_refuses(registry):
-    m, model = p.load_version(registry.client, registry.settings("seed"), "2")
+    m, model = registry.model(registry.settings("seed")).load_version("2")
     gate = lambda **kw: registry.settings("seed").gate_for("cdnow").model_copy(update=kw)
     for drift, report, good in (("block", "retrain", 0), ("block", None, 0), ("block", "warn", 1), ("warn", "retrain", 1), ("ignore", "retrain", 1)):
         assert p.decide(m, model, None, ROWS, gate(drift=drift), report and {"level": report}).promoted == bool(good), (drift, report)
@@ -127,10 +127,10 @@ def test_another_file_than_the_registered_one_is_not_used(registry, request, har
     import mlflow
     with t.hushed(): mine = shutil.copytree(mlflow.artifacts.download_artifacts(registry.seed["strong"].source), registry.root/f"store-{request.node.callspec.id}")
     v = registry.challenger(s, "strong", source=Path(mine).as_uri())
-    p.load_version(registry.client, s, v)
+    registry.model(s).load_version(v)
     harm(Path(mine)/"model.onnx")
     before = registry.state(s)
-    for f in (lambda: p.load_version(registry.client, s, v), lambda: p.run_gate(s, ROWS), lambda: p.rollback(s, to=v)):
+    for f in (lambda: registry.model(s).load_version(v), lambda: p.run_gate(s, ROWS), lambda: p.rollback(s, to=v)):
         refused(f)
     assert registry.state(s) == before
     with t.hushed(): registry.client.set_registered_model_alias(s.train.model_name, "champion", v) # by hand

@@ -8,7 +8,7 @@ from churn_nb.core import errors
 from churn_nb.core.errors import CRASHED, ChurnError, error_class, error_classes
 from churn_nb.core.settings import load_settings
 from churn_nb.cli import app as cli, registry as registry_commands
-from churn_nb.registry.model_registry import connect
+from churn_nb.registry.connection import connect
 from churn_nb.serving.http.problem_details import ProblemDetails, problems_everywhere
 from paths import CHURN, ROOT
 

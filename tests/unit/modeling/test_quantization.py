@@ -21,7 +21,8 @@ from sklearn.pipeline import make_pipeline
 
 from churn_nb import promote as p
 from churn_nb.modeling import quantization as q
-from churn_nb.registry import model_registry as r
+from churn_nb.core.errors import RegistryError
+from churn_nb.core.workspace import Workspace
 from churn_nb import train as t
 from churn_nb.core.errors import BundleError, SettingsError
 from churn_nb.core.manifest import Feature, Manifest, SelfTest
@@ -152,7 +153,7 @@ def test_the_row_passes_or_is_a_note_and_never_decides(pair):
     pf = onnx_predict(f, X2)
     row = lambda int8, **kw: p.int8_row(int8, m, pf, X2, y2, gate(**kw))
     assert row(None) == []
-    good, bad, broken, gone = (row(x)[0] for x in (s, upside_down(f), b"no graph", r.RegistryError("not the file that was registered")))
+    good, bad, broken, gone = (row(x)[0] for x in (s, upside_down(f), b"no graph", RegistryError("not the file that was registered")))
     assert [(c.criterion, c.required, c.verdict) for c in (good, bad, broken, gone)] == [("int8 accuracy loss", "< 0.01", v) for v in ("pass", "note", "note", "note")]
     assert gone.measured == "not the file that was registered" and float(bad.measured.split(";")[0]) > .01
     loss = q.precision_cost(y2, pf, onnx_predict(s, X2))["accuracy_loss"]
@@ -226,7 +227,7 @@ def test_after_a_rollback_each_version_has_its_own_precision(registry, pair):
     registry.promote(s, v, "1")
     assert served(p.deploy_champion(s)) == ("model.onnx", ["model.onnx"])
     p.rollback(s)
-    assert served(r.Workspace(s.paths.workspace).bundles/"current")[0] == "model.int8.onnx"
+    assert served(Workspace(s.paths.workspace).bundles/"current")[0] == "model.int8.onnx"
 
 def test_a_bundle_serving_an_unlisted_file_is_refused(tmp_path, pair):
     m = manifest_of(pair[1], "1")

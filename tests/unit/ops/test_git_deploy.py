@@ -54,8 +54,8 @@ def rollback(s, version, why):
     switch_current(Path(s.paths.workspace)/"bundle", version)
     note(s, action="rolled_back", version=version, git_sha="", why=why)
 if sys.argv[1] != "serve": # which imports neither
-    import churn_nb.ops.pipeline_runner as p, churn_nb.registry.model_registry as r
-    p.run_pipeline, r.history, r.rollback = run_pipeline, log, rollback
+    import churn_nb.ops.pipeline_runner as p, churn_nb.registry.deployment as r
+    p.run_pipeline, r.decision_history, r.rollback = run_pipeline, log, rollback
 if (top/"broken").exists() and sys.argv[1] == "serve": sys.exit("the new code does not start")
 churn_nb.cli.app.main()
 '''

@@ -4,7 +4,8 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p
-from churn_nb.registry import model_registry as r
+from churn_nb.registry.decision_log import latest_promotion, lineage, replay
+from churn_nb.registry.deployment import decision_history
 from churn_nb.core.errors import RegistryUnavailable
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -27,15 +28,15 @@ def entries(drawn): return [{"n": n, "id": n, "action": a, "after": after, "vers
 def test_replay(drawn):
     "One chain: each change that counts follows the one before it; a prefix of the log never changes its meaning; what is sent twice counts once."
     log, last = entries(drawn), 0
-    out = r.replay(log)
+    out = replay(log)
     for e, o in zip(log, out):
         counts = e["action"] != "refused" and e["after"] == last
         assert o["action"] == (e["action"] if counts or e["action"] == "refused" else "superseded")
         if counts: last = e["n"]
-    assert (r.head(out) or {"n": 0})["n"] == last and (r.lineage(out) or [None])[-1] == (r.head(out) or {"version": None})["version"]
-    for k in range(len(log)): assert r.replay(log[:k]) == out[:k]
-    assert [e["id"] for e in r.replay([e for e in log for _ in range(2)])] == [e["id"] for e in log]
-    assert r.replay([*log, *log[::-1]]) == out
+    assert (latest_promotion(out) or {"n": 0})["n"] == last and (lineage(out) or [None])[-1] == (latest_promotion(out) or {"version": None})["version"]
+    for k in range(len(log)): assert replay(log[:k]) == out[:k]
+    assert [e["id"] for e in replay([e for e in log for _ in range(2)])] == [e["id"] for e in log]
+    assert replay([*log, *log[::-1]]) == out
 
 # Races: every process in a workspace of its own
 
@@ -51,7 +52,7 @@ def test_of_processes_that_promote_at_once_one_does(registry, champions, n):
     assert sorted(a["error"] for a in said if "error" in a) == sorted(f"the champion changed from {old} to {winner} while version {v} was judged; run the gate again" for v in losers)
     assert registry.aliases(s) == {"champion": winner} | ({"previous": old} if old else {}) | ({"challenger": versions[-1]} if versions[-1] != winner else {})
     assert [v for v in versions if registry.tags(s, v).get("gate") == "promoted"] == [winner]
-    histories = [r.history(place) for place in places]
+    histories = [decision_history(place) for place in places]
     assert all(h == histories[0] for h in histories) and {"promoted": 1, "superseded": n - 1} == {a: sum(e["action"] == a for e in histories[0][champions:]) for a in ("promoted", "superseded")}
     assert [{e["id"] for e in p.read_history(Workspace(place.paths.workspace))} for place in places] == [{e["id"] for e in histories[0]}]*n
 
@@ -67,7 +68,7 @@ def test_a_storm_leaves_one_chain(registry):
     versions = [registry.challenger(s, "strong") for _ in range(4)]
     ended, said = registry.crew(*((registry.elsewhere(s, k), {"do": "storm", "version": v, "times": 4}) for k, v in enumerate(versions)))
     won = {a["version"]: a["won"] for a in said if "won" in a}
-    history = r.history(s)
+    history = decision_history(s)
     changes = [e for e in history if e["action"] == "promoted"]
     assert ended == [0]*4 and len(won) == 4 and {v: sum(e["version"] == v for e in changes) for v in versions} == won # nobody was told a lie
     assert [e["replaces"] for e in changes] == [None, *(e["version"] for e in changes[:-1])] and len(changes) >= 4
@@ -103,7 +104,7 @@ def recovered(registry, s):
     "The state after the next process came, in the same workspace; it does not change when yet another comes."
     p.deploy_champion(s)
     state = registry.state(s)
-    assert [(e["action"], e["version"], e["replaces"]) for e in r.history(registry.elsewhere(s))] == state[2] and registry.state(s) == state
+    assert [(e["action"], e["version"], e["replaces"]) for e in decision_history(registry.elsewhere(s))] == state[2] and registry.state(s) == state
     return state
 
 def cuts(names, all_of_them):
@@ -120,7 +121,7 @@ def test_a_promotion_that_was_killed_at_any_step(registry, steps):
         if at == (1, "before"):
             assert recovered(registry, s) == ({"champion": "1", "challenger": "2"}, {"1": "Production", "2": "Staging"}, [("promoted", "1", None)], "1")
             assert p.run_gate(s, ROWS)[0].promoted # the next run decides again
-        assert r.champion(registry.client, s) == "2", at
+        assert registry.model(s).champion() == "2", at
         assert recovered(registry, s) == ({"champion": "2", "previous": "1"}, {"1": "Archived", "2": "Production"}, [("promoted", "1", None), ("promoted", "2", "1")], "2"), at
         tags = registry.tags(s, 2)
         assert tags["gate"] == "promoted" and json.loads(tags["decision"])["checks"], at
@@ -139,10 +140,10 @@ def test_a_refusal_that_was_killed(registry):
         s = registry.world(f"killed-refusal-{'-'.join(map(str, at))}", 1, "weak")
         assert registry.crew((s, {"do": "promote", "die": at})) == ([9], [])
         if at == (1, "before"): assert not p.run_gate(s, ROWS)[0].promoted
-        assert [(e["action"], e["version"], e["replaces"]) for e in r.history(s)[1:]] == [("refused", "2", "1")] == made(s)[1:]
+        assert [(e["action"], e["version"], e["replaces"]) for e in decision_history(s)[1:]] == [("refused", "2", "1")] == made(s)[1:]
         assert registry.aliases(s) == {"champion": "1", "challenger": "2"} and registry.tags(s, 2)["gate"] == "refused"
 
-@pytest.mark.parametrize("next_one", [lambda s: p.deploy_champion(s), lambda s: p.run_gate(s, ROWS), lambda s: p.rollback(s), lambda s: r.history(s)], ids=["deploy", "gate", "rollback", "history"])
+@pytest.mark.parametrize("next_one", [lambda s: p.deploy_champion(s), lambda s: p.run_gate(s, ROWS), lambda s: p.rollback(s), lambda s: decision_history(s)], ids=["deploy", "gate", "rollback", "history"])
 def test_the_next_command_in_any_workspace_completes_the_promotion(registry, request, next_one):
     s = registry.world(f"next-{request.node.callspec.id}", 1, "strong")
     assert registry.crew((s, {"do": "promote", "die": (1, "after")}))[0] == [9] and registry.aliases(s)["champion"] == "1"
@@ -161,7 +162,7 @@ def test_a_registry_from_before_the_log_is_adopted(registry):
         for v, stage in (("1", "Archived"), ("2", "Production")): client.set_model_version_tag("old", v, "gate", "promoted"); client.transition_model_version_stage("old", v, stage)
     assert p.deploy_champion(s).name == "2" and registry.log(s) == [("adopted", "2", 0)]
     assert registry.aliases(s) == {"champion": "2", "previous": "1", "challenger": "3"} and made(s) == [("adopted", "2", "1")]
-    assert r.lineage(r.history(s)) == ["1", "2"] and len(registry.log(s)) == 1 # once
+    assert lineage(decision_history(s)) == ["1", "2"] and len(registry.log(s)) == 1 # once
     assert p.rollback(registry.elsewhere(s))["version"] == "1" and registry.stages(s) == {"1": "Production", "2": "Archived", "3": "Staging"}
 
 def test_changes_by_hand_are_undone_or_reported(registry):
@@ -170,33 +171,33 @@ def test_changes_by_hand_are_undone_or_reported(registry):
         client.set_registered_model_alias("byhand", "champion", "3")
         client.transition_model_version_stage("byhand", "3", "Production")
         client.set_model_version_tag("byhand", "1", "gate", "refused")
-    r.history(s)
+    decision_history(s)
     assert registry.aliases(s) == {"champion": "2", "previous": "1", "challenger": "3"} and registry.stages(s) == {"1": "Archived", "2": "Production", "3": "Archived"} and registry.tags(s, 1)["gate"] == "promoted"
     with registry.use() as client: client.delete_model_version("byhand", "2")
     refused(lambda: p.deploy_champion(s), "version 2: its files can't be read")
     assert p.rollback(s)["version"] == "1" and current(s) == "1"
     with registry.use() as client: client.delete_model_version("byhand.decisions", "1")
-    for f in (lambda: p.deploy_champion(s), lambda: r.history(s), lambda: p.rollback(s)): refused(f, "decision 1 was deleted or changed by hand; delete this")
+    for f in (lambda: p.deploy_champion(s), lambda: decision_history(s), lambda: p.rollback(s)): refused(f, "decision 1 was deleted or changed by hand; delete this")
     with registry.use() as client: client.delete_registered_model("byhand.decisions")
-    assert [(e["action"], e["version"]) for e in r.history(s)] == [("adopted", "1")] and len(made(s)) == 4 # what was read once stays in the file
+    assert [(e["action"], e["version"]) for e in decision_history(s)] == [("adopted", "1")] and len(made(s)) == 4 # what was read once stays in the file
 
 def test_a_manifest_or_model_that_changed_since_is_not_used(registry):
     s = registry.world("changed", 1)
     v = registry.challenger(s, "strong")
     with registry.use() as client: client.set_model_version_tag("changed", v, "manifest_sha256", "0"*64)
-    for f in (lambda: r.load_version(registry.client, s, v), lambda: p.run_gate(s, ROWS)): refused(f, "manifest.json is not the file that was registered")
+    for f in (lambda: registry.model(s).load_version(v), lambda: p.run_gate(s, ROWS)): refused(f, "manifest.json is not the file that was registered")
     with registry.use() as client: client.delete_model_version_tag("changed", v, "manifest_sha256")
     assert p.run_gate(s, ROWS)[0].promoted
     with registry.use() as client: client.delete_model_version_tag("changed", v, "sha256")
     refused(lambda: p.deploy_champion(s), "model.onnx is not the file that was registered") # a version without a hash is none that we made
     assert current(s) == "1"
-    refused(lambda: r.load_version(registry.client, s, "77"), "can't be read")
+    refused(lambda: registry.model(s).load_version("77"), "can't be read")
 
 def test_who_and_why_are_kept(registry, monkeypatch):
     s, why = registry.world("why", 2), "naïve \u2028 \x00 'quote' \"two\"\nlines"
     monkeypatch.setenv("GITHUB_ACTOR", "ada")
     assert p.rollback(s, why=why)["why"] == why
-    assert (r.history(s)[-1]["why"], p.read_history(Workspace(s.paths.workspace))[-1]["why"], r.history(s)[-1]["by"]) == (why, why, "ada")
+    assert (decision_history(s)[-1]["why"], p.read_history(Workspace(s.paths.workspace))[-1]["why"], decision_history(s)[-1]["by"]) == (why, why, "ada")
     before = registry.state(s)
     refused(lambda: p.rollback(s, to="2", why="x"*100_000), "shorten the reason")
     assert registry.state(s) == before
@@ -206,7 +207,7 @@ def test_a_long_log_is_read_to_its_end(registry, monkeypatch):
     real = registry.client.search_model_versions
     monkeypatch.setattr(registry.client, "search_model_versions", lambda *a, **k: real(*a, max_results=2, **k)) # pages of 2
     for i in range(6): registry.promote(s, registry.challenger(s, "weak"), str(i + 1))
-    assert r.lineage(r.settle(registry.client, s)) == list("1234567")
+    assert lineage(registry.model(s).reconcile()) == list("1234567")
 
 # A rollback while the API answers
 
@@ -244,7 +245,7 @@ def test_rollback_under_traffic_fails_no_request(registry):
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "postgresql+psycopg2://user:secret@127.0.0.1:{port}/mlflow", "postgresql+psycopg2://user:secret@/mlflow?host=/nowhere"])
 def test_an_unavailable_registry_fails_fast_with_one_line(tmp_path, uri):
     s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": uri.format(port=free_port())}, environ={})
-    for f in (lambda: p.run_gate(s, ROWS), lambda: p.deploy_champion(s), lambda: p.rollback(s), lambda: r.history(s)):
+    for f in (lambda: p.run_gate(s, ROWS), lambda: p.deploy_champion(s), lambda: p.rollback(s), lambda: decision_history(s)):
         began = time.perf_counter()
         with pytest.raises(ConnectionError) as e: f()
         assert type(e.value) is RegistryUnavailable and "does not answer" in str(e.value) and "\n" not in str(e.value) and "secret" not in str(e.value) and time.perf_counter() - began < 3
