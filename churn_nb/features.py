@@ -41,7 +41,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 import filelock, pandas as pd, sqlglot
 from .core.errors import DataError
-from .data.datasets import load_events, one_in, some_customers
+from .data.datasets import load_events, sampling_interval, sample_customers
 from .core.storage import ParquetLog, compact, connection, copy_parquet, write_parquet
 from .feature_store.event_log import customers_of, log_hash, log_sql, event_batches, write_base
 from .core.settings import Settings
@@ -473,7 +473,7 @@ def parity(
     with event_batches(settings).lock:
         now = current_time(settings)
         everyone = pd.DataFrame({"customer_id": customers_of(settings)})
-        ids = some_customers(everyone, some).customer_id.tolist()
+        ids = sample_customers(everyone, some).customer_id.tolist()
         log = _open_log(settings, f"customer_id IN ({', '.join(map(str, ids))})")
         want = log.execute(_as_rows(settings, now)).df()
         got = pd.concat([online(store, ids[i : i + 2000], settings, now)[names] for i in range(0, len(ids), 2000)])
@@ -538,7 +538,7 @@ def build(
         (marker := ws.feast / "made_from.json").unlink(
             missing_ok=True
         )  # until all is written, nothing counts as written
-        write_base(settings, some_customers(everyone, customers), one_in(everyone, customers))
+        write_base(settings, sample_customers(everyone, customers), sampling_interval(everyone, customers))
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
     if settings.data.description and settings.features.serve_as_of != "now":

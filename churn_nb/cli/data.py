@@ -29,7 +29,7 @@ from ..core.errors import UsageError
 from .app import app
 from ..data.dataset_toml import read_description, write_description
 from ..data.description import Description
-from ..data.schema_inference import DescribeOptions, describe
+from ..data.schema_inference import DescribeOptions, infer_description
 from ..feature_store.split_planning import read_horizon
 
 
@@ -70,7 +70,7 @@ class OwnDataFlags:
         return {k: v for k, v in asdict(self).items() if v}
 
     def arguments(self) -> dict[str, Any]:
-        "The given flags as `describe` takes them: lists as tuples, the horizon in days. Raises UsageError."
+        "The given flags as `DescribeOptions` takes them: lists as tuples, the horizon in days. Raises UsageError."
         values: dict[str, Any] = self.given()
         for k in ("drop", "keep"):
             if k in values:
@@ -92,7 +92,7 @@ def description_of(
     beside = description_file(file)
     if beside.is_file() and not flags.given():
         return read_description(beside)
-    return describe(file, DescribeOptions(kind=kind, **flags.arguments()))
+    return infer_description(file, DescribeOptions(kind=kind, **flags.arguments()))
 
 
 def description_file(file: Path) -> Path:

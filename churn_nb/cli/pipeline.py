@@ -45,7 +45,7 @@ from churn_nb.cli.options import (
 from ..core.errors import UsageError
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
-from ..data.datasets import data_file
+from ..data.datasets import dataset_file
 from ..data.dataset_toml import read_description, write_description
 from ..data.description import Description
 from ..data.typed_table import prepare
@@ -107,7 +107,7 @@ def keep_description(
     if toml is None or toml.resolve() == place.resolve():
         return settings
     Workspace(place.parent).open()
-    data_file(settings)  # fetched, or made, and verified
+    dataset_file(settings)  # fetched, or made, and verified
     write_description(replace(read_description(toml), name=settings.data.dataset), place)
     return load_settings({"paths.workspace": str(place.parent), "data.dataset": str(place)})
 

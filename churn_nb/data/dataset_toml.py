@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.workspace import atomic_write
 from .csv_dialect import CsvDialect
 from .description import ROLES, Description, Finding, TableColumn
-from .schema_inference import DescribeOptions, describe
+from .schema_inference import DescribeOptions, infer_description
 
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #3f3c885b
@@ -132,7 +132,7 @@ def _infer_rest(t: dict[str, Any], file: Path) -> Description:
         categories=used("category"),
         numbers=used("number"),
     )
-    return describe(file, options)
+    return infer_description(file, options)
 
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #b4515799

@@ -11,7 +11,7 @@ import pandas as pd
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..core.storage import ParquetLog, connection, quoted, write_parquet
-from ..data.datasets import data_hash, load_events, one_in
+from ..data.datasets import data_hash, load_events, sampling_interval
 from .online import read_watermark, write_watermark
 
 
@@ -27,7 +27,7 @@ def load_log(
 ) -> pd.DataFrame:  # As `load_events`
     "The event log: the data set and what was pushed since."
     df = load_events(settings)
-    every = one_in(df, customers)  # counted before new customers come
+    every = sampling_interval(df, customers)  # counted before new customers come
     if more := event_batches(settings).read(
         lambda files: [pd.read_parquet(f, columns=list(df.columns)) for f in files]
     ):

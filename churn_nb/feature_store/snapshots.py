@@ -33,7 +33,7 @@ import numpy as np, pandas as pd, pyarrow.parquet as pq
 from ..data.encoding import column_name, quoted_name
 from ..core.errors import DataError
 from ..data.dataset_toml import read_description
-from ..data.datasets import own_log
+from ..data.datasets import prepared_event_log
 from ..data.typed_table import prepare
 from ..core.storage import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings
@@ -142,7 +142,11 @@ def key_of(settings: Settings) -> Literal["int", "text"] | None:  # None where n
     "How the API is told of a customer: by his number, or by the text of the file."
     if settings.data.description is None:
         return "int"
-    f = table_file(settings) if settings.data.kind == "snapshot" else own_log(settings)
+    f = (
+        table_file(settings)
+        if settings.data.kind == "snapshot"
+        else prepared_event_log(settings, settings.data.description)
+    )
     named, same = (
         connection()
         .execute(f"""SELECT count(entity) > 0, bool_and(entity = CAST(customer_id AS VARCHAR))

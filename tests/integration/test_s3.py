@@ -2,7 +2,7 @@
 import os, shutil, subprocess
 import pytest
 from churn_nb.core.errors import DataError
-from churn_nb.data.datasets import data_hash, md5, pull
+from churn_nb.data.datasets import data_hash, file_md5, pull
 from churn_nb.core.settings import load_settings
 from s3 import WEED, SeaweedFS
 from deadlines import allow
@@ -35,12 +35,12 @@ def lose(p): shutil.rmtree(p/".dvc/cache"); (p/"data/cdnow.csv").unlink()
 
 def test_there_and_back(project):
     p, dvc, client, bucket = project
-    before = md5(p/"data/cdnow.csv")
+    before = file_md5(p/"data/cdnow.csv")
     dvc("push")
     keys = [o["Key"] for o in client.list_objects_v2(Bucket=bucket)["Contents"]]
     assert keys == [f"dvc/files/md5/{before[:2]}/{before[2:]}"]
     lose(p)
-    assert pull(p/"data/cdnow.csv") == f"md5:{before}" == f"md5:{md5(p/'data/cdnow.csv')}"
+    assert pull(p/"data/cdnow.csv") == f"md5:{before}" == f"md5:{file_md5(p/'data/cdnow.csv')}"
 
 def test_a_wrong_secret_is_refused_and_changes_nothing(project, s3, monkeypatch):
     p, dvc, client, bucket = project
@@ -73,4 +73,4 @@ def test_one_changed_row_is_another_hash(project):
     csv.write_text("".join(text))
     with pytest.raises(DataError, match="the pointer says"): data_hash(s)
     dvc("add", "data/cdnow.csv")
-    assert data_hash(s) != before and data_hash(s) == f"md5:{md5(csv)}"
+    assert data_hash(s) != before and data_hash(s) == f"md5:{file_md5(csv)}"

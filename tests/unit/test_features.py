@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from churn_nb import features as f
 from churn_nb.core.errors import DataError
 from churn_nb.core.manifest import Store
-from churn_nb.data.datasets import load_events, md5
+from churn_nb.data.datasets import load_events, file_md5
 from churn_nb.core.storage import ParquetLog
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -300,7 +300,7 @@ def test_rows_are_built_again_only_where_something_changed(small, tmp_path):
     (data := tmp_path/"data").mkdir()
     lines = (ROOT/"data/cdnow.csv").read_text().splitlines()
     (data/"cdnow.csv").write_text("\n".join([*lines, "69660,1,1998-06-30,1,1.00", ""])) # one purchase more
-    (data/"cdnow.csv.dvc").write_text(f"outs:\n- md5: {md5(data/'cdnow.csv')}\n  path: cdnow.csv\n")
+    (data/"cdnow.csv.dvc").write_text(f"outs:\n- md5: {file_md5(data/'cdnow.csv')}\n  path: cdnow.csv\n")
     before = files(s)
     f.training_rows(configured(s.paths.workspace, features__label_days=60, paths__data=str(data)), 60)
     assert all(files(s)[n] != t for n, t in before.items())

@@ -174,7 +174,7 @@ def test_the_nbdev_test_command_runs_a_notebook(nb):
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, done.stdout + done.stderr
 
 @pytest.mark.fast # what fails most often is run first
-@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
+@pytest.mark.parametrize("command", [["ruff", "check", "tests", "bench", "scripts", "docs", ".github", "conftest.py"], EXPORTED, ["mypy"], ["hadolint", "Dockerfile"]], ids=["ruff", "ruff of the package", "mypy", "hadolint"])
 def test_linters_find_nothing(command):
     done = subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=allow(600))
     assert done.returncode == 0, done.stdout + done.stderr

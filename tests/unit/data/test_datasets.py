@@ -7,7 +7,7 @@ from churn_nb.features import build
 from churn_nb.core.settings import load_settings
 from paths import ROOT
 from refusals import refused
-from tables import csv_rows
+from remotes import remote_object
 
 NAMES = [c.name for c in d.EVENTS]
 quick = hyp(max_examples=60, deadline=None, derandomize=True)
@@ -23,36 +23,9 @@ def clone(to):
     assert not (to/"data/cdnow.csv").exists() and not (to/".dvc/cache").exists()
     return to
 
-def remote_object(root):
-    md5 = d.pointer_md5(ROOT/"data/cdnow.csv.dvc")
-    f = root/"data/remote/files/md5"/md5[:2]/md5[2:]
-    assert f.is_file()
-    return f
-
 def tree(root): return {str(p.relative_to(root)): p.is_file() and (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.name != ".cdnow.csv.lock" and ".git" not in p.parts}
 
 # The file and its hash
-
-def test_cdnow_is_made_again_bit_by_bit(tmp_path):
-    again = d.import_cdnow(d.cdnow_source(), tmp_path/"cdnow.csv").read_bytes()
-    tracked = remote_object(ROOT)
-    for f in (tracked, ROOT/"data/cdnow.csv"): assert not f.exists() or f.read_bytes() == again
-    assert md5_of(again) == d.md5(tmp_path/"cdnow.csv") == d.pointer_md5(ROOT/"data/cdnow.csv.dvc") == tracked.parent.name + tracked.name
-
-def test_the_import_keeps_every_value_of_the_source(tmp_path):
-    source = [line.split() for line in d.cdnow_source().read_text().splitlines()[1:]]
-    made = csv_rows(d.import_cdnow(d.cdnow_source(), tmp_path/"c.csv"))[1:]
-    assert len(made) == len(source) == 69_659
-    for i, ((event, customer, day, quantity, amount), (c, ymd, q, usd)) in enumerate(zip(made, source), 1):
-        assert (int(event), int(customer), day.replace("-", ""), int(quantity), float(amount)) == (i, int(c), ymd, int(q), float(usd))
-
-def test_another_version_of_the_source_package_is_refused(monkeypatch):
-    class Other: version = "0.11.2"
-    monkeypatch.setattr(d.importlib.metadata, "distribution", lambda name: Other)
-    refused(d.cdnow_source, "lifetimes 0.11.2", "lifetimes==0.11.3")
-    def missing(name): raise d.importlib.metadata.PackageNotFoundError(name)
-    monkeypatch.setattr(d.importlib.metadata, "distribution", missing)
-    refused(d.cdnow_source, "not installed", "lifetimes==0.11.3")
 
 def test_a_fresh_clone_pulls_and_verifies(tmp_path):
     root = clone(tmp_path)

@@ -5,7 +5,7 @@ from churn_nb.data.encoding import entity_key
 from churn_nb.core.errors import DataError
 from churn_nb.data.dataset_toml import read_description, write_description
 from churn_nb.data.description import normalise_names
-from churn_nb.data.schema_inference import DescribeOptions, describe
+from churn_nb.data.schema_inference import DescribeOptions, infer_description
 from churn_nb.data.typed_table import prepare
 
 N = 300
@@ -29,7 +29,7 @@ def read(tmp_path):
         file = tmp_path/name
         if name.endswith(".parquet"): df.to_parquet(file)
         else: df.to_csv(file, index=False, **(write or {}))
-        d = describe(file, DescribeOptions(**how))
+        d = infer_description(file, DescribeOptions(**how))
         made = prepare(d, tmp_path/"out.parquet")
         return d, pd.read_parquet(tmp_path/"out.parquet"), made
     return of
@@ -56,7 +56,7 @@ def test_encodings(read, encoding):
 def test_gzip_and_names_of_files_that_are_patterns(read, tmp_path):
     whole = read(customers(), "a[1]*?'.csv")[1]
     with gzip.open(tmp_path/"g.csv.gz", "wt") as f: customers().to_csv(f, index=False)
-    d = describe(tmp_path/"g.csv.gz")
+    d = infer_description(tmp_path/"g.csv.gz")
     prepare(d, tmp_path/"g.parquet")
     pd.testing.assert_frame_equal(whole, pd.read_parquet(tmp_path/"g.parquet"))
 
@@ -156,14 +156,14 @@ def test_customers_without_an_id_or_twice_are_refused(read):
     (lambda df: df.assign(churn=df.churn.where(df.index > 2, "maybe")), "more than two values")])
 def test_a_file_that_changed_after_it_was_described(tmp_path, changed, said):
     customers().to_csv(f := tmp_path/"f.csv", index=False)
-    d = describe(f)
+    d = infer_description(f)
     changed(customers()).to_csv(f, index=False)
     with pytest.raises(DataError, match=said) as e: prepare(d, tmp_path/"out.parquet")
     assert "\n" not in str(e.value) and not (tmp_path/"out.parquet").exists()
 
 def test_more_rows_with_more_gaps_are_no_change(tmp_path):
     customers().to_csv(f := tmp_path/"f.csv", index=False)
-    d = describe(f)
+    d = infer_description(f)
     customers().assign(x=lambda df: df.x.where(df.index > 30)).to_csv(f, index=False)
     assert prepare(d, tmp_path/"out.parquet")["rows"] == N
 
@@ -179,7 +179,7 @@ def test_mistakes_in_a_description(tmp_path, toml, said):
 
 def test_round_trip_and_settings_are_kept(tmp_path):
     customers(ort=np.resize(["Köln", "?"], N)).to_csv(tmp_path/"f.csv", index=False, sep=";")
-    d = describe(tmp_path/"f.csv")
+    d = infer_description(tmp_path/"f.csv")
     write_description(d, tmp_path/"d.toml")
     again = read_description(tmp_path/"d.toml")
     assert (again.columns, again.findings, again.dialect, again.positive, again.rows) == (d.columns, d.findings, d.dialect, d.positive, d.rows)

@@ -1,7 +1,7 @@
 "Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
 import numpy as np, pandas as pd, pytest
 from churn_nb.core.errors import DataError
-from churn_nb.data.schema_inference import DescribeOptions, describe
+from churn_nb.data.schema_inference import DescribeOptions, infer_description
 from churn_nb.data.typed_table import prepare
 
 N = 600
@@ -16,7 +16,7 @@ def clean(seed=0, n=N, rate=.3):
 def found(tmp_path, df, **how):
     "The description of a table, and its sentences by rule."
     df.to_csv(f := tmp_path/"customers.csv", index=False)
-    d = describe(f, DescribeOptions(**how))
+    d = infer_description(f, DescribeOptions(**how))
     return d, {r: [x.sentence for x in d.findings if x.rule == r] for r in {x.rule for x in d.findings}}
 
 def test_a_table_without_faults_is_left_alone(tmp_path):
@@ -128,7 +128,7 @@ def test_wide_and_long_files_pass_within_a_bound_of_memory(tmp_path, rows, colum
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(rows, columns - 2)).round(3), columns=[f"x{i}" for i in range(columns - 2)])
     df.assign(id=np.arange(rows), churn=(rng.random(rows) < .2).astype(int)).to_csv(f := tmp_path/"big.csv", index=False)
-    d = describe(f, memory_limit="700MB")
+    d = infer_description(f, memory_limit="700MB")
     assert (len(d.names), prepare(d, tmp_path/"out.parquet", memory_limit="700MB")["rows"]) == (columns - 2, rows)
 
 def test_each_finding_is_one_line_that_names_its_column(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.integrate import dblquad
 from scipy.special import beta, gamma
 from churn_nb.modeling import bgnbd as m
-from churn_nb.data.datasets import cdnow_source
+from importers import import_datasets
 
 CDNOW = m.BGNBD(.243, 4.414, .793, 2.426)
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -20,14 +20,14 @@ def histories(draw):
 @pytest.fixture(scope="module")
 def sample():
     "Purchases of the published sample of 2,357 customers."
-    df = pd.read_csv(cdnow_source().with_name("CDNOW_sample.txt"), sep=r"\s+", header=None, dtype={2: str},
+    df = pd.read_csv(import_datasets.cdnow_source().with_name("CDNOW_sample.txt"), sep=r"\s+", header=None, dtype={2: str},
                      names=["master", "customer_id", "date", "quantity", "amount"])
     return df.assign(event_timestamp=pd.to_datetime(df.date, format="%Y%m%d", utc=True))
 
 @pytest.fixture(scope="module")
 def published():
     "x, t_x and T of that sample as the authors give them, to two decimals; a day has 1/7 week."
-    df = pd.read_csv(cdnow_source().with_name("cdnow_customers_summary.csv"), index_col="ID")
+    df = pd.read_csv(import_datasets.cdnow_source().with_name("cdnow_customers_summary.csv"), index_col="ID")
     df.columns = ["x", "t_x", "T"]
     return df.assign(t_x=(df.t_x*7).round()/7, T=(df["T"]*7).round()/7)
 
