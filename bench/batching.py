@@ -15,7 +15,7 @@ from report import folder, options, recorded, table, where, write
 from churn_nb.core.errors import QueueFull
 from churn_nb.serving.batching import Batcher
 
-RULES = {"off": {"most": 1}, "timer: 10 ms or 10": {"wait": .010, "most": 10}, "batch when busy": {"most": 256}}
+RULES = {"off": {"max_batch": 1}, "timer: 10 ms or 10": {"max_wait": .010, "max_batch": 10}, "batch when busy": {"max_batch": 256}}
 SHARES = (.1, .3, .5, .7, .9, 1.1, 1.5)
 
 def models() -> dict:
@@ -54,7 +54,7 @@ async def play(session, away:bool, rate:float, rule:dict, seconds:float) -> list
     def here(rows): return session.run(None, {"x": np.array(rows, np.float32)})[1][:, 1].tolist()
     async def thread(rows): return await asyncio.to_thread(here, rows)
     loop, r, row, took, full = asyncio.get_running_loop(), random.Random(0), (0.,)*14, [], []
-    batcher = Batcher(thread if away else here, queue=5000, **rule)
+    batcher = Batcher(thread if away else here, max_queue=5000, **rule)
     await batcher(row)
     due = began = loop.time()
     pending = set()

@@ -186,13 +186,13 @@ def latency(
     calls: int = 2000,  # How many answers are timed
 ) -> dict[str, float]:  # latency_ms (99th percentile), latency_p50_ms
     "Time from the body of one request to the body of its answer, in milliseconds."
-    names, reader = bundle.manifest.names, bundle.reader
+    names, schema = bundle.manifest.names, bundle.schema
     dictionary = Dictionary.of(bundle.manifest.features)
     bodies = [msgspec.json.encode(dict(zip(names, as_values(row, dictionary)))) for row in X[:calls]]
 
     def answer(body):
-        X = reader.matrix([t[1:] for t in reader.decode(body)], many=False)
-        return msgspec.json.encode(bundle.answers(X, many=False)[0])
+        X = schema.encoder.encode([t[1:] for t in schema.decode(body)], many=False)
+        return msgspec.json.encode(bundle.respond(X, many=False)[0])
 
     times = []
     for i in range(calls + calls // 10):

@@ -205,7 +205,7 @@ class RequestLog:
         share: float = 1.0,  # Of the requests
         most_mb: int = 500,  # On the disk
         seconds: float = 60.0,  # How often a file is written
-        metrics=None,  # web.Metrics
+        metrics=None,  # telemetry.Metrics
         clock=time.time,
         seed: int | None = None,  # Of the sampling
         most_rows: int = 50_000,

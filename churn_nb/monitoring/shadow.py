@@ -109,14 +109,14 @@ def challenge(
     elif model.manifest.names != job.names:
         place = {n: i for i, n in enumerate(job.names)}
         X = np.ascontiguousarray(X[:, [place[n] for n in model.manifest.names]])
-    may_ask = ~(np.isnan(X) & ~model.reader.nullable).any(1)
+    may_ask = ~(np.isnan(X) & ~model.schema.encoder.nullable).any(1)
     q = np.where(may_ask, model.predict(X), np.nan).tolist()
     v = model.manifest.version
     return [Line(at, i, job.champion, p, v, q) for i, p, q in zip(_plain(job.ids), job.p, q) if np.isfinite(q)]
 
 
 def _plain(ids: list) -> list:
-    return [i if i is None else int(i) for i in ids]  # a rows.TextKey is written as its number
+    return [i if i is None else int(i) for i in ids]  # a TextKey is written as its number
 
 
 # %% ../../nbs/monitoring/80_shadow.ipynb #59b193aa
@@ -127,7 +127,7 @@ class Shadow:
         self,
         challenger,  # model_reloader.Challenger: `refresh()`, and `model` or None
         folder: str | Path,  # Of the log
-        metrics,  # web.Metrics
+        metrics,  # telemetry.Metrics
         most: int = 20_000,  # Rows that may wait
         clock=time.time,
     ):

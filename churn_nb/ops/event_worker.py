@@ -33,7 +33,8 @@ from ..core.settings import Settings
 from ..core.errors import ClockError
 from ..feature_store.online import write_watermark, read_watermark
 from ..core.clock import current_time, utc
-from ..serving.http.problem_details import JsonLines, invalid
+from ..serving.http.problem_details import invalid_body
+from ..serving.http.telemetry import JsonFormatter
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #6401e8ec
@@ -64,7 +65,7 @@ def parse_event(
     except ClockError as e:
         return {"field": "event_timestamp", "message": str(e)}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as e:
-        said = invalid(e, f"known: {', '.join(Event.__struct_fields__)}").errors[0]
+        said = invalid_body(e, f"known: {', '.join(Event.__struct_fields__)}").errors[0]
         return {k: v for k, v in said.items() if k in ("field", "message")}
 
 
@@ -231,7 +232,7 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is the end of our input
     write, handler = os.fdopen(os.dup(1), "wb", buffering=0).write, logging.StreamHandler()
     os.dup2(2, 1)  # what a library prints must not get between the answers
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     log.handlers, log.propagate = [handler], False
     logging.getLogger("feast").setLevel("ERROR")
     warnings.simplefilter("ignore")

@@ -6,117 +6,129 @@
 __all__ = ["Batcher"]
 
 # %% ../../nbs/serving/20_batching.ipynb #67c43105
-import asyncio, inspect, math
+import asyncio
+import inspect
+import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from ..core.errors import DeadlineExceeded, QueueFull
 
 
 # %% ../../nbs/serving/20_batching.ipynb #8900a08f
+@dataclass(eq=False)
 class Batcher:
-    "Works on what queued together. Call it with an item, inside an event loop, and await what it returns."
+    "Micro-batching: works on the items that queued together. Call it with an item, inside an event loop, and await the future."
 
-    def __init__(
-        self,
-        run: Callable,  # list of items -> list of results, plain or a coroutine function
-        most: int = 256,  # Items in one run
-        queue: int = 10_000,  # Items that may wait
-        wait: float = 0.0,  # Seconds to wait for company while idle; 0: not at all
-        late: float = math.inf,  # Seconds that an item may wait before it is refused
-        at_once: int = 1,  # Runs under way at the same time, of a coroutine function
-        seen: Callable = lambda n: None,
-    ):  # Is told the size of each run
-        self.run, self.most, self.queue, self.wait, self.late, self.at_once = run, most, queue, wait, late, at_once
-        self.away, self.seen = inspect.iscoroutinefunction(run), seen
-        self.waiting, self.under_way, self.planned, self.clock = deque(), 0, None, None
+    run: Callable  # list of items -> list of results, plain or a coroutine function
+    max_batch: int = 256  # Items in one run
+    max_queue: int = 10_000  # Items that may wait
+    max_wait: float = 0.0  # Seconds that an idle batcher waits for more items; 0: it does not wait
+    deadline: float = math.inf  # Seconds after which a waiting item is refused
+    concurrency: int = 1  # Runs under way at the same time, of a coroutine function
+    on_run: Callable = lambda n: None  # Called with the size of each run
 
-    def __call__(self, item) -> asyncio.Future:  # Its result, or what `run` raised or returned for it, or Late
-        "Queue an item. Raises QueueFull."
-        if len(self.waiting) >= self.queue:
-            raise QueueFull(f"{self.queue} requests wait already; send it again")
+    def __post_init__(self) -> None:
+        self.is_async = inspect.iscoroutinefunction(self.run)
+        self.waiting: deque[tuple[Any, asyncio.Future, float]] = deque()  # item, future, since
+        self.under_way = 0  # runs
+        self.planned: tuple[asyncio.Handle, bool] | None = None  # the next run; whether it waits for more items
+        self.deadline_timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, item) -> asyncio.Future:
+        "Queue an item. The future gives its result, or raises what `run` raised, or DeadlineExceeded. Raises QueueFull."
+        if len(self.waiting) >= self.max_queue:
+            raise QueueFull(f"{self.max_queue} requests wait already; send it again")
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self.waiting.append((item, future, loop.time()))
         self._plan(loop)
         return future
 
-    def _plan(self, loop):
-        "See to it that a run will start, and that nobody waits for ever."
-        if self.under_way >= self.at_once:
-            if not self.clock and self.late < math.inf:
-                self.clock = loop.call_later(self.late, self._too_late, loop)
-        elif len(self.waiting) >= self.most or not self.wait:
+    def _plan(self, loop: asyncio.AbstractEventLoop):
+        "Plan the next run, or while all runs are under way the deadline of the first item."
+        if self.under_way >= self.concurrency:
+            if not self.deadline_timer and self.deadline < math.inf:
+                self.deadline_timer = loop.call_later(self.deadline, self._expire, loop)
+        elif len(self.waiting) >= self.max_batch or not self.max_wait:
             if self.planned and self.planned[1]:
-                self.planned = self.planned[0].cancel()
+                self.planned[0].cancel()
+                self.planned = None
             if not self.planned:
-                self.planned = loop.call_soon(self._go, loop), False
+                self.planned = loop.call_soon(self._start_run, loop), False
         elif not self.planned:
-            self.planned = loop.call_later(self.wait, self._go, loop), True
+            self.planned = loop.call_later(self.max_wait, self._start_run, loop), True
 
-    def _take(self, now: float) -> tuple[list, list]:
-        "The next batch: items and futures, without those whose caller is gone or waited too long."
-        items, futures = [], []
-        while self.waiting and len(items) < self.most:
+    def _next_batch(self, now: float) -> tuple[list, list[asyncio.Future]]:
+        "The next items with their futures, without those whose caller left or whose deadline has passed."
+        items: list = []
+        futures: list[asyncio.Future] = []
+        while self.waiting and len(items) < self.max_batch:
             item, future, since = self.waiting.popleft()
             if future.done():
                 continue
-            if now - since > self.late:
-                future.set_exception(DeadlineExceeded(f"waited {self.late:g} s for its turn"))
+            if now - since > self.deadline:
+                future.set_exception(self._deadline_exceeded())
             else:
                 items.append(item)
                 futures.append(future)
         return items, futures
 
-    def _go(self, loop):
-        "One run over what waits."
+    def _start_run(self, loop: asyncio.AbstractEventLoop):
         self.planned = None
-        items, futures = self._take(loop.time())
+        items, futures = self._next_batch(loop.time())
         if items:
-            self.seen(len(items))
-            if self.away:
+            self.on_run(len(items))
+            if self.is_async:
                 self.under_way += 1
-                loop.create_task(self._run_away(items, futures, loop))
+                loop.create_task(self._run_async(items, futures, loop))
             else:
-                self._give(futures, self._run_here(items))
+                self._deliver(futures, self._run_sync(items))
         if self.waiting:
             self._plan(loop)
 
-    def _run_here(self, items: list) -> list:
+    def _run_sync(self, items: list) -> list:
         "Results, or exceptions in their place; if the whole run fails, each item is tried alone."
         try:
             return self.run(items)
-        except Exception as e:
-            return [e] if len(items) == 1 else [self._run_here([i])[0] for i in items]
+        except Exception as e:  # noqa: BLE001  # whatever it is, it belongs to the callers
+            return [e] if len(items) == 1 else [self._run_sync([i])[0] for i in items]
 
-    async def _run_away(self, items: list, futures: list, loop):
+    async def _run_async(self, items: list, futures: list, loop: asyncio.AbstractEventLoop):
         try:
             results = await self.run(items)
         except asyncio.CancelledError:
             results = [DeadlineExceeded("the server stops")] * len(items)
-        except Exception as e:
-            results = [e] * len(items)  # what is away is away for all; asking again for each would be worse
+        except Exception as e:  # noqa: BLE001
+            results = [e] * len(items)  # what is unavailable is so for all items; one try for each would be worse
         self.under_way -= 1
-        self._give(futures, results)
+        self._deliver(futures, results)
         if self.waiting:
             self._plan(loop)
 
-    def _give(self, futures: list, results: list):
-        "To each its own."
+    def _deliver(self, futures: list[asyncio.Future], results: list):
+        "Give each future its own result or exception."
         if len(results) != len(futures):
             results = [RuntimeError(f"{len(results)} results for {len(futures)} items")] * len(futures)
-        for f, r in zip(futures, results):
-            if f.done():
-                continue  # its caller is gone
-            if isinstance(r, Exception):
-                f.set_exception(r)
+        for future, result in zip(futures, results, strict=True):
+            if future.done():
+                continue  # its caller left
+            if isinstance(result, Exception):
+                future.set_exception(result)
             else:
-                f.set_result(r)
+                future.set_result(result)
 
-    def _too_late(self, loop):
-        "Refuse who waits too long behind a run that takes long."
-        self.clock, now = None, loop.time()
-        while self.waiting and now - self.waiting[0][2] >= self.late - 1e-6:
-            if not (f := self.waiting.popleft()[1]).done():
-                f.set_exception(DeadlineExceeded(f"waited {self.late:g} s for its turn"))
-        if self.waiting and self.under_way >= self.at_once:
-            self.clock = loop.call_later(max(0, self.waiting[0][2] + self.late - now), self._too_late, loop)
+    def _expire(self, loop: asyncio.AbstractEventLoop):
+        "Refuse the items whose deadline passes during a long run."
+        self.deadline_timer, now = None, loop.time()
+        while self.waiting and now - self.waiting[0][2] >= self.deadline - 1e-6:
+            if not (future := self.waiting.popleft()[1]).done():
+                future.set_exception(self._deadline_exceeded())
+        if self.waiting and self.under_way >= self.concurrency:
+            delay = self.waiting[0][2] + self.deadline - now
+            self.deadline_timer = loop.call_later(max(0, delay), self._expire, loop)
+
+    def _deadline_exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"waited {self.deadline:g} s for its turn")

@@ -6,7 +6,9 @@
 __all__ = ["python_client", "curl"]
 
 # %% ../../nbs/serving/80_client_codegen.ipynb #d6fd6d46
-import json, shlex
+import json
+import shlex
+
 from ..core.manifest import Feature, Manifest
 
 

@@ -6,16 +6,23 @@
 __all__ = ["frame", "unframe", "Ingest", "EventsIn"]
 
 # %% ../../nbs/serving/60_event_endpoint.ipynb #afed0d44
-import asyncio, importlib.util, subprocess, sys, time
+import asyncio
+import importlib.util
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
 import msgspec
 from starlette.responses import Response
+
+from ..core.errors import InvalidRequest, QueueFull, ServiceUnavailable
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..feature_store.online import read_watermark
-from ..core.errors import InvalidRequest, QueueFull, ServiceUnavailable
-from .http.problem_details import Metrics, ProblemDetails, invalid
+from .http.problem_details import ProblemDetails, invalid_body
+from .http.telemetry import Metrics
 
 
 # %% ../../nbs/serving/60_event_endpoint.ipynb #6f473c23
@@ -187,7 +194,7 @@ def _rows(body: bytes) -> tuple[bool, list[msgspec.Raw]]:
         else:
             rows = [msgspec.json.decode(body, type=msgspec.Raw)]
     except (msgspec.DecodeError, RecursionError) as e:
-        raise invalid(e) from None
+        raise invalid_body(e) from None
     if not rows:
         raise InvalidRequest([{"field": "body", "message": "an empty list; send at least one event"}])
     return many, rows

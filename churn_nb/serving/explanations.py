@@ -21,7 +21,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import factorial
 from urllib.parse import parse_qs
-import msgspec, numpy as np
+
+import msgspec
+import numpy as np
+
 from .http.problem_details import ProblemDetails
 
 
@@ -137,7 +140,7 @@ def explained(
         raise ProblemDetails(
             409, f"model {m.version} has no reference to count contributions from; deploy one that has"
         )
-    r, how = model.coded([m.reference])[0], {}
+    r, how = model.encode_rows([m.reference])[0], {}
     try:
         if len(differing(x, r)) <= most_exact:
             phi = contributions(model.predict, x, r)

@@ -6,96 +6,104 @@
 __all__ = ["CurrentModel", "Challenger"]
 
 # %% ../../nbs/serving/14_model_reloader.ipynb #45cd4976
-import logging, os, threading
+import logging
+import os
+import threading
 from pathlib import Path
 from typing import Self
+
 from ..core.errors import BundleError
-from .http.problem_details import Metrics, ProblemDetails
+from .http.problem_details import ProblemDetails
+from .http.telemetry import Metrics
 from .predictor import Model
 
 # %% ../../nbs/serving/14_model_reloader.ipynb #f5c0368e
 _logger = logging.getLogger("churn_nb.serving.model_reloader")
 
 
-def _state(
+def _bundle_state(
     path: Path,  # A bundle or a link to one
 ) -> tuple | None:
-    "What tells one bundle on disk from another, without reading it."
+    "Folder, and name, inode, time and size of each file: what tells one bundle from another without reading it."
     folder = Path(os.path.realpath(path))
 
-    def stamp(f):
-        s = f.stat(follow_symlinks=False)
-        return f.name, s.st_ino, s.st_mtime_ns, s.st_size
+    def stamp(entry: os.DirEntry):
+        status = entry.stat(follow_symlinks=False)
+        return entry.name, status.st_ino, status.st_mtime_ns, status.st_size
 
     try:
-        return str(folder), *sorted(stamp(f) for f in os.scandir(folder))
+        return str(folder), *sorted(stamp(entry) for entry in os.scandir(folder))
     except OSError:
-        return (str(folder),) if os.path.lexists(path) else None  # a link to nothing is refused, loudly
+        return (str(folder),) if os.path.lexists(path) else None  # a link to nothing is refused, with an error
 
 
 # %% ../../nbs/serving/14_model_reloader.ipynb #19bdebcc
 class CurrentModel:
-    "The model that answers now, and the watch over the folder it came from."
+    "The model that answers, loaded anew when its bundle changes."
 
-    level = logging.ERROR  # of a refusal
+    level = logging.ERROR  # of a refused bundle
 
     def __init__(
         self,
         path: str | Path,  # A bundle or the link `current`
         threads: int,
         metrics: Metrics,
-        **how,
-    ):  # Further arguments of `Model.load`
-        self.path, self.threads, self.metrics, self.how = Path(path), threads, metrics, how
+        **load_options,  # Further arguments of `Model.load`
+    ):
+        self.path, self.threads, self.metrics, self.load_options = Path(path), threads, metrics, load_options
+        self.public_key = load_options.get("public_key")
         self.model: Model | None = None
-        self.refused, self.seen, self.lock = "", (), threading.Lock()
+        self.refused = ""  # why the newest bundle is not served
+        self.loaded_state: tuple | None = ()
+        self.lock = threading.Lock()
 
     def state(self) -> tuple | None:
-        return _state(self.path)
+        "What tells the bundle on disk from another one; None: there is none."
+        return _bundle_state(self.path)
 
     def refresh(self) -> Self:
-        "Load what is new, if anything is. Never raises for a bad bundle."
+        "Load the bundle if it is another one than before. Never raises for a bad bundle: the old model goes on."
         with self.lock:
             state = self.state()
-            if state == self.seen or state is None:
+            if state is None or state == self.loaded_state:
                 return self
-            self.seen = state
+            self.loaded_state = state
             try:
-                self.model, self.refused = Model.load(self.path, self.threads, **self.how), ""
+                self.model, self.refused = Model.load(self.path, self.threads, **self.load_options), ""
             except BundleError as e:
                 self.refused = str(e)
                 serving = self.model.manifest.version if self.model else None
                 _logger.log(self.level, "bundle refused: %s", e, extra={"fields": {"still_serving": serving}})
             else:
-                m = self.model.manifest
-                loaded = {"as": self.path.name, "version": m.version, "run_id": m.run_id}
+                manifest = self.model.manifest
+                loaded = {"as": self.path.name, "version": manifest.version, "run_id": manifest.run_id}
                 _logger.info("model loaded", extra={"fields": loaded})
-            self.tell()
+            self.update_metrics()
         return self
 
-    def tell(self):
-        "Say in the metrics which model answers."
+    def update_metrics(self):
+        "Show in the metrics which model answers, and whether a newer bundle was refused."
         self.metrics.refused.set(bool(self.refused))
-        self.metrics.model(self.model.manifest if self.model else None)
+        self.metrics.set_model(self.model.manifest if self.model else None)
 
     def trouble(self) -> ProblemDetails:
-        "Why no model answers, and what to do."
+        "The 503 of a server without a model: why, and what to do."
         why = self.refused or f"no bundle at {self.path}; make one with `churn run`"
         return ProblemDetails(503, why, headers={"Retry-After": "5"})
 
 
 # %% ../../nbs/serving/14_model_reloader.ipynb #60d3942e
 class Challenger(CurrentModel):
-    "The model in shadow, loaded with the same checks. It answers nobody, so it is not in the metrics."
+    "The model in shadow, loaded with the same checks. No answer depends on it, so it is not in the metrics."
 
     level = logging.WARNING
 
-    def tell(self):
-        pass
+    def update_metrics(self):
+        "Nothing: the metrics show the model that answers."
 
     def refresh(self) -> Self:
-        "Load what is new; without a bundle there is no challenger."
-        if self.state() is None and self.seen is not None:
-            self.model = self.seen = None
+        "Load the bundle if it is another one; without a bundle there is no challenger."
+        if self.state() is None and self.loaded_state is not None:
+            self.model = self.loaded_state = None
             _logger.warning("no challenger at %s; put one there or set [serve] shadow = no", self.path)
         return super().refresh()

@@ -9,15 +9,18 @@ __all__ = ["inputs_of", "infer", "v2_routes"]
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
-import msgspec, numpy as np
+
+import msgspec
+import numpy as np
 from fastapi import APIRouter, Request
 from msgspec import Meta, Raw
 from starlette.responses import Response
+
 from .. import __version__
+from ..core.errors import InvalidRequest
 from ..core.manifest import Manifest
 from ..data.encoding import Dictionary
-from ..core.errors import InvalidRequest
-from .http.problem_details import ProblemDetails, invalid, read_body
+from .http.problem_details import ProblemDetails, invalid_body, read_body
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #81ae41ba
@@ -197,7 +200,7 @@ def infer(
         req = msgspec.json.decode(body[:n], type=_Infer)
         p = score(_rows_in(req.inputs, body[n:], m, max_batch, dictionary))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ProblemDetails(400, str(invalid(e))) from None
+        raise ProblemDetails(400, str(invalid_body(e))) from None
     except InvalidRequest as e:
         raise ProblemDetails(400, str(e), e.errors) from None
     return *_tensor_out(req, m, p), len(p)
@@ -277,11 +280,11 @@ def v2_routes(
         asked = []
 
         def answer(X):
-            asked.append((X, p := model.score(model.reader.check(X))))
+            asked.append((X, p := model.predict_proba(model.schema.encoder.require_valid(X))))
             return p
 
         body, json_part, rows = infer(
-            model.manifest, answer, sent, None if n is None else int(n), limits.max_batch, model.reader.dictionary
+            model.manifest, answer, sent, None if n is None else int(n), limits.max_batch, model.dictionary
         )
         request.state.rows = rows
         for log in logs:

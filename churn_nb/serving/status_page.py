@@ -32,14 +32,21 @@ __all__ = [
 ]
 
 # %% ../../nbs/serving/50_status_page.ipynb #7be212d8
-import base64, hashlib, importlib.util, json, shlex, time
+import base64
+import hashlib
+import importlib.util
+import json
+import shlex
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
+
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, HTMLResponse
-from ..core.manifest import ModelCard, Feature, Group, Manifest
+
+from ..core.manifest import Feature, Group, Manifest, ModelCard
 from ..monitoring.request_log import DriftGauges, _Report
 
 

@@ -16,17 +16,24 @@ __all__ = [
 ]
 
 # %% ../../nbs/serving/40_triton.ipynb #a8f96063
-import asyncio, random, re, shutil, tempfile, time
+import asyncio
+import random
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
+
 from ..core.errors import BackendUnavailable, BundleError, TritonError
 from ..core.manifest import Manifest
-from ..registry.bundle import read_bundle
-from ..registry.onnx_validation import check_onnx
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
+from ..registry.bundle import read_bundle
+from ..registry.onnx_validation import check_onnx
 
 
 # %% ../../nbs/serving/40_triton.ipynb #11ea7364

@@ -5,7 +5,7 @@ import httpx, pytest
 from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
 from raw_http import ROW, answer, ask, connect, request
-from churn_nb.serving.http.connection_limits import open_files
+from churn_nb.serving.http.connection_limits import raise_open_files_limit
 from churn_nb.monitoring.request_log import read_requests
 
 def numbered(i): return json.dumps({**ROW, "age": i}).encode() # float32 keeps whole numbers up to 2**24
@@ -206,7 +206,7 @@ def test_a_paused_process_closes_no_connection(tmp_path):
 def files():
     "As many open files as this process may have."
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield open_files(10_000)
+    yield raise_open_files_limit(10_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 def test_ten_thousand_connections(tmp_path, files, capsys):

@@ -3,7 +3,7 @@ import re, shutil, subprocess
 import pytest, yaml
 from kubernetes_validate import ValidationError, validate
 from fastapi.testclient import TestClient
-from churn_nb.serving.http.connection_limits import read_keys
+from churn_nb.serving.http.auth import read_api_keys
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
 from deadlines import allow
@@ -77,7 +77,7 @@ def test_probes_exist_on_the_app_and_mean_what_they_should(objects, tmp_path):
     (api,) = [c for name, _, c in containers(objects) if name == "churn-api"]
     path = {p: api[p]["httpGet"]["path"] for p in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert path == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
-    statuses = lambda ws: [TestClient(create_app(settings_for(ws), keys=read_keys({"CHURN_SERVE_API_KEYS": "k"*20}))).get(p).status_code for p in ("/readyz", "/livez")]
+    statuses = lambda ws: [TestClient(create_app(settings_for(ws), keys=read_api_keys({"CHURN_SERVE_API_KEYS": "k"*20}))).get(p).status_code for p in ("/readyz", "/livez")]
     assert statuses(tmp_path) == [503, 200], "no model: no traffic, no restart; and no key is asked for"
     put_live(tmp_path)
     assert statuses(tmp_path) == [200, 200]

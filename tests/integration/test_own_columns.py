@@ -11,12 +11,12 @@ from churn_nb.registry.bundle import write_bundle
 from churn_nb.data.encoding import UNSEEN, entity_key
 from churn_nb.registry.onnx_validation import check_onnx
 from churn_nb.monitoring.request_log import read_requests
-from churn_nb.serving.request_schema import RowReader, TextKey
+from churn_nb.serving.request_schema import RequestSchema, TextKey
 from churn_nb.serve import Model, create_app
 from churn_nb.core.settings import load_settings
 from churn_nb.monitoring.shadow import Shadow, read_shadow
 from churn_nb.serving.triton import signature, triton_config
-from churn_nb.serving.http.problem_details import Metrics
+from churn_nb.serving.http.telemetry import Metrics
 from own_columns import EXAMPLE, FEATURES, expected, graph, own_manifest, put_own
 from deadlines import allow
 from serving import manifest, onnx_model, serving, settings_for
@@ -108,8 +108,8 @@ def test_both_paths_of_a_real_server_answer_the_same(tmp_path):
     put_own(tmp_path)
     with serving(tmp_path, request_log=0.) as s, httpx.Client(base_url=s.url, timeout=allow(90)) as c:
         for row in (EXAMPLE, EXAMPLE | {"Vertragsart": None, "Vorwahl": "neu"}, EXAMPLE | {"Vertragsart": ""}):
-            lane, long_way = (c.post("/predict", json=row, headers=h) for h in ({}, {"Connection": "close"}))
-            assert lane.status_code == 200 and lane.content == long_way.content
+            fast, standard = (c.post("/predict", json=row, headers=h) for h in ({}, {"Connection": "close"}))
+            assert fast.status_code == 200 and fast.content == standard.content
         assert c.post("/predict", json={"customer_id": "Kundin 7"}).status_code == 503 # there is no store
         assert "expected text" in c.post("/predict", json=EXAMPLE | {"Vorwahl": []}).text
 
@@ -130,8 +130,8 @@ def test_the_model_card_and_docs_hold_the_files_own_words(served):
     assert served.post("/predict", json=body).status_code == 200
 
 def test_of_hundreds_of_values_twenty_are_shown():
-    from churn_nb.serving.http.problem_details import known_values
-    says = known_values(Feature(name="a", type="string", values=[f"v{i}" for i in range(300)]))
+    from churn_nb.serving.http.openapi import category_values
+    says = category_values(Feature(name="a", type="string", values=[f"v{i}" for i in range(300)]))
     assert len(says["examples"]) == 20 and says["description"].endswith("v19, and 280 more")
 
 def test_a_model_of_numbers_answers_and_documents_as_before(tmp_path):
@@ -286,9 +286,9 @@ def test_a_log_column_with_numbers_and_texts_reads_as_text(tmp_path):
 def test_a_challenger_with_other_words_is_asked_in_its_own(tmp_path):
     ours = Model.load(put_own(tmp_path))
     features = [FEATURES[3], FEATURES[1], FEATURES[2], msgspec.structs.replace(FEATURES[0], values=["monatlich", "jährlich"])]
-    theirs = RowReader(features)
+    theirs = RequestSchema(features)
     seen = []
-    challenger = SimpleNamespace(manifest=SimpleNamespace(version="2", names=theirs.names, features=features), reader=theirs,
+    challenger = SimpleNamespace(manifest=SimpleNamespace(version="2", names=theirs.names, features=features), schema=theirs,
                                  dictionary=theirs.dictionary, predict=lambda X: seen.append(X) or X[:, 0]*0 + .25)
     shadow = Shadow(SimpleNamespace(model=challenger, refresh=lambda: None), tmp_path/"log", Metrics())
     key = TextKey.read("Kundin 7")

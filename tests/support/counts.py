@@ -54,7 +54,7 @@ def batch():
     import asyncio
     from churn_nb.serving.batching import Batcher
     async def go():
-        b = Batcher(lambda rows: rows, most=256, queue=1000)
+        b = Batcher(lambda rows: rows, max_batch=256, max_queue=1000)
         await asyncio.gather(*(b(k) for k in range(64)))
     return counted(lambda: asyncio.run(go()))/64
 

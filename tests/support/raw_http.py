@@ -5,9 +5,9 @@ from deadlines import allow
 
 ROW = {"age": 42, "usage_minutes": 310.5, "gap": None}
 GOOD = json.dumps(ROW).encode()
-LANE, LONG = "application/json", "application/json; charset=utf-8" # a content type that the lane does not take
+FAST, STANDARD = "application/json", "application/json; charset=utf-8" # a content type that the fast path does not take
 
-def request(body=GOOD, kind=LANE, path="/predict", version="1.1", method="POST", **headers):
+def request(body=GOOD, kind=FAST, path="/predict", version="1.1", method="POST", **headers):
     more = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
     return f"{method} {path} HTTP/{version}\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 

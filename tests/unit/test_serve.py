@@ -449,12 +449,12 @@ def test_unchanged_bundles_load_once_and_refusals_are_logged_once(tmp_path, capl
 
 def test_model_rows_follows_the_rules_of_requests(tiny_bundle):
     m = Model.load(tiny_bundle/"bundle"/"current")
-    X = m.rows([ROW, row([1, 2, float("nan")])])
+    X = m.encode_dicts([ROW, row([1, 2, float("nan")])])
     assert X.dtype == np.float32 and X.shape == (2, 3) and np.isnan(X[:, 2]).all()
     for bad, says in (([row([float("nan"), 1, 1])], "row 0: age: may not be missing"), ([ROW, {"age": 1}], "row 1: usage_minutes: missing"),
                       ([{"customer_id": 1}], "row 0: customer_id"), ([row(["a", 1, 1])], "row 0: age: expected a number"),
                       ([ROW | {"x": 1}], "row 0: x: unknown")):
-        with pytest.raises(InvalidRequest, match=says): m.rows(bad)
+        with pytest.raises(InvalidRequest, match=says): m.encode_dicts(bad)
 
 def test_feature_names_may_be_any_text(tmp_path):
     names = ["Day Mins", "class", "f0", 'a`b - at `$.c<', "é"]

@@ -38,7 +38,7 @@ def test_parquet_keeps_order_and_types_and_scores_like_the_api(live, tmp_path):
     assert out.select(t.column_names).equals(t) and out.schema.field("joined").type == pa.timestamp("us", "UTC")
     assert out.column_names[6:] == ["probability", "churn_risk", "model_version", "reasons"]
     np.testing.assert_allclose(out["probability"].to_numpy(), probability(X_of(t)), atol=1e-6)
-    answers = model.answers(X_of(t))
+    answers = model.respond(X_of(t))
     assert out["churn_risk"].to_pylist() == [a.churn_risk for a in answers] and out["probability"].to_pylist() == [a.probability for a in answers]
     assert (done.rows, done.scored, done.rejected, done.at_risk) == (1234, 1234, 0, sum(a.churn_risk for a in answers)) and 0 < done.at_risk < 1234
     assert done.unused == ["id", "joined", "tags"] and not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob("*rejects*"))

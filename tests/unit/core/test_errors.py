@@ -9,7 +9,7 @@ from churn_nb.core.errors import CRASHED, ChurnError, error_class, error_classes
 from churn_nb.core.settings import load_settings
 from churn_nb.cli import app as cli, registry as registry_commands
 from churn_nb.registry.connection import connect
-from churn_nb.serving.http.problem_details import ProblemDetails, problems_everywhere
+from churn_nb.serving.http.problem_details import ProblemDetails, install_problem_handlers
 from paths import CHURN, ROOT
 
 TREE = [c for c in error_classes() if c.__module__ == errors.__name__]
@@ -63,7 +63,7 @@ def test_an_end_of_file_in_a_command_is_a_crash(monkeypatch, capsys, tmp_path):
 
 def api_that_raises(error):
     app = FastAPI()
-    problems_everywhere(app)
+    install_problem_handlers(app)
     @app.get("/")
     def raises(): raise error
     return app

@@ -12,7 +12,7 @@ from churn_nb.monitoring.request_log import Asked, DriftGauges, RequestLog, add_
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
 from churn_nb.monitoring.shadow import read_shadow
-from churn_nb.serving.http.problem_details import Metrics
+from churn_nb.serving.http.telemetry import Metrics
 from deadlines import allow
 from serving import Server, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
 
@@ -138,7 +138,7 @@ FULL = textwrap.dedent("""
     from types import SimpleNamespace
     import logging, numpy as np
     from churn_nb.monitoring.request_log import RequestLog
-    from churn_nb.serving.http.problem_details import Metrics
+    from churn_nb.serving.http.telemetry import Metrics
     said = []
     logging.getLogger("churn_nb.monitoring.request_log").addFilter(lambda r: said.append(r.getMessage()))
     log, rng = RequestLog(sys.argv[1] + "/requests", seconds=3600, metrics=Metrics()), np.random.default_rng(0)

@@ -7,7 +7,7 @@ import churn_nb.monitoring.shadow
 from churn_nb.registry.bundle import switch_shadow, write_bundle
 from churn_nb.serve import create_app
 from churn_nb.monitoring.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
-from churn_nb.serving.http.problem_details import Metrics
+from churn_nb.serving.http.telemetry import Metrics
 from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for, wait_for
 
@@ -96,7 +96,7 @@ def test_a_corrupt_challenger_is_reported_once_and_affects_no_answer(tmp_path):
 class Stand:
     "A challenger that does what `predict` says."
     def __init__(self, predict, names=tuple(ROW), nullable=(False, False, True), version="2"):
-        self.predict, self.reader = predict, SimpleNamespace(nullable=np.array(nullable))
+        self.predict, self.schema = predict, SimpleNamespace(encoder=SimpleNamespace(nullable=np.array(nullable)))
         self.manifest = SimpleNamespace(version=version, names=[*names])
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from churn_nb.serving.http import problem_details as web
+from churn_nb.serving.http import telemetry
 from churn_nb.core.errors import QueueFull, DeadlineExceeded
 from churn_nb.serving.batching import Batcher
 from deadlines import allow
@@ -34,7 +34,7 @@ def test_each_item_gets_its_own_result_in_bounded_batches(asked, slow, most, at_
         under_way -= 1
         return run(items)
     async def main():
-        b, futures = Batcher(slowly if slow else run, most, at_once=at_once), []
+        b, futures = Batcher(slowly if slow else run, most, concurrency=at_once), []
         for item, how in asked:
             futures.append((item, how, f := b(item)))
             if how == "leave": f.cancel()
@@ -65,7 +65,7 @@ def test_queue_full_and_deadline_exceeded_are_refused():
     async def main():
         gate = asyncio.Event()
         async def run(items): await gate.wait(); return items
-        b = Batcher(run, queue=3, late=.03)
+        b = Batcher(run, max_queue=3, deadline=.03)
         first = b(0)
         await turns()
         waits = [b(i) for i in (1, 2, 3)]
@@ -80,11 +80,11 @@ def test_an_item_past_its_deadline_is_not_run():
     async def main():
         gate = asyncio.Event()
         async def run(items): ran.append(items); await gate.wait(); return items
-        b = Batcher(run, late=.05)
+        b = Batcher(run, deadline=.05)
         first = b("first")
         await turns()
         late = b("late")
-        b.clock.cancel() # the timer is late too: the taking itself must look
+        b.deadline_timer.cancel() # the timer is late too: the taking itself must look
         await asyncio.sleep(.1)
         gate.set()
         fresh = b("fresh")
@@ -96,11 +96,11 @@ def test_an_item_past_its_deadline_is_not_run():
 def test_a_batch_waits_for_its_timer_unless_full():
     sizes = []
     async def main():
-        b, loop = Batcher(lambda xs: xs, most=3, wait=.05, seen=sizes.append), asyncio.get_running_loop()
+        b, loop = Batcher(lambda xs: xs, max_batch=3, max_wait=.05, on_run=sizes.append), asyncio.get_running_loop()
         alone, began = b(1), loop.time()
         await alone
         assert loop.time() - began >= .045
-        b.wait = 30
+        b.max_wait = 30
         assert await asyncio.wait_for(asyncio.gather(*[b(i) for i in range(3)]), 5) == [0, 1, 2] # would hang for half a minute
     asyncio.run(main())
     assert sizes == [1, 3]
@@ -136,7 +136,7 @@ def test_a_heavy_model_runs_in_a_thread(tmp_path, monkeypatch):
     app = serve.create_app(settings_for(tmp_path, request_log=0))
     model, where = app.state.current.model, []
     real = model.predict
-    model.seconds = 1.
+    model.run_seconds = 1.
     monkeypatch.setattr(model, "predict", lambda X: where.append(threading.current_thread().name) or real(X))
     with TestClient(app) as c:
         row = {"age": 42, "usage_minutes": 310.5, "gap": None}
@@ -154,7 +154,7 @@ def test_queue_full_and_deadline_exceeded_give_503_with_retry_after(tmp_path):
     async def main():
         gate = asyncio.Event()
         async def stuck(items): await gate.wait(); return [(.5, np.zeros((1, 3), np.float32), None) for _ in items]
-        model.batcher = Batcher(stuck, queue=2, late=.05)
+        model.batcher = Batcher(stuck, max_queue=2, deadline=.05)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as c:
             first = asyncio.create_task(c.post("/predict", json=row))
             while not model.batcher.under_way: await asyncio.sleep(.001)
@@ -178,10 +178,10 @@ def test_with_a_tracer_a_request_is_a_child_span(monkeypatch):
     from opentelemetry import trace
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept := InMemorySpanExporter()))
-    assert web.spans() is None or not isinstance(trace.get_tracer_provider(), TracerProvider)
+    assert telemetry.span_exporter() is None or not isinstance(trace.get_tracer_provider(), TracerProvider)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
-    make = web.spans()
-    make([web.Done(100., "abc", "POST", "/predict", 200, .25, 1, "7", [("score", .001)], b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
+    make = telemetry.span_exporter()
+    make([telemetry.AccessRecord(100., "abc", "POST", "/predict", 200, .25, 1, "7", [("score", .001)], b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
     span, = kept.get_finished_spans()
     assert span.name == "POST /predict" and f"{span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c" and f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
     assert (span.end_time - span.start_time)/1e9 == pytest.approx(.25) and span.attributes["churn.model_version"] == "7" and json.loads(span.to_json())["attributes"]["churn.score_ms"] == 1.

@@ -5,9 +5,10 @@ import httpx, pytest, uvicorn
 from hypothesis import given, settings as hyp, strategies as st
 from deadlines import allow
 from serving import Server, put_live, serving, wait_for
-from raw_http import GOOD, LANE, LONG, answer, ask, connect, request
-from churn_nb.serving.http.fast_path import LaneProtocol
-from churn_nb.serving.http.connection_limits import Guard, guarded, read_keys
+from raw_http import GOOD, FAST, STANDARD, answer, ask, connect, request
+from churn_nb.serving.http.fast_path import FastPathProtocol
+from churn_nb.serving.http.auth import read_api_keys
+from churn_nb.serving.http.connection_limits import ConnectionLimiter, limited_protocol
 from churn_nb.core.errors import ServeError
 
 pytestmark = pytest.mark.usefixtures("measured")
@@ -30,14 +31,14 @@ def locked(tmp_path_factory):
 @pytest.mark.parametrize("headers", [{}, {"X_API_Key": OLD[:-1]}, {"X_API_Key": OLD + "x"}, {"Authorization": f"Basic {OLD}"}, {"Authorization": OLD}, {"Authorization": "Bearer"},
                                      {"X_API_Key": "x", "Authorization": f"Bearer {OLD}"}, {"X_API_Key": f"{OLD},{NEW}"}, {"X_API_Key": "ÿ"*30}])
 def test_without_a_known_key_neither_path_answers(locked, headers):
-    for kind in (LANE, LONG):
+    for kind in (FAST, STANDARD):
         status, told, body = ask(locked.url, request(kind=kind, **headers))[0]
         assert status == 401 and told["www-authenticate"].startswith("bearer") and told["content-type"] == "application/problem+json" and len(told["x-request-id"]) == 32
         assert json.loads(body)["detail"] and not re.search(rb"0\d{3}", body) and b"probability" not in body
 
 @pytest.mark.parametrize("headers", [{"X_API_Key": OLD}, {"X_API_Key": NEW}, {"Authorization": f"Bearer {OLD}"}, {"Authorization": f"bearer   {NEW}"}])
 def test_each_known_key_opens_both_paths(locked, headers):
-    for kind in (LANE, LONG): assert ask(locked.url, request(kind=kind, **headers))[0][0] == 200
+    for kind in (FAST, STANDARD): assert ask(locked.url, request(kind=kind, **headers))[0][0] == 200
 
 def test_all_paths_ask_but_the_probes(locked):
     get = lambda path, h="": ask(locked.url, f"GET {path} HTTP/1.1\r\nHost: x\r\n{h}\r\n".encode())[0][0] # as it is: a client would tidy the path
@@ -52,7 +53,7 @@ def test_a_browser_is_asked_for_a_key_as_password(locked):
     assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic realm=")
     for name in ("", "ann", "é"):
         assert httpx.get(locked.url + "/", headers=html, auth=(name, OLD), timeout=allow(90)).status_code == 200
-        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW), timeout=allow(90)).status_code == 200 # by the lane
+        assert httpx.post(locked.url + "/predict", json=json.loads(GOOD), auth=(name, NEW), timeout=allow(90)).status_code == 200 # on the fast path
     for auth in ((OLD, ""), ("ann", OLD[:-1]), (OLD, "x"*20)): assert httpx.get(locked.url + "/", headers=html, auth=auth, timeout=allow(90)).status_code == 401
     for text in ("=", "ann", "!!!!", "YW5u"): assert httpx.get(locked.url + "/", headers={"Authorization": f"Basic {text}"}, timeout=allow(90)).status_code == 401
 
@@ -84,17 +85,17 @@ def test_an_open_address_needs_keys(tmp_path):
 
 @given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","), min_size=16, max_size=40), max_size=4), st.text(max_size=40), st.data())
 def test_a_key_is_known_if_it_is_one_of_them(keys, other, data):
-    known = read_keys({"CHURN_SERVE_API_KEYS": ",".join(keys)})
-    assert len(known) == len(keys) and all(known.knows(k.encode()) for k in keys)
-    assert known.knows(other.encode()) == (other in keys) and not any(k in repr(known) + repr(vars(known)) for k in keys)
+    known = read_api_keys({"CHURN_SERVE_API_KEYS": ",".join(keys)})
+    assert len(known) == len(keys) and all(known.verify(k.encode()) for k in keys)
+    assert known.verify(other.encode()) == (other in keys) and not any(k in repr(known) + repr(vars(known)) for k in keys)
     if keys:
         k = data.draw(st.sampled_from(keys))
         i = data.draw(st.integers(0, len(k) - 1))
-        for near in (k[:i], k[:i] + "\x7f" + k[i + 1:], k + "x"): assert not known.knows(near.encode()) or near in keys
+        for near in (k[:i], k[:i] + "\x7f" + k[i + 1:], k + "x"): assert not known.verify(near.encode()) or near in keys
 
 @pytest.mark.parametrize("text", ["short", "x"*15, f"{OLD},y", "ä"*20, "with a blank in the middle", ",", " , "])
 def test_keys_that_are_none_are_refused_without_being_shown(text):
-    with pytest.raises(ServeError) as e: read_keys({"CHURN_SERVE_API_KEYS": text})
+    with pytest.raises(ServeError) as e: read_api_keys({"CHURN_SERVE_API_KEYS": text})
     assert "\n" not in str(e.value) and (len(text) < 4 or text not in str(e.value)) and OLD not in str(e.value)
 
 # --- deadlines and sizes ---
@@ -126,8 +127,8 @@ def slowly(url, head, drip, n=400):
 HEADS = {"headers": (b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n", b"408"),
          "one header": (b"GET /livez HTTP/1.1\r\na: ", b"b", b"408"),
          "request line": (b"G", b"E", b"4"), # 408, or 400 as no method is that long
-         "body in the lane": (request()[:-40], b" ", b"408"),
-         "body the long way": (request(kind=LONG)[:-40], b" ", b"408"),
+         "body on the fast path": (request()[:-40], b" ", b"408"),
+         "body on the standard path": (request(kind=STANDARD)[:-40], b" ", b"408"),
          "body of events": (request(path="/events")[:-40], b" ", b"408"),
          "chunks": (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", b"408"),
          "trailers": (b"POST /v2/models/churn/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n", b"408"),
@@ -141,7 +142,7 @@ def test_an_unfinished_request_gets_an_error_and_is_closed(strict, what):
     assert seconds < 15 and (seconds > .5 or got[9:12] == b"400")
 
 def test_after_an_answer_a_slow_request_has_its_own_deadline(strict):
-    got, _ = slowly(strict.url, request() + request(kind=LONG) + request()[:-40], b" ")
+    got, _ = slowly(strict.url, request() + request(kind=STANDARD) + request()[:-40], b" ")
     assert [x[:3] for x in got.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"408"]
 
 def test_a_connection_without_a_request_is_closed_without_a_word(strict):
@@ -175,7 +176,7 @@ def test_a_body_without_end_is_cut_off(strict):
     assert got[9:12] == b"413"
 
 def test_what_was_refused_is_counted_and_nothing_stays_behind(strict):
-    for head, drip, _ in (HEADS["headers"], HEADS["body in the lane"]): slowly(strict.url, head, drip)
+    for head, drip, _ in (HEADS["headers"], HEADS["body on the fast path"]): slowly(strict.url, head, drip)
     ask(strict.url, b"\x16\x03\x01\r\n\r\n")
     text = httpx.get(strict.url + "/metrics", timeout=allow(90)).text
     for reason in ("headers", "body", "invalid"): assert re.search(rf'churn_turned_away_total{{reason="{reason}"}} [1-9]', text), reason
@@ -205,8 +206,8 @@ def test_a_connection_over_the_cap_gets_503_at_once(tmp_path):
         assert 'churn_turned_away_total{reason="full"}' in httpx.get(s.url + "/metrics", timeout=allow(90)).text
 
 def test_the_limit_on_files_bounds_the_cap():
-    code = ("import resource\nfrom churn_nb.serving.http.connection_limits import open_files\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
-            "    print(open_files(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
+    code = ("import resource\nfrom churn_nb.serving.http.connection_limits import raise_open_files_limit\nfor hard in (4096, 700, 100):\n    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+            "    print(raise_open_files_limit(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == ["1000 1381", "394 700", "1 100"]
 
@@ -226,14 +227,14 @@ async def echo(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def standing():
-    "A server in a thread: its address and guard."
+    "A server in a thread: its address and limiter."
     import logging
     logging.getLogger("uvicorn.error").setLevel("CRITICAL")
-    guard, sock = Guard(LIMITS), socket.create_server(("127.0.0.1", 0))
-    lane = type("Closed", (), {"open_to": lambda self, p: False})()
-    server = uvicorn.Server(uvicorn.Config(echo, http=guarded(type("P", (LaneProtocol,), {"lane": lane}), guard), log_config=None, ws="none", lifespan="off"))
+    limiter, sock = ConnectionLimiter(LIMITS), socket.create_server(("127.0.0.1", 0))
+    closed = type("Closed", (), {"accepts": lambda self, p: False})()
+    server = uvicorn.Server(uvicorn.Config(echo, http=limited_protocol(type("P", (FastPathProtocol,), {"fast_path": closed}), limiter), log_config=None, ws="none", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True); thread.start()
-    yield sock.getsockname(), guard
+    yield sock.getsockname(), limiter
     server.should_exit = True; thread.join(allow(20)); sock.close()
 
 part = st.sampled_from([b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /slow HTTP/1.1\r\n\r\n", b"GET /raise HTTP/1.1\r\n\r\n", b"POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
@@ -247,7 +248,7 @@ part = st.sampled_from([b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /slow HTTP/
 @given(st.lists(part, min_size=1, max_size=8), st.lists(st.integers(0, 400), max_size=4), st.sampled_from(["eof", "reset", "read"]))
 @hyp(max_examples=400, deadline=None)
 def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
-    at, guard = standing
+    at, limiter = standing
     whole, s = b"".join(parts), socket.create_connection(at, timeout=allow(90))
     marks = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
     try:
@@ -258,12 +259,12 @@ def test_whatever_comes_the_books_are_balanced(standing, parts, cuts, end):
         got = b"".join(iter(lambda: s.recv(65536), b"")) if end == "read" else b""
     except ConnectionError: got = b""
     finally: s.close()
-    assert wait_for(lambda: not guard.connections and not guard.leaving), (guard.connections, guard.leaving)
-    assert wait_for(lambda: guard.under_way == 0)
+    assert wait_for(lambda: not limiter.connections and not limiter.draining), (limiter.connections, limiter.draining)
+    assert wait_for(lambda: limiter.under_way == 0)
     assert got == b"" or re.match(rb"HTTP/1\.1 \d\d\d ", got)
 
 def test_requests_over_the_limit_under_way_get_503(standing):
-    at, guard = standing
+    at, limiter = standing
     many = [socket.create_connection(at, timeout=allow(90)) for _ in range(40)]
     files, statuses = [s.makefile("rb") for s in many], []
     for _ in range(5):
@@ -273,4 +274,4 @@ def test_requests_over_the_limit_under_way_get_503(standing):
     many[0].sendall(b"GET /livez HTTP/1.1\r\n\r\n"); assert answer(files[0])[0] == 200
     for f in files: f.close()
     for s in many: s.close()
-    assert wait_for(lambda: guard.under_way == 0 and not guard.connections)
+    assert wait_for(lambda: limiter.under_way == 0 and not limiter.connections)

@@ -1,8 +1,8 @@
-"The lane answers what it takes exactly as the long way does, and leaves everything else to it."
+"The fast path answers what it takes exactly as the standard path does, and leaves everything else to it."
 import contextlib, json, signal, socket, struct, threading
 import httpx, pytest
 from hypothesis import given, settings as hyp, strategies as st
-from raw_http import GOOD, LANE, LONG, ROW, answer, ask, connect, request
+from raw_http import GOOD, FAST, STANDARD, ROW, answer, ask, connect, request
 from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
 
@@ -21,18 +21,18 @@ bodies = st.fixed_dictionaries(dict.fromkeys(ROW, values)).map(lambda v: json.du
 @hyp(max_examples=300, deadline=None)
 def test_both_paths_give_the_same_answer(server, body, rid):
     headers = {"X_Request_Id": rid} if rid else {}
-    lane, long = (ask(server.url, request(body, kind, **headers))[0] for kind in (LANE, LONG))
-    same(lane, long)
-    if rid == "abc-1": assert lane[1]["x-request-id"] == "abc-1" == long[1]["x-request-id"]
-    else: assert len(lane[1]["x-request-id"]) == 32 and lane[1]["x-request-id"] != long[1]["x-request-id"]
+    fast, standard = (ask(server.url, request(body, kind, **headers))[0] for kind in (FAST, STANDARD))
+    same(fast, standard)
+    if rid == "abc-1": assert fast[1]["x-request-id"] == "abc-1" == standard[1]["x-request-id"]
+    else: assert len(fast[1]["x-request-id"]) == 32 and fast[1]["x-request-id"] != standard[1]["x-request-id"]
 
 def test_the_fast_path_serves_the_ordinary_case(server):
-    "Its answer says so by nothing but its speed; so the server is asked how often its lane was used."
-    from churn_nb.serving.http.fast_path import LaneProtocol
+    "Its answer says so by nothing but its speed; so the server is asked how often its fast path was used."
+    from churn_nb.serving.http.fast_path import FastPathProtocol
     from churn_nb.serve import create_app
     from serving import settings_for
     p = create_app(settings_for(server.workspace, request_log=0)).state.protocol
-    assert issubclass(p, LaneProtocol) and p.lane.path == b"/predict"
+    assert issubclass(p, FastPathProtocol) and p.fast_path.path == b"/predict"
 
 @pytest.mark.parametrize("how", [dict(version="1.0"), dict(Connection="close"), dict(path="/predict?explain=false"), dict(Expect="100-continue"), dict(Content_Encoding="identity")])
 def test_what_is_not_ordinary_is_answered_all_the_same(server, how):
@@ -48,17 +48,17 @@ def test_a_chunked_body_and_other_methods(server):
     chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
     assert ask(server.url, chunked)[0][0] == 200
     assert [ask(server.url, request(method=m))[0][0] for m in ("PUT", "DELETE")] == [405, 405]
-    assert ask(server.url, request(b"", LANE))[0][0] == 400
+    assert ask(server.url, request(b"", FAST))[0][0] == 400
     assert ask(server.url, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n")[0][0] == 413
 
 def test_a_request_that_comes_byte_by_byte(server):
     whole = request()
     assert ask(server.url, *[whole[i:i + 1] for i in range(len(whole))], pause=.001)[0][0] == 200
 
-@given(st.lists(st.sampled_from(["lane", "long", "bad", "health"]), min_size=1, max_size=12), st.data())
+@given(st.lists(st.sampled_from(["fast", "long", "bad", "health"]), min_size=1, max_size=12), st.data())
 @hyp(max_examples=60, deadline=None)
 def test_requests_in_one_packet_are_answered_in_their_order(server, kinds, data):
-    parts = {"lane": request(X_Request_Id="lane"), "long": request(kind=LONG, X_Request_Id="long"), "bad": request(b"{}", X_Request_Id="bad"),
+    parts = {"fast": request(X_Request_Id="fast"), "long": request(kind=STANDARD, X_Request_Id="long"), "bad": request(b"{}", X_Request_Id="bad"),
              "health": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-Id: health\r\n\r\n"}
     whole = b"".join(parts[k] for k in kinds)
     cut = data.draw(st.integers(0, len(whole)))
@@ -75,7 +75,7 @@ def test_clients_that_leave_cost_nothing_and_the_server_goes_on(tmp_path):
             c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)) # a reset instead of an orderly end
             c.close()
         for i in range(200): # with many answers under way: uvloop refuses to write before uvicorn knows
-            kinds = [request(), request(kind=LONG), request(path="/model", method="GET"), request(path="/docs", method="GET")]
+            kinds = [request(), request(kind=STANDARD), request(path="/model", method="GET"), request(path="/docs", method="GET")]
             with contextlib.suppress(ConnectionError), connect(s.url) as c:
                 if i % 2: c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 c.sendall(kinds[i % 4]*(1, 50, 1200)[i % 3])
@@ -135,14 +135,14 @@ def test_both_paths_look_up_a_customer_alike(copied, redis_store, kind):
     ids = customers(s)[:5]
     server = api_on(s)
     try:
-        both = lambda body: [ask(server.url, request(body.encode(), kind))[0] for kind in (LANE, LONG)]
+        both = lambda body: [ask(server.url, request(body.encode(), kind))[0] for kind in (FAST, STANDARD)]
         httpx.post(server.url + "/predict", json={"customer_id": ids[0]}, timeout=allow(120)) # opens the store
         statuses = {}
         for body in [*(f'{{"customer_id": {i}}}' for i in [*ids, 0, -1, 2**62, 2**64, 1.5, "null", '"3"', "true"]), '{"customer_id": 3, "transactions_total": 1}', "{}"]:
-            lane, long = both(body)
-            same(lane, long)
-            statuses[body] = lane[0]
-            if lane[0] == 200: assert lane[1]["server-timing"].startswith("lookup;dur=") and long[1]["server-timing"].startswith("lookup;dur=")
+            fast, standard = both(body)
+            same(fast, standard)
+            statuses[body] = fast[0]
+            if fast[0] == 200: assert fast[1]["server-timing"].startswith("lookup;dur=") and standard[1]["server-timing"].startswith("lookup;dur=")
         assert [statuses[f'{{"customer_id": {i}}}'] for i in ids] == [200]*5 and statuses['{"customer_id": 0}'] == 404 and set(statuses.values()) == {200, 404, 422}
         one_packet = ask(server.url, b"".join(request(f'{{"customer_id": {i}}}'.encode(), X_Request_Id=f"r{i}") for i in ids*20), n=100)
         assert [r[1]["x-request-id"] for r in one_packet] == [f"r{i}" for i in ids*20] and {r[0] for r in one_packet} == {200}
@@ -157,6 +157,6 @@ def test_both_paths_look_up_a_customer_alike(copied, redis_store, kind):
     assert [line for line in server.logged() if line["level"] == "error"] == []
 
 def test_both_paths_report_an_unavailable_store_alike(server):
-    lane, long = (ask(server.url, request(b'{"customer_id": 3}', kind))[0] for kind in (LANE, LONG))
-    same(lane, long)
-    assert lane[0] == 503 and lane[1]["retry-after"] == "5" and b"no feature store" in lane[2]
+    fast, standard = (ask(server.url, request(b'{"customer_id": 3}', kind))[0] for kind in (FAST, STANDARD))
+    same(fast, standard)
+    assert fast[0] == 503 and fast[1]["retry-after"] == "5" and b"no feature store" in fast[2]
