@@ -23,10 +23,11 @@ __all__ = [
 # %% ../nbs/03_drift.ipynb #1369042c
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 import numpy as np
 from .monitoring.permutation_tests import permutation_pvalues
-from .core.errors import DriftInputError
+from .core.errors import DataError, DriftInputError
+from .core.optional import optional
 from churn_nb.monitoring.statistical_tests import (
     category_counts,
     chi_square,
@@ -47,6 +48,7 @@ from .core.settings import Drift
 # %% ../nbs/03_drift.ipynb #fe8788e2
 if TYPE_CHECKING:
     import pandas as pd  # slow to import: only for the annotations
+    from churn_nb.data.tabular_reader import TableReader
 
 
 # %% ../nbs/03_drift.ipynb #fe2b24d9
@@ -397,29 +399,35 @@ def _by_customer(rows: list[FeatureDrift], reference, current, ids: tuple, drift
 
 
 # %% ../nbs/03_drift.ipynb #f6772c5a
-def _read(path: Path) -> "pd.DataFrame":
-    import pandas as pd  # here: the statistics need numpy alone
+def _tabular_reader() -> Any:
+    return optional("churn_nb.data.tabular_reader", why="Reading a table")  # the statistics need numpy alone
 
-    if path.name.lower().endswith((".parquet", ".pq")):
-        return pd.read_parquet(path)
-    if path.name.lower().endswith((".csv", ".csv.gz")):
-        return pd.read_csv(path)
-    raise DriftInputError(f"{path}: neither .csv, .csv.gz nor .parquet; convert it or rename it")
+
+def _open_drift_table(path: Path, encoding: str = "") -> "TableReader":
+    "A reader of a table to compare. Raises DataError."
+    name = path.name.lower()
+    if name.endswith((".parquet", ".pq")):
+        return _tabular_reader().ParquetReader(path)
+    if not name.endswith((".csv", ".csv.gz")):
+        raise DriftInputError(f"{path}: neither .csv, .csv.gz nor .parquet; convert it or rename it")
+    tabular_reader = _tabular_reader()
+    return tabular_reader.open_table(path, tabular_reader.infer_format(path, encoding))
 
 
 def read_table(
     path: str | Path,  # .csv, .csv.gz, .parquet or .pq
+    encoding: str = "",  # Of a CSV file that is not in UTF-8 or UTF-16
 ) -> "pd.DataFrame":  # At least one row
-    "Read a table. Raises DriftInputError: one line with the file and what to do."
+    "Read a table as `churn describe` reads it. Raises DriftInputError: one line with the file and what to do."
     path = Path(path)
     if not path.is_file():
         raise DriftInputError(f"{path}: {'a folder, name one file in it' if path.is_dir() else 'no such file'}")
     try:
-        frame = _read(path)
+        table = _tabular_reader().read_typed(_open_drift_table(path, encoding))
     except DriftInputError:
         raise
-    except Exception as e:
-        raise DriftInputError(f"{path}: can't be read as a table: {' '.join(str(e).split())[:200]}") from None
-    if not len(frame):
+    except DataError as e:
+        raise DriftInputError(f"{path}: can't be read as a table: {str(e).removeprefix(f'{path}: ')}") from None
+    if not len(table):
         raise DriftInputError(f"{path}: no rows; check the window that it was written from")
-    return frame
+    return table.to_pandas()

@@ -39,7 +39,8 @@ from .writers import RejectsWriter, cast_column, check_rejects_path, infer_colum
 from ..core.errors import DataError
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
-from ..data.tabular_reader import Chunk, CsvReader, read_chunks, read_format
+from ..data.tabular_reader import Chunk, CsvReader, read_chunks
+from ..data.value_parsing import read_format
 
 
 # %% ../../nbs/batch/40_job.ipynb #dee9f3d8

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from ..core.errors import DataError
 from ..core.manifest import Feature
-from ..data.tabular_reader import TableFormat, TableReader, is_text, open_table
+from ..data.description import normalise_names, rename_reserved
+from ..data.tabular_reader import TableReader, open_table
+from ..data.value_parsing import TableFormat, is_text
 
 
 # %% ../../nbs/batch/10_readers.ipynb #3db94d17
@@ -44,12 +46,19 @@ class ModelInput:
 
 
 # %% ../../nbs/batch/10_readers.ipynb #323a46d9
+def _usable_names(names: list[str]) -> dict[str, str]:  # Usable name -> name in the file
+    "The names that `churn describe` gives to columns: normalised, and those of its own table renamed."
+    normalised, _ = normalise_names(names)
+    renamed, _ = rename_reserved(normalised, set())
+    return dict(zip(renamed, names)) | dict(zip(normalised, names))
+
+
 def _columns_of(path: Path, names: list[str], features: list[str]) -> dict[str, str]:
-    "Feature -> column, equal names in NFC. Raises DataError where one is missing or a column occurs twice."
+    "Feature -> column, as the file writes it. Raises DataError where one is missing or a column occurs twice."
     if twice := [n for i, n in enumerate(names) if n in names[:i]]:
         raise DataError(f"{path}: column {twice[0]} occurs twice; rename one of them")
-    by_nfc = {unicodedata.normalize("NFC", n): n for n in names}
-    found = {f: by_nfc.get(unicodedata.normalize("NFC", f), "") for f in features}
+    known = _usable_names(names) | {unicodedata.normalize("NFC", n): n for n in names}
+    found = {f: known.get(unicodedata.normalize("NFC", f), "") for f in features}
     if missing := [f for f, column in found.items() if not column]:
         several = len(missing) > 1
         raise DataError(

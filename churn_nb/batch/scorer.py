@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ..core.manifest import Feature
 from ..data.encoding import Dictionary
-from ..data.tabular_reader import USUAL_FORMAT, Chunk, InvalidCell, TableFormat, parse_numbers, plain_array
+from ..data.tabular_reader import Chunk, InvalidCell
+from ..data.value_parsing import USUAL_FORMAT, TableFormat, parse_numbers, plain_array
 
 
 # %% ../../nbs/batch/20_scorer.ipynb #f72fb824
@@ -27,13 +28,16 @@ def encode_column(
     "The codes of a column of texts (or of numbers and bools, as a file spells them)."
     known, missing = dictionary.codes[j], form.missing_values(dictionary.names[j])
 
+    def value(v):  # as `describe` has read it in training: without blanks around
+        return v.strip(" ") if isinstance(v, str) and v not in known else v
+
     def is_missing(v) -> bool:
         if isinstance(v, str):
             return v not in known and v.strip().lower() in missing
         return v is None or v != v
 
     encoded = column.dictionary_encode()
-    found = [np.nan if is_missing(v) else dictionary.code(j, v) for v in encoded.dictionary.to_pylist()]
+    found = [np.nan if is_missing(v) else dictionary.code(j, value(v)) for v in encoded.dictionary.to_pylist()]
     codes = np.array([*found, np.nan], np.float32)  # the last one: null
     return codes[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
 

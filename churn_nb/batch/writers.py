@@ -30,16 +30,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.errors import DataError
-from churn_nb.data.tabular_reader import (
-    Chunk,
-    MalformedLine,
-    TableFormat,
-    TableReader,
-    is_text,
-    parse_numbers,
-    plain_array,
-    read_chunks,
-)
+from ..data.tabular_reader import Chunk, MalformedLine, TableReader, read_chunks
+from ..data.value_parsing import TableFormat, is_text, parse_numbers, plain_array
 
 # %% ../../nbs/batch/30_writers.ipynb #28fd2990
 _WHOLE = r"^-?(0|[1-9]\d{0,14})?$"

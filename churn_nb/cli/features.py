@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..core.clock import advance_clock, current_time
 from ..features import apply_store, materialize
-from ..ops.event_worker import push_rows, read_rows
+from ..ops.event_worker import push_rows, read_event_rows
 
 
 # %% ../../nbs/cli/70_features.ipynb #9c51b56e
@@ -54,7 +54,7 @@ def push_command(
     if settings.data.kind == "snapshot":
         raise UsageError(f"{settings.data.dataset} is a table, not a log; run `churn run` on a new file")
     try:
-        rows = read_rows(events)
+        rows = read_event_rows(events)
     except ValueError as e:
         raise UsageError(str(e)) from None
     outcome, why = push_rows(settings, lambda: apply_store(settings), rows)

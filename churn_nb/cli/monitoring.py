@@ -17,7 +17,8 @@ from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
 from ..drift import DriftReport, FeatureDrift, drift_report, evidently_html, read_table, verdicts
-from ..monitoring.sketches import sketch_parquet, sketch_table
+from ..data.value_parsing import read_format
+from ..monitoring.sketches import sketch_file, sketch_table
 from ..ops.monitor import watch
 
 
@@ -40,7 +41,8 @@ def _compare_files(
     reference: Path, current: Path, columns: list[str], customers: str, settings: Settings
 ) -> _Comparison:
     "Compare two files. Raises UsageError and DataError."
-    a, b = read_table(reference), read_table(current)
+    encoding = read_format(settings.data.description).encoding
+    a, b = read_table(reference, encoding), read_table(current, encoding)
     names = columns or [c for c in dict.fromkeys([*a, *b]) if c not in _NOT_FEATURES]
     for side, frame in ((reference, a), (current, b)):
         if customers and customers not in frame:
@@ -75,7 +77,7 @@ def _sketched_drift(r: Any) -> FeatureDrift:
 # %% ../../nbs/cli/80_monitoring.ipynb #b9cf2293
 def _compare_streams(reference: Path, current: Path, columns: list[str], settings: Settings) -> _Comparison:
     "Compare two tables that need not fit into memory; no rows are kept. Raises DataError."
-    a, b = (sketch_parquet(f, columns or None) for f in (reference, current))
+    a, b = (sketch_file(f, columns or None) for f in (reference, current))
     for s in (a, b):
         for c in [c for c in s.columns if c in _NOT_FEATURES or c.startswith("__index_level_")]:
             if not columns:

@@ -109,7 +109,9 @@ def sniff_dialect(file: Path) -> tuple[CsvDialect, list[str]]:
     encoding = sniff_encoding(head)
     text, cut = head.decode(encoding, errors="replace"), len(head) == HEAD_BYTES
     # of two delimiters that do equally well, the first
-    best = max(DELIMITERS, key=lambda delimiter: _regular_width(text, delimiter, cut))
+    widths = {delimiter: _regular_width(text, delimiter, cut) for delimiter in DELIMITERS}
+    best = max(DELIMITERS, key=widths.__getitem__)
+    best = best if widths[best] > 1 else DELIMITERS[0]  # one column only: no delimiter is seen
     rows = _first_rows(text, best, cut)
     if not rows:
         raise DataError(f"{file}: it is empty; expected a line of column names and rows below it")

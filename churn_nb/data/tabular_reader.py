@@ -4,12 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "USUAL_FORMAT",
-    "TableFormat",
-    "read_format",
-    "is_text",
-    "plain_array",
-    "parse_numbers",
+    "GUESS_ROWS",
     "InvalidCell",
     "MalformedLine",
     "Chunk",
@@ -18,7 +13,13 @@ __all__ = [
     "ParquetReader",
     "detect_format",
     "CsvReader",
+    "infer_format",
     "open_table",
+    "column_kinds",
+    "cast_kind",
+    "valid_chunks",
+    "typed_chunks",
+    "read_typed",
 ]
 
 # %% ../../nbs/data/55_tabular_reader.ipynb #53217189
@@ -27,7 +28,6 @@ import contextlib
 import csv
 import gzip
 import io
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,113 +41,16 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from ..core.errors import DataError
-from .value_parsing import MISSING_SPELLINGS, NUMBER_PATTERNS
-
-# %% ../../nbs/data/55_tabular_reader.ipynb #a2416bd6
-_DEFAULT_MISSING = frozenset({"", *MISSING_SPELLINGS})  # in small letters, without blanks around
-
-
-@dataclass(frozen=True)
-class TableFormat:
-    "How a file spells its values."
-
-    delimiter: str = ""  # Of a CSV file; empty: detected in its first line
-    encoding: str = ""  # Empty: UTF-16 where the file starts with its byte order mark, else UTF-8
-    decimal: str = "."
-    thousands: str = ""
-    missing: dict[str, list[str]] = field(default_factory=dict)  # Column -> spellings, besides the usual ones
-    # Categories of a description: "none" may be a value there, so only what is listed is missing
-    exact: list[str] = field(default_factory=list)
-
-    @property
-    def number_pattern(self) -> str:
-        "A regular expression for numbers: the described spelling, or the one that programs write."
-        return (
-            NUMBER_PATTERNS[self.decimal]
-            if self.thousands
-            else r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
-        )
-
-    def missing_values(
-        self,
-        column: str,  # Its name
-    ) -> frozenset[str]:  # In small letters, without blanks around
-        "The texts that mean 'missing' in a column."
-        listed = {m.strip().lower() for m in self.missing.get(column, [])}
-        return frozenset({""} if column in self.exact else _DEFAULT_MISSING) | listed
-
-
-USUAL_FORMAT = TableFormat()
-
-
-# %% ../../nbs/data/55_tabular_reader.ipynb #aaaa40b4
-def read_format(
-    description: Path | None,  # A `dataset.toml`; None: none
-) -> TableFormat:
-    "The table format of a described data set. Raises DataError where the description can't be read."
-    if description is None:
-        return USUAL_FORMAT
-    try:
-        d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
-    spelling = d.get("csv", {})
-    default = {"thousands": "." if spelling.get("decimal") == "," else ","}
-    given = {k: spelling[k] for k in ("delimiter", "encoding", "decimal", "thousands") if spelling.get(k)}
-    columns = d.get("columns", {})
-    return TableFormat(
-        **default | given,
-        missing={c: v["missing"] for c, v in columns.items() if v.get("missing")},
-        exact=sorted(c for c, v in columns.items() if v.get("use") == "category"),
-    )
-
-
-# %% ../../nbs/data/55_tabular_reader.ipynb #43dbfc07
-def is_text(t: pa.DataType) -> bool:
-    "Whether a type holds texts."
-    return bool(pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t))
-
-
-def plain_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    "A column in one piece; dictionaries and views of texts become texts."
-    a = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(a, pa.ChunkedArray):
-        a = pa.concat_arrays(a.chunks)
-    if pa.types.is_dictionary(a.type):
-        a = a.dictionary_decode()
-    return a.cast(pa.string()) if pa.types.is_string_view(a.type) else a
-
-
-def _as_float64(column: pa.Array) -> np.ndarray:  # [N], nan: null
-    return pc.cast(column, pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
-
-
-# %% ../../nbs/data/55_tabular_reader.ipynb #f694f852
-def parse_numbers(
-    column: pa.Array,  # Numbers, or texts that spell them
-    form: TableFormat = USUAL_FORMAT,
-    name: str = "",  # Of the column: its spellings of missing
-) -> tuple[np.ndarray, np.ndarray]:  # float64 [N], nan: missing; bool [N]: a text that is no number
-    "The numbers of a column, and where there is a text that is none."
-    if not is_text(column.type):
-        return _as_float64(column), np.zeros(len(column), bool)
-    text = pc.utf8_trim_whitespace(column)
-    missing = pc.is_in(pc.utf8_lower(text), value_set=pa.array(sorted(form.missing_values(name)), text.type))
-    text = pc.if_else(missing, pa.scalar(None, text.type), text)
-    with contextlib.suppress(pa.ArrowInvalid):  # most columns need no more
-        if form.decimal == ".":
-            return _as_float64(text), np.zeros(len(text), bool)
-    is_number = pc.and_(
-        pc.match_substring_regex(text, form.number_pattern, ignore_case=True),
-        pc.match_substring_regex(text, r"\d|inf", ignore_case=True),
-    )
-    bad = pc.invert(is_number).fill_null(False)
-    text = pc.if_else(bad, pa.scalar(None, text.type), text)
-    if form.thousands:
-        text = pc.replace_substring_regex(text, rf"[$€£% \x{{a0}}\x{{202f}}{form.thousands}]", "")
-    if form.decimal != ".":
-        text = pc.replace_substring(text, form.decimal, ".")
-    return _as_float64(text), bad.to_numpy(zero_copy_only=False)
+from .csv_dialect import sniff_dialect
+from churn_nb.data.value_parsing import (
+    USUAL_FORMAT,
+    TableFormat,
+    guess_decimal,
+    is_text,
+    parse_numbers,
+    parse_texts,
+    plain_array,
+)
 
 
 # %% ../../nbs/data/55_tabular_reader.ipynb #728308c3
@@ -180,6 +83,12 @@ class Chunk:
         invalid = {i - start: cell for i, cell in self.invalid.items() if start <= i < start + length}
         return Chunk(self.table.slice(start, length), self.row_numbers[start : start + length], invalid)
 
+    def select(self, columns: list[str]) -> "Chunk":
+        "Some columns of the chunk."
+        if columns == self.table.column_names:
+            return self
+        return Chunk(self.table.select(columns), self.row_numbers, self.invalid)
+
     @classmethod
     def concat(cls, chunks: Sequence["Chunk"]) -> "Chunk":
         "Chunks, one below the other."
@@ -201,18 +110,19 @@ class TableReader(Protocol):
     n_rows: int | None  # None: unknown before the file was read
     malformed: list[MalformedLine]  # As they are found, up to the last row of the last chunk at least
 
-    def batches(self, size: int) -> Iterator[Chunk]:
-        "All rows, in order; of at most `size` rows each where the format allows that."
+    def batches(self, size: int, columns: Sequence[str] = ()) -> Iterator[Chunk]:
+        "All rows, in order; at most `size` at a time where the format allows that. columns: empty: all."
 
 
 def read_chunks(
     reader: TableReader,
     size: int,  # Rows of a chunk; the last one may have fewer
+    columns: Sequence[str] = (),  # Empty: all
 ) -> Iterator[Chunk]:
     "The rows of a table in chunks of equal size, wherever the file's own blocks end."
     held: list[Chunk] = []
     n = 0
-    for batch in reader.batches(size):
+    for batch in reader.batches(size, columns):
         start = 0
         while start < len(batch.table):
             part = batch.slice(start, size - n)
@@ -239,12 +149,12 @@ class ParquetReader:
         except (OSError, ArrowException) as e:
             raise DataError(f"{path}: {' '.join(str(e).split())[:200]}") from None
 
-    def batches(self, size: int) -> Iterator[Chunk]:
-        "All rows, in order, at most `size` at a time."
+    def batches(self, size: int, columns: Sequence[str] = ()) -> Iterator[Chunk]:
+        "All rows, in order, at most `size` at a time. columns: empty: all."
         done = 0
         # else it holds a whole row group, or the file
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 18) as f:
-            for b in f.iter_batches(size):
+            for b in f.iter_batches(size, columns=list(columns) or None):
                 yield Chunk(pa.Table.from_batches([b]), np.arange(done + 1, done + 1 + len(b)))
                 done += len(b)
 
@@ -361,18 +271,19 @@ class CsvReader:
         with self._blocks([]) as (blocks, _):
             self.schema = pa.schema([(n, pa.string()) for n in blocks.schema.names])
 
-    def batches(self, size: int = 0) -> Iterator[Chunk]:  # size: not looked at
-        "All rows, in order, a block of the file at a time."
+    def batches(self, size: int = 0, columns: Sequence[str] = ()) -> Iterator[Chunk]:  # size: not used
+        "All rows, in order, a block of the file at a time. columns: empty: all."
         self.malformed.clear()
+        names = list(columns) or self.schema.names
         numbers, last = _RowNumbers(self.malformed), None
         with self._blocks(self.schema.names) as (blocks, stream):
             for block in blocks:
                 if last is not None:
-                    yield last
+                    yield last.select(names)
                 table, invalid = _as_texts(pa.Table.from_batches([block]))
                 last = Chunk(table, numbers.next(len(block)), invalid)
             if last is not None:
-                yield _check_end(last, stream.tail)
+                yield _check_end(last, stream.tail).select(names)
 
     @contextlib.contextmanager
     def _blocks(self, names: list[str]) -> Iterator[tuple[pa_csv.CSVStreamingReader, _TailRecorder]]:
@@ -409,9 +320,24 @@ def _check_end(chunk: Chunk, tail: bytes) -> Chunk:
 
 
 # %% ../../nbs/data/55_tabular_reader.ipynb #621efe4e
+def infer_format(
+    path: Path,
+    encoding: str = "",  # Of a file that is not in UTF-8 or UTF-16; empty: its other bytes are invalid
+) -> TableFormat:
+    """The format of a CSV file without a description: delimiter, byte order mark and decimal sign.
+    Raises DataError."""
+    dialect, _ = sniff_dialect(path)
+    unicode = dialect.encoding if dialect.encoding.startswith("utf") else ""
+    form = TableFormat(dialect.delimiter, unicode or encoding or "utf-8")
+    first = next(read_chunks(CsvReader(path, form), GUESS_ROWS), None)
+    columns = [] if first is None else [plain_array(c) for c in first.table.columns]
+    decimal = guess_decimal(columns)
+    return replace(form, decimal=decimal, thousands="." if decimal == "," else ",")
+
+
 def open_table(
     path: Path,
-    form: TableFormat = USUAL_FORMAT,
+    form: TableFormat | None = USUAL_FORMAT,  # None: inferred
     names: Sequence[str] = (),  # Columns that it should have: they tell the delimiter
 ) -> TableReader:
     "A reader of a file: parquet by its first bytes, anything else is CSV. Raises DataError."
@@ -419,4 +345,112 @@ def open_table(
         raise DataError(f"{path}: no such file")
     with open(path, "rb") as f:
         magic = f.read(4)
-    return ParquetReader(path, form) if magic == b"PAR1" else CsvReader(path, form, names)
+    if magic == b"PAR1":
+        return ParquetReader(path, form or USUAL_FORMAT)
+    return CsvReader(path, form or infer_format(path), names)
+
+
+# %% ../../nbs/data/55_tabular_reader.ipynb #43d4ed1f
+GUESS_ROWS = 20_000  # from which delimiter, decimal sign and kinds are guessed
+
+
+@dataclass
+class _KindCounts:
+    "What the texts of one column have been so far."
+
+    known: int = 0
+    numbers: int = 0
+    integers: int = 0
+    booleans: int = 0
+    missing: int = 0
+    looks_numeric: bool | None = None  # By the first chunk; None: there was none
+
+    def add(self, column: pa.Array, form: TableFormat, name: str) -> None:
+        "Count a chunk of texts."
+        text = parse_texts(column, form, name)
+        known = len(text) - text.null_count
+        numbers = int(np.isfinite(parse_numbers(column, form, name)[0]).sum())
+        if self.looks_numeric is None:
+            self.looks_numeric = known > 0 and numbers >= 0.9 * known and not _count(text, "^0[0-9]+$")
+        self.known, self.missing = self.known + known, self.missing + text.null_count
+        self.numbers += numbers
+        self.integers += _count(text, r"^-?\d{1,18}$")
+        self.booleans += _count(text, "^(true|false)$")
+
+    @property
+    def kind(self) -> str:
+        "integer, number, boolean or text."
+        if self.known and self.booleans == self.known and not self.missing:
+            return "boolean"
+        if not self.known or not self.looks_numeric or self.numbers < 0.95 * self.known:
+            return "text"
+        return "integer" if self.integers == self.known and not self.missing else "number"
+
+
+def _count(text: pa.Array, pattern: str) -> int:
+    return pc.sum(pc.match_substring_regex(text, pattern, ignore_case=True)).as_py() or 0
+
+
+# %% ../../nbs/data/55_tabular_reader.ipynb #d67299c2
+def column_kinds(reader: TableReader) -> dict[str, str]:  # Column -> integer, number, boolean or text
+    "The kinds of a table's columns of texts. One pass over the file. Raises DataError for a row that is none."
+    counts = {f.name: _KindCounts() for f in reader.schema if is_text(f.type)}
+    for chunk in valid_chunks(reader, GUESS_ROWS):
+        for name, c in counts.items():
+            c.add(plain_array(chunk.table[name]), reader.form, name)
+    return {name: c.kind for name, c in counts.items()}
+
+
+def cast_kind(
+    column: pa.Array,  # Texts
+    kind: str,
+    form: TableFormat,
+    name: str = "",
+) -> pa.Array:
+    "Texts as values of a kind; null: missing, and in a column of numbers a text that is none."
+    if kind == "number":
+        x, _ = parse_numbers(column, form, name)
+        return pa.array(x, mask=~np.isfinite(x))
+    text = parse_texts(column, form, name)
+    if kind == "integer":
+        return pc.cast(text, pa.int64())
+    return pc.equal(pc.utf8_lower(text), "true") if kind == "boolean" else text
+
+
+# %% ../../nbs/data/55_tabular_reader.ipynb #29733a1a
+def valid_chunks(reader: TableReader, size: int, columns: Sequence[str] = ()) -> Iterator[Chunk]:
+    "The chunks of a table in which every row is valid. Raises DataError for the first line or cell that is not."
+    for chunk in read_chunks(reader, size, columns):
+        _require_valid(reader, chunk.invalid and {int(chunk.row_numbers[i]): c for i, c in chunk.invalid.items()})
+        yield chunk
+    _require_valid(reader, {})
+
+
+def _require_valid(reader: TableReader, cells: dict[int, InvalidCell]) -> None:
+    for line in reader.malformed[:1]:
+        raise DataError(f"{reader.path}: row {line.row}: {line.reason}; fix the row")
+    for row, cell in sorted(cells.items())[:1]:
+        raise DataError(f"{reader.path}: row {row}, column {cell.column}: {cell.reason}")
+
+
+# %% ../../nbs/data/55_tabular_reader.ipynb #2ffc795d
+def typed_chunks(
+    reader: TableReader,
+    size: int,  # Rows of a chunk
+    columns: Sequence[str] = (),  # Empty: all
+) -> Iterator[pa.Table]:
+    "A table chunk by chunk, texts of a CSV file as values of their kind. Raises DataError for an invalid row."
+    kinds = column_kinds(reader) if isinstance(reader, CsvReader) else {}
+    for chunk in valid_chunks(reader, size, columns):
+        table = chunk.table
+        arrays = [
+            cast_kind(plain_array(a), kinds[n], reader.form, n) if n in kinds else a
+            for n, a in zip(table.column_names, table.columns)
+        ]
+        yield pa.table(arrays, table.column_names).replace_schema_metadata(reader.schema.metadata)
+
+
+def read_typed(reader: TableReader) -> pa.Table:
+    "A table that fits into memory, as `typed_chunks` reads it. Raises DataError for an invalid row."
+    tables = list(typed_chunks(reader, 100_000))
+    return pa.concat_tables(tables) if tables else reader.schema.empty_table()

@@ -12,25 +12,28 @@ __all__ = [
     "add",
     "behind",
     "catch_up",
-    "read_rows",
+    "read_event_rows",
     "push_rows",
     "work",
     "main",
 ]
 
 # %% ../../nbs/ops/80_event_worker.ipynb #1a7852bd
-import csv, json, logging, os, signal, sys, warnings
+import json, logging, os, signal, sys, warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
-import msgspec, pandas as pd, pyarrow.parquet as pq
+import msgspec, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from msgspec import Meta
 from ..features import apply_store, refresh
 from ..serving.event_endpoint import frame, unframe
 from ..core.storage import compact, connection
 from ..feature_store.event_log import log_sql, event_batches
 from ..core.settings import Settings
-from ..core.errors import ClockError
+from ..core.errors import ClockError, DataError
+from ..data.tabular_reader import Chunk, open_table, read_chunks
+from ..data.value_parsing import TableFormat, parse_numbers, plain_array
 from ..feature_store.online import write_watermark, read_watermark
 from ..core.clock import current_time, utc
 from ..serving.http.problem_details import invalid_body
@@ -166,33 +169,65 @@ def catch_up(settings: Settings, store) -> int:
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #02cf14f5
-def read_rows(
+_NUMBERS = ("amount", "quantity")
+
+
+def _plain_cells(chunk: Chunk, form: TableFormat) -> pa.Table:
+    "The cells of a chunk without blanks around them; numbers in the spelling of JSON, missing ones as null."
+    table = chunk.table
+    columns = []
+    for name in table.column_names:
+        text = pc.utf8_trim(plain_array(table[name]), " ")
+        if name in _NUMBERS:
+            x, bad = parse_numbers(text, form, name)
+            text = pc.if_else(pa.array(bad | np.isinf(x)), text, pa.array(x, mask=np.isnan(x)).cast(pa.string()))
+        columns.append(text)
+    return pa.table(columns, table.column_names)
+
+
+def _csv_rows(path: Path) -> list[dict | str]:
+    "The rows of a CSV file in their order; a line that is no row is its text. Raises DataError."
+    reader = open_table(path, None)
+    rows: dict[int, dict | str] = {}
+    for chunk in read_chunks(reader, 10_000):
+        for i, cell in chunk.invalid.items():
+            raise DataError(f"{path}: row {chunk.row_numbers[i]}, column {cell.column}: {cell.reason}")
+        rows |= zip(chunk.row_numbers.tolist(), _plain_cells(chunk, reader.form).to_pylist())
+    rows |= {line.row: line.text for line in reader.malformed}
+    return [rows[i] for i in sorted(rows)]
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #5e2f7a90
+def _json_rows(path: Path) -> list:
+    with open(path, encoding="utf-8-sig") as f:
+        return [json.loads(line) for line in f if line.strip()]
+
+
+def _parquet_rows(path: Path) -> list[dict]:
+    return pq.read_table(path).to_pylist()
+
+
+def _as_sent(row):
+    "A row without its empty cells, times as text."
+    if not isinstance(row, dict):
+        return row
+    known = {k: v for k, v in row.items() if v is not None and v != ""}
+    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in known.items()}
+
+
+def read_event_rows(
     path: Path,  # CSV, JSON lines or parquet
 ) -> list[dict]:
-    "The rows of a file as dicts, empty cells left out. Raises ValueError."
-
-    def lines(p, **kw):
-        with open(p, encoding="utf-8-sig", **kw) as f:
-            yield from f
-
-    def table(p):
-        if not (rows := csv.DictReader(lines(p, newline=""))).fieldnames:
-            raise ValueError("no header")
-        return list(rows)
-
-    read = {
-        ".csv": table,
-        ".parquet": lambda p: pq.read_table(p).to_pylist(),
-        ".jsonl": lambda p: [json.loads(line) for line in lines(p) if line.strip()],
-    }
-    if path.suffix not in read:
-        raise ValueError(f"{path}: neither .csv, .jsonl nor .parquet")
+    "The rows of a file as dicts, empty cells left out. Raises DataError where the file can't be read."
+    readers: dict[str, Callable[[Path], list]] = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_rows}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: neither .csv, .jsonl nor .parquet")
     try:
-        rows = read[path.suffix](path)
-    except (OSError, ValueError, csv.Error) as e:
-        raise ValueError(f"{path}: can't be read: {' '.join(str(e).split())[:200]}") from None
-    text = lambda v: v.isoformat() if isinstance(v, datetime) else v
-    return [{k: text(v) for k, v in r.items() if v is not None and v != ""} if isinstance(r, dict) else r for r in rows]
+        rows = readers[path.suffix](path)
+    except (OSError, ValueError) as e:
+        reason = " ".join(str(e).removeprefix(f"{path}: ").split())[:200]
+        raise DataError(f"{path}: can't be read: {reason}") from None
+    return [_as_sent(row) for row in rows]
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #e1dc29fb

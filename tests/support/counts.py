@@ -82,7 +82,8 @@ def scoring():
     import types
     import numpy as np, pyarrow as pa
     from churn_nb.batch.scorer import Scorer
-    from churn_nb.data.tabular_reader import Chunk, TableFormat
+    from churn_nb.data.tabular_reader import Chunk
+    from churn_nb.data.value_parsing import TableFormat
     def one(n):
         t = pa.table({f"x{j}": np.zeros(n, np.float32) for j in range(20)})
         card = types.SimpleNamespace(features=[types.SimpleNamespace(name=f"x{j}", nullable=False, values=None, type="float32") for j in range(20)], reference=None, threshold=.5)

@@ -1,7 +1,7 @@
 "A table of any size in chunks: row numbers, malformed lines, and texts as numbers."
 import duckdb, numpy as np, pyarrow as pa, pytest
-from churn_nb.data.value_parsing import number_sql
-from churn_nb.data.tabular_reader import TableFormat, open_table, parse_numbers, read_chunks
+from churn_nb.data.value_parsing import TableFormat, number_sql, parse_numbers
+from churn_nb.data.tabular_reader import open_table, read_chunks
 
 def test_decimal_comma_and_thousands():
     x, bad = parse_numbers(pa.array(["1.234,5", "12", "1,5e3", "x"]), TableFormat(decimal=",", thousands="."))

@@ -216,25 +216,25 @@ def test_frames_without_numbers_and_with_other_columns():
 def test_parquet_file_and_folder(tmp_path):
     t = [frame(5000, i) for i in range(3)]
     for i, x in enumerate(t): x.to_parquet(tmp_path/f"{i}.parquet", row_group_size=1700)
-    f, whole = k.sketch_parquet(tmp_path, batch_rows=999), pd.concat(t)
+    f, whole = k.sketch_file(tmp_path, batch_rows=999), pd.concat(t)
     assert f["spend"].n == 15_000 and list(f.columns) == ["spend", "orders", "active"]
     D, bound = k.sketch_ks(f["orders"], ColumnSketch().update(whole.orders))
     assert D <= bound
-    assert list(k.sketch_parquet(tmp_path/"0.parquet", ["orders"]).columns) == ["orders"]
+    assert list(k.sketch_file(tmp_path/"0.parquet", ["orders"]).columns) == ["orders"]
     (tmp_path/"3.parquet").write_bytes(b"PAR1 no")
     for path, columns, says in ((tmp_path, None, "3.parquet: can't be read"), (tmp_path/"no.parquet", None, "no such file"),
                                 (tmp_path/"0.parquet", ["visits"], "column visits"), (tmp_path/"0.parquet", ["name"], "column name")):
-        with pytest.raises(d.DriftInputError, match=says) as e: k.sketch_parquet(path, columns)
+        with pytest.raises(d.DriftInputError, match=says) as e: k.sketch_file(path, columns)
         assert "\n" not in str(e.value)
     (tmp_path/"void").mkdir()
-    with pytest.raises(d.DriftInputError, match="without .parquet"): k.sketch_parquet(tmp_path/"void")
+    with pytest.raises(d.DriftInputError, match="without .parquet"): k.sketch_file(tmp_path/"void")
 
 def test_parquet_memory_does_not_follow_the_file(tmp_path):
     x, paths = np.random.default_rng(7).normal(size=200_000), []
     for times, group in ((1, 200_000), (15, 200_000), (15, 10_000_000)): # many row groups, and a single one
         paths.append(str(tmp_path/f"{times}-{group}.parquet"))
         pq.write_table(pa.table({"x": np.tile(x, times)}), paths[-1], row_group_size=group, use_dictionary=False)
-    code = ("import sys, pyarrow as pa; from churn_nb.monitoring.sketches import sketch_parquet as s\n"
+    code = ("import sys, pyarrow as pa; from churn_nb.monitoring.sketches import sketch_file as s\n"
             "for p in sys.argv[1:]: print(s(p, batch_rows=20_000)['x'].n, pa.default_memory_pool().max_memory())")
     out = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True).stdout
     rows, most = zip(*(map(int, line.split()) for line in out.splitlines()))
