@@ -6,11 +6,17 @@
 __all__ = ["COMMANDS", "app", "BROKEN_PIPE", "CommandEntry", "ListedCommand", "LazyGroup", "end_command", "main"]
 
 # %% ../../nbs/cli/10_app.ipynb #0fbe4dff
-import importlib, os, sys, tempfile, traceback
+import importlib
+import os
+import sys
+import tempfile
+import traceback
 from typing import Any, NamedTuple
+
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
+
 from ..core.errors import CRASHED, ChurnError, GateRefused
 
 

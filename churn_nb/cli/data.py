@@ -24,9 +24,11 @@ __all__ = [
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
-from ..core.errors import UsageError
+
 from .app import app
+from ..core.errors import UsageError
 from ..data.dataset_toml import read_description, write_description
 from ..data.description import Description
 from ..data.schema_inference import DescribeOptions, infer_description

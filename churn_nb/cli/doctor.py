@@ -7,9 +7,10 @@ __all__ = ["doctor_command"]
 
 # %% ../../nbs/cli/95_doctor.ipynb #59622cfa
 import typer
+
 from .app import app
 from .options import WorkspaceOption, command_settings
-from ..ops.diagnostics import examine
+from ..ops.diagnostics import run_checks
 
 
 # %% ../../nbs/cli/95_doctor.ipynb #1175db6d
@@ -17,7 +18,7 @@ from ..ops.diagnostics import examine
 def doctor_command(workspace: WorkspaceOption = ""):
     """Check settings, versions, workspace, memory, code, data, stores, features, registry, bundle, port and Triton;
     each is ok, or says what to do."""
-    lines = examine(command_settings(workspace))
-    for line in lines:
-        typer.echo(str(line))
-    raise typer.Exit(max(line.code for line in lines))
+    results = run_checks(command_settings(workspace))
+    for r in results:
+        typer.echo(str(r))
+    raise typer.Exit(max(r.code for r in results))

@@ -9,13 +9,15 @@ __all__ = ["require_features", "push_command", "materialize_command"]
 import sys
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
 from .app import app, end_command
 from .options import WorkspaceOption, command_settings
+from ..core.clock import advance_clock, current_time
 from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import Workspace
-from ..core.clock import advance_clock, current_time
 from ..features import apply_store, materialize
 from ..ops.event_worker import push_rows, read_event_rows
 

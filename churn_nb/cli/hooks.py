@@ -6,10 +6,14 @@
 __all__ = ["hooks", "install_command", "deploy_command"]
 
 # %% ../../nbs/cli/90_hooks.ipynb #a3550571
-import json, os
+import json
+import os
 from pathlib import Path
 from typing import Annotated
-import filelock, typer
+
+import filelock
+import typer
+
 from .app import COMMANDS, app, end_command
 from .options import command_settings
 from ..core.settings import Settings

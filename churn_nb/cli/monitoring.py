@@ -10,7 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-import pandas as pd, typer
+
+import pandas as pd
+import typer
+
 from .app import app
 from .options import WorkspaceOption, command_settings, print_table
 from ..core.errors import UsageError

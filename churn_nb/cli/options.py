@@ -17,11 +17,13 @@ __all__ = [
 # %% ../../nbs/cli/20_options.ipynb #7056ca77
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
+
 from ..core.errors import UsageError
-from ..registry.bundle import current_bundle
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
+from ..registry.bundle import current_bundle
 
 # %% ../../nbs/cli/20_options.ipynb #d9b575cf
 WorkspaceOption = Annotated[

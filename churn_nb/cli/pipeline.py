@@ -18,7 +18,9 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
 from .app import app, end_command
 from churn_nb.cli.data import (
     AmountOption,
@@ -45,8 +47,8 @@ from churn_nb.cli.options import (
 from ..core.errors import UsageError
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
-from ..data.datasets import dataset_file
 from ..data.dataset_toml import read_description, write_description
+from ..data.datasets import dataset_file
 from ..data.description import Description
 from ..data.typed_table import prepare
 from ..feature_store.split_planning import plan

@@ -7,7 +7,9 @@ __all__ = ["promote_command", "rollback_command", "history_command"]
 
 # %% ../../nbs/cli/60_registry.ipynb #aa8ddb10
 from typing import Annotated
+
 import typer
+
 from .app import app, end_command
 from .options import DatasetOption, WorkspaceOption, command_settings, print_table
 from ..core.errors import UsageError

@@ -8,7 +8,9 @@ __all__ = ["load_served_model", "score_command"]
 # %% ../../nbs/cli/85_score.ipynb #76a63a52
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
 from ..batch.job import ScoreOptions, score_file
 from .app import app, end_command
 from .options import WorkspaceOption, command_settings, served_bundle

@@ -9,7 +9,9 @@ __all__ = ["serve_command", "triton_command"]
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
+
 from .app import app
 from .options import WorkspaceOption, command_settings, served_bundle
 from ..core.workspace import Workspace

@@ -8,6 +8,7 @@ __all__ = ["same_age", "one_cohort", "same_age_today"]
 # %% ../../nbs/ops/40_cohort_comparison.ipynb #b055349b
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
 import numpy as np
 
 # %% ../../nbs/ops/40_cohort_comparison.ipynb #0fa382c3
@@ -103,9 +104,9 @@ def same_age_today(
     "Customers of an earlier date and of today, of the same age: to tell ageing from change in a drift report."
     if settings.data.kind == "snapshot":
         return None, f"{settings.data.dataset} is a table, not a log: nobody's age can be chosen"
-    from churn_nb.features import point_in_time  # here, as they import slowly
-    from churn_nb.feature_store.event_log import load_log
     from churn_nb.core.clock import current_time, utc
+    from churn_nb.feature_store.event_log import load_log
+    from churn_nb.features import point_in_time  # here, as they import slowly
 
     today, log, hours = current_time(settings), load_log(settings, customers), settings.features.windows_hours
     ages = point_in_time(log, [today], hours).tenure_days

@@ -18,11 +18,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/ops/70_git_deploy.ipynb #1b7c8215
-import json, os, re, shlex, shutil, subprocess, sys
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from ..core.workspace import atomic_write
+
 from ..core.errors import DeployError
+from ..core.workspace import atomic_write
 
 
 # %% ../../nbs/ops/70_git_deploy.ipynb #b8249b97

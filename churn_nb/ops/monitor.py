@@ -6,26 +6,30 @@
 __all__ = ["Reference", "reference_of", "current_rows", "outcomes", "auc_as_psi", "together", "Watched", "watch"]
 
 # %% ../../nbs/ops/30_monitor.ipynb #c4228e8d
-import io, json
+import io
+import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from statistics import NormalDist
-import numpy as np, pandas as pd
-from ..core.manifest import Manifest
-from ..monitoring.permutation_tests import domain_auc
-from ..drift import DriftReport, band, drift_report, levels
-from ..data.encoding import Dictionary
-from ..modeling.onnx_export import onnx_predict
-from ..registry.onnx_validation import check_onnx
-from ..core.storage import connection
-from ..feature_store.event_log import log_sql
-from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
-from ..core.errors import RegistryError
-from ..registry.model_registry import ModelRegistry
-from ..monitoring.request_log import read_requests
-from ..core.settings import Settings
-from ..core.workspace import Workspace, atomic_write
+
+import numpy as np
+import pandas as pd
+
 from ..core.clock import current_time
+from ..core.errors import RegistryError
+from ..core.manifest import Manifest
+from ..core.settings import Settings
+from ..core.storage import connection
+from ..core.workspace import Workspace, atomic_write
+from ..data.encoding import Dictionary
+from ..drift import DriftReport, band, drift_report, levels
+from ..feature_store.event_log import log_sql
+from ..modeling.onnx_export import onnx_predict
+from ..monitoring.permutation_tests import domain_auc
+from ..monitoring.request_log import read_requests
+from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
+from ..registry.model_registry import ModelRegistry
+from ..registry.onnx_validation import check_onnx
 
 
 # %% ../../nbs/ops/30_monitor.ipynb #4ac61f68
@@ -60,7 +64,7 @@ def current_rows(
     now: datetime | None = None,  # UTC; default: the wall clock
 ) -> pd.DataFrame:  # at, customer_id, features, probability; may be empty
     "What was asked in the last `[drift] window_days`, scored by the reference's model."
-    now = now or datetime.now(timezone.utc)
+    now = now or datetime.now(UTC)
     seen = read_requests(
         Workspace(settings.paths.workspace).root / "requests", now - timedelta(days=settings.drift.window_days), now
     )
@@ -194,7 +198,7 @@ def watch(
     save: bool = True,  # Write reports/drift.json, which the API's metrics show
 ) -> Watched:
     "Compare what the API is asked with what its champion learned from. Raises RegistryError and RegistryUnavailable."
-    now, ref = now or datetime.now(timezone.utc), reference_of(settings)
+    now, ref = now or datetime.now(UTC), reference_of(settings)
     names, ws = [*ref.manifest.names, "probability"], Workspace(settings.paths.workspace).open()
     weights = {k: max(v, 0.0) for k, v in ref.importance.items()}  # the prediction weighs as much as all of them
     seen = current_rows(settings, ref, now)

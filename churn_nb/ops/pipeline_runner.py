@@ -7,11 +7,13 @@ __all__ = ["STEPS", "exclusive_run", "new_run_dir", "run_pipeline"]
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #6694bfa5
 import contextlib
-from datetime import datetime, timezone
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 from typing import Any
+
 import filelock
+
 from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import Workspace
@@ -45,7 +47,7 @@ def exclusive_run(
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #fb062629
 def new_run_dir(ws: Workspace) -> Path:
     "Make a folder named after the present time, UTC. Raises FileExistsError after a hundred runs in one second."
-    stamp = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     for name in [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]:
         with contextlib.suppress(FileExistsError):
             (ws.runs / name).mkdir()

@@ -6,11 +6,17 @@
 __all__ = ["log", "IN_FLIGHT", "history", "resting", "ready", "Outcome", "retrain"]
 
 # %% ../../nbs/ops/50_retraining.ipynb #bfc01730
-import contextlib, fcntl, json, logging, os, uuid
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 
@@ -125,10 +131,10 @@ def _only_one(settings: Settings, wait: float):
 # %% ../../nbs/ops/50_retraining.ipynb #41aa7242
 def _moment(now: datetime | None) -> datetime:
     "A moment in UTC. Raises ValueError for one without a time zone."
-    now = now or datetime.now(timezone.utc)
+    now = now or datetime.now(UTC)
     if now.tzinfo is None:
         raise ValueError(f"now = {now}: has no time zone; give it one, such as timezone.utc")
-    return now.astimezone(timezone.utc)
+    return now.astimezone(UTC)
 
 
 # %% ../../nbs/ops/50_retraining.ipynb #13ea54d5

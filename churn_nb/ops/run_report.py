@@ -6,17 +6,20 @@
 __all__ = ["TEMPLATE", "step_line", "short_path", "PipelineRun", "write_report"]
 
 # %% ../../nbs/ops/12_run_report.ipynb #0a6ad3ae
-import importlib.resources, os
+import importlib.resources
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 import jinja2
+
 from ..core.errors import BundleError
-from ..registry.bundle import verify_bundle
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
 from ..data.dataset_toml import read_description
 from .step_runner import StepRun
+from ..registry.bundle import verify_bundle
 from ..serving.client_codegen import curl, python_client
 
 

@@ -17,12 +17,21 @@ __all__ = [
 ]
 
 # %% ../../nbs/ops/08_step_runner.ipynb #486b562d
-import ast, contextlib, copy, json, os, re, time, warnings
+import ast
+import contextlib
+import copy
+import json
+import os
+import re
+import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
+
 from .. import TELEMETRY_OFF
 from ..core.errors import CRASHED, UsageError, error_class
 from ..core.optional import optional
@@ -87,7 +96,7 @@ def _in_step(cells: list) -> list[bool]:
     inside, found = False, []
     for c in cells:
         for heading in re.findall("^## .*", _source(c), re.M) if c["cell_type"] == "markdown" else []:
-            inside = heading.startswith("## The step") or inside and not heading.startswith("## What can go wrong")
+            inside = heading.startswith("## The step") or (inside and not heading.startswith("## What can go wrong"))
         found.append(inside)
     return found
 

@@ -362,11 +362,11 @@ def test_score_and_doctor_refuse_what_the_server_refuses(tmp_path):
         (folder/"model.onnx").write_bytes(data)
         m = msgspec.structs.replace(manifest(), files={"model.onnx": FileHash(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))})
         (folder/"manifest.json").write_bytes(manifest_json(m))
-        from churn_nb.ops import diagnostics as doctor
+        from churn_nb.ops.serving_checks import check_bundle
         from churn_nb.cli.options import command_settings
         from churn_nb.cli.score import load_served_model
         with pytest.raises(BundleError, match=says): load_served_model(command_settings(str(tmp_path)))
-        with pytest.raises(BundleError, match=says): doctor.check_bundle(command_settings(str(tmp_path)))
+        with pytest.raises(BundleError, match=says): check_bundle(command_settings(str(tmp_path)))
         out = subprocess.run([CHURN, "score", str(tmp_path/"rows.csv"), str(tmp_path/"out.csv"), "--workspace", str(tmp_path)],
                              check=False, capture_output=True, text=True, timeout=allow(60))
         assert out.returncode == 2 and says in out.stderr and out.stderr.count("\n") == 1 and not (tmp_path/"out.csv").exists()

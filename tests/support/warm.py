@@ -12,7 +12,7 @@ MODULES = ("prometheus_client", "pandas", "scipy.stats", "sklearn.ensemble", "sk
            "mlflow.onnx", "mlflow.store.tracking.sqlalchemy_store", "skl2onnx", "evidently", "evidently.presets", "duckdb", "pyarrow.parquet", "pyarrow.csv",
            "feast", "ipykernel.kernelapp", "ipykernel.ipkernel", "papermill",
            "nbformat", "jupyter_client", "fastapi.testclient", "fastcore.test", "uvicorn", "churn_nb.cli.pipeline", "churn_nb.train", "churn_nb.promote", "churn_nb.drift", "churn_nb.serve",
-           "churn_nb.batch.job", "churn_nb.ops.monitor", "churn_nb.ops.diagnostics", "churn_nb.ops.event_worker")
+           "churn_nb.batch.job", "churn_nb.ops.monitor", "churn_nb.ops.store_checks", "churn_nb.ops.serving_checks", "churn_nb.ops.event_worker")
 
 def receive(connection) -> tuple[dict, list[int]]:
     "A request and the three descriptors that came with it."
