@@ -6,15 +6,17 @@
 __all__ = [
     "Check",
     "check",
-    "floors",
+    "threshold_checks",
     "Decision",
-    "beats",
-    "against_champion",
-    "latency",
-    "as_served",
-    "int8_row",
-    "drift_rows",
-    "decide",
+    "baseline_checks",
+    "ScoredRows",
+    "GateInputs",
+    "champion_checks",
+    "measure_latency",
+    "load_as_served",
+    "int8_checks",
+    "drift_checks",
+    "evaluate_gate",
     "evaluate_and_promote",
     "run_gate",
 ]
@@ -23,6 +25,7 @@ __all__ = [
 import html, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 import msgspec, numpy as np, pandas as pd
 from .core.errors import BundleError, RegistryError
 from .core.manifest import Manifest
@@ -48,9 +51,9 @@ from .modeling.tabular import as_values
 class Check:
     "One row of the gate's table."
 
-    criterion: str  # What is asked for
+    criterion: str  # Name of the criterion
     required: str  # The number it is compared with, in words
-    measured: str  # What was found
+    measured: str  # What was measured
     verdict: str  # pass, fail, or note: shown, but decides nothing
 
 
@@ -61,15 +64,18 @@ def check(criterion: str, required: str, measured: str, passed: bool) -> Check:
 
 def _show(metric: str, x: float | None) -> str:
     "A measured value as text, latencies with their unit."
-    return "missing" if x is None else f"{x:.3f} ms" if metric.endswith("_ms") else f"{x:.5f}"
+    if x is None:
+        return "missing"
+    return f"{x:.3f} ms" if metric.endswith("_ms") else f"{x:.5f}"
 
 
-def floors(metrics: dict[str, float], criteria: list[Criterion]) -> list[Check]:
-    "Each criterion on its metric. A metric that is missing or nan fails."
-    return [
-        check(c.metric, f"{c.op} {c.value:g}", _show(c.metric, metrics.get(c.metric)), c.holds(metrics.get(c.metric)))
-        for c in criteria
-    ]
+def threshold_checks(metrics: dict[str, float], criteria: list[Criterion]) -> list[Check]:
+    "A check for each criterion. A metric that is missing or nan fails."
+    checks = []
+    for c in criteria:
+        measured = metrics.get(c.metric)
+        checks.append(check(c.metric, f"{c.op} {c.value:g}", _show(c.metric, measured), c.holds(measured)))
+    return checks
 
 
 # %% ../nbs/02_promote.ipynb #bd366c8b
@@ -83,21 +89,26 @@ class Decision:
 
     @property
     def promoted(self) -> bool:
-        asked = [c.verdict for c in self.checks if c.criterion != INT8_ROW]  # which file answers promotes nothing
-        return "pass" in asked and "fail" not in asked
+        "True where at least one check passes and none fails. The INT8 check promotes nothing: it chooses a file."
+        verdicts = [c.verdict for c in self.checks if c.criterion != INT8_ROW]
+        return "pass" in verdicts and "fail" not in verdicts
 
     @property
     def verdict(self) -> str:
+        "promoted or refused."
         return "promoted" if self.promoted else "refused"
 
     @property
     def exit_code(self) -> int:
+        "0 where the version is promoted, 1 where it is refused."
         return 0 if self.promoted else 1
 
     def _repr_html_(self):
-        cells = lambda c: "".join(f"<td>{html.escape(v)}</td>" for v in asdict(c).values())
-        rows = "".join(f"<tr>{cells(c)}</tr>" for c in self.checks)
         head = "".join(f"<th>{h}</th>" for h in ("criterion", "required", "measured", "verdict"))
+        rows = ""
+        for c in self.checks:
+            cells = "".join(f"<td>{html.escape(v)}</td>" for v in asdict(c).values())
+            rows += f"<tr>{cells}</tr>"
         return (
             f"<table><caption>version {html.escape(self.version)}: {self.verdict}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -108,79 +119,142 @@ class Decision:
 _smaller_is_better = {*smaller_is_better, "latency_ms"}
 
 
-def beats(metrics: dict[str, float], other: dict[str, float], which: list[str], who: str) -> list[Check]:
-    "The challenger must be strictly better than `other` in each metric named."
-    out = []
+def _is_better(metric: str, a: float | None, b: float | None) -> bool:
+    "True where a is strictly better than b; a value that is missing or nan is not."
+    if a is None or b is None:
+        return False
+    return a < b if metric in _smaller_is_better else a > b
+
+
+def baseline_checks(metrics: dict[str, float], baseline: dict[str, float], which: list[str]) -> list[Check]:
+    "The challenger must be strictly better than the baseline in each metric named."
+    checks = []
     for m in which:
-        a, b, op = metrics.get(m), other.get(m), "<" if m in _smaller_is_better else ">"
-        better = a is not None and b is not None and (a < b if op == "<" else a > b)
-        out.append(check(f"{m} against {who}", f"{op} {_show(m, b)}", _show(m, a), better))
-    return out
+        a, b, op = metrics.get(m), baseline.get(m), "<" if m in _smaller_is_better else ">"
+        checks.append(check(f"{m} against baseline", f"{op} {_show(m, b)}", _show(m, a), _is_better(m, a, b)))
+    return checks
 
 
 # %% ../nbs/02_promote.ipynb #211ad42a
-_watched = ("log_loss", "auc", "average_precision_stayers", "profit")
+@dataclass(frozen=True)
+class ScoredRows:
+    "The test rows, with the challenger's probabilities."
+
+    manifest: Manifest  # The challenger's
+    rows: pd.DataFrame  # Features, `churn` and, where they repeat, `customer_id`
+    X: np.ndarray  # The features, encoded for the model, float32 (n, k)
+    p: np.ndarray  # The challenger's probabilities, shape (n,)
+
+    @property
+    def y(self) -> np.ndarray:
+        "The labels, shape (n,)."
+        return self.rows.churn.to_numpy()
 
 
-def against_champion(
-    champion: tuple[Manifest, bytes] | None,
-    manifest: Manifest,
-    p: np.ndarray,  # p: the challenger's
-    rows: pd.DataFrame,
+@dataclass(frozen=True)
+class GateInputs:
+    "What the gate reads besides the models, the test rows and `[gate]`."
+
+    drift: dict | None = None  # Result of the drift step; None: there is none
+    refresh: bool = False  # Trained on newer data: not worse is enough
+    seed: int = 0  # Of the bootstrap
+    int8: bytes | RegistryError | None = (
+        None  # The challenger's INT8 file, or why it can't be read; None: there is none
+    )
+    max_mb: float = 200  # `[serve] max_model_mb`
+
+
+# %% ../nbs/02_promote.ipynb #11a644b6
+def _required(margin: float, alpha: float) -> str:
+    return f"worse by less than {margin:g}, p < {alpha:g}" if margin else f"better, p < {alpha:g}"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    "How a metric of the challenger is compared with the champion's."
+
+    scored: ScoredRows
+    champion: Manifest
+    q: np.ndarray  # The champion's probabilities of the same rows
+    gate: Gate
+    margin: float  # By which the challenger may be worse
+    seed: int  # Of the bootstrap
+
+    def check(self, metric: str) -> Check | None:
+        "The check of a metric of `beat_champion`, the note of another; None: another that can't be computed."
+        decides = metric in self.gate.beat_champion
+        name = f"{metric} against champion (version {self.champion.version})"
+        required = _required(self.margin, self.gate.alpha)
+        try:
+            c = self._compare(metric, self.margin if decides else 0.0)
+        except ValueError as e:  # a metric that is not known, or needs costs
+            return check(name, required, str(e), False) if decides else None
+        measured = f"{c.ours:.5f} against {c.theirs:.5f}, p = {c.p_value:.2g}"
+        return check(name, required, measured, c.better) if decides else Check(name, "-", measured, "note")
+
+    def _compare(self, metric: str, margin: float):
+        ours = self.scored
+        return compare(
+            ours.y,
+            ours.p,
+            self.q,
+            ours.rows.get("customer_id"),
+            metric,
+            ours.manifest.threshold,
+            self.champion.threshold,
+            margin,
+            self.gate.alpha,
+            self.gate.bootstrap,
+            self.seed,
+            **ours.manifest.decision,
+        )
+
+
+# %% ../nbs/02_promote.ipynb #2d1e463a
+_always_compared = ("log_loss", "auc", "average_precision_stayers", "profit")
+
+
+def _columns(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(f.name, f.type) for f in manifest.features]
+
+
+def _champion_probabilities(champion: tuple[Manifest, bytes], scored: ScoredRows) -> np.ndarray | Check:
+    "The champion's probabilities of the same rows, or the failed check that says why there are none."
+    manifest, model = champion
+    if _columns(manifest) != _columns(scored.manifest):
+        return check("champion", "the same features", f"version {manifest.version} has others", False)
+    try:
+        check_onnx(model, manifest, max_mb=float("inf"))
+    except BundleError as e:
+        return check("champion", "can be scored", f"version {manifest.version}: {e}", False)
+    dictionary = Dictionary.of(manifest.features)
+    return onnx_predict(model, dictionary.encode(scored.rows), dictionary)
+
+
+def champion_checks(
+    champion: tuple[Manifest, bytes] | None,  # The model in production; None: none yet
+    scored: ScoredRows,
     gate: Gate,
-    refresh: bool = False,
-    seed: int = 0,
+    inputs: GateInputs = GateInputs(),
 ) -> list[Check]:
-    "A row for each metric asked for, compared with the model in production on the same rows; notes for the others."
+    "A check for each metric of `beat_champion`, compared on the same rows; notes for other metrics."
     if champion is None:
         return [Check("champion", "-", "none yet", "note")]
-    theirs, model = champion
-    form = lambda m: [(f.name, f.type) for f in m.features]
-    if form(theirs) != form(manifest):
-        return [check("champion", "the same features", f"version {theirs.version} has others", False)]
-    try:
-        check_onnx(model, theirs, max_mb=float("inf"))
-    except BundleError as e:
-        return [check("champion", "can be scored", f"version {theirs.version}: {e}", False)]
-    y, who = rows.churn.to_numpy(), f"champion (version {theirs.version})"
-    d, newer = Dictionary.of(theirs.features), manifest.data_hash != theirs.data_hash
-    q = onnx_predict(model, d.encode(rows), d)
-    margin = gate.margin if refresh and newer else 0.0
-    required = f"worse by less than {margin:g}, p < {gate.alpha:g}" if margin else f"better, p < {gate.alpha:g}"
-    out = (
-        [] if newer or not refresh else [Check("refresh", "newer data", "the champion's; it has to be better", "note")]
-    )
-    for m in dict.fromkeys([*gate.beat_champion, *_watched]):
-        asked = m in gate.beat_champion
-        try:
-            c = compare(
-                y,
-                p,
-                q,
-                rows.get("customer_id"),
-                m,
-                manifest.threshold,
-                theirs.threshold,
-                margin * asked,
-                gate.alpha,
-                gate.bootstrap,
-                seed,
-                **manifest.decision,
-            )
-        except ValueError as e:  # a metric that is not known, or needs costs
-            out += [check(f"{m} against {who}", required, str(e), False)] * asked
-            continue
-        said = f"{c.ours:.5f} against {c.theirs:.5f}, p = {c.p_value:.2g}"
-        out.append(
-            check(f"{m} against {who}", required, said, c.better)
-            if asked
-            else Check(f"{m} against {who}", "-", said, "note")
-        )
-    return out
+    q = _champion_probabilities(champion, scored)
+    if isinstance(q, Check):
+        return [q]
+    newer = scored.manifest.data_hash != champion[0].data_hash
+    margin = gate.margin if inputs.refresh and newer else 0.0
+    comparison = _Comparison(scored, champion[0], q, gate, margin, inputs.seed)
+    checks = []
+    if inputs.refresh and not newer:
+        checks.append(Check("refresh", "newer data", "the champion's; it has to be better", "note"))
+    compared = [comparison.check(metric) for metric in dict.fromkeys([*gate.beat_champion, *_always_compared])]
+    return checks + [c for c in compared if c]
 
 
 # %% ../nbs/02_promote.ipynb #763fd711
-def latency(
+def measure_latency(
     bundle: Model,  # As the API loads it
     X: np.ndarray,  # Rows to cycle through, float32 (n, k); nan only where the model allows it
     calls: int = 2000,  # How many answers are timed
@@ -203,48 +277,52 @@ def latency(
     return {"latency_ms": float(p99), "latency_p50_ms": float(p50)}
 
 
-def as_served(manifest: Manifest, model: bytes, max_mb: float = 200) -> Model:
+def load_as_served(manifest: Manifest, model: bytes, max_mb: float = 200) -> Model:
     "The bundle, written, verified, self-tested and loaded as the API does it. Raises BundleError."
     with tempfile.TemporaryDirectory() as d:
         return Model.load(write_bundle(Path(d) / "bundle", model, manifest), max_mb=max_mb)
 
 
 # %% ../nbs/02_promote.ipynb #14520171
-def int8_row(
+def _int8_check(int8: bytes, scored: ScoredRows, gate: Gate) -> tuple[str, bool]:
+    "What was measured of an INT8 file, and whether it may answer. Raises where it can't be scored."
+    check_onnx(int8, scored.manifest, "the int8 file")
+    c = precision_cost(scored.y, scored.p, onnx_predict(int8, scored.X), scored.manifest.threshold)
+    flips = f"{c['flipped']} of {len(scored.y)} decisions flip, |dp| up to {c['max_dp']:.5f}"
+    return f"{c['accuracy_loss']:.5f}; {flips}", c["accuracy_loss"] < gate.int8_loss
+
+
+def int8_checks(
     int8: bytes | RegistryError | None,  # The file, or why it can't be read; None: there is none
-    manifest: Manifest,
-    p: np.ndarray,
-    X: np.ndarray,
-    y: np.ndarray,
+    scored: ScoredRows,
     gate: Gate,
 ) -> list[Check]:
-    "Whether the int8 file may answer in place of p: passes, or is a note. No row where there is no file."
+    "Whether the INT8 file may answer in place of the float32 file: passes, or is a note. No check where there is no file."
     if int8 is None:
         return []
-    row = lambda said, passed: [Check(INT8_ROW, f"< {gate.int8_loss:g}", said, "pass" if passed else "note")]
-    try:
-        if isinstance(int8, Exception):
-            raise int8
-        check_onnx(int8, manifest, "the int8 file")
-        c = precision_cost(y, p, onnx_predict(int8, X), manifest.threshold)
-    except Exception as e:
-        return row(" ".join(str(e).split())[:200], False)  # ONNX Runtime's have no common class
-    said = f"{c['accuracy_loss']:.5f}; {c['flipped']} of {len(y)} decisions flip, |dp| up to {c['max_dp']:.5f}"
-    return row(said, c["accuracy_loss"] < gate.int8_loss)
+    measured, passed = " ".join(str(int8).split())[:200], False
+    if isinstance(int8, bytes):
+        try:
+            measured, passed = _int8_check(int8, scored, gate)
+        except Exception as e:  # noqa: BLE001 # ONNX Runtime's exceptions have no common class
+            measured = " ".join(str(e).split())[:200]
+    return [Check(INT8_ROW, f"< {gate.int8_loss:g}", measured, "pass" if passed else "note")]
 
 
 # %% ../nbs/02_promote.ipynb #4e44f09d
-def drift_rows(report: dict | None, data_hash: str, gate: Gate) -> list[Check]:
-    "The drift report's level, and features that went missing; they refuse only where the settings say `block`."
+def drift_checks(report: dict | None, data_hash: str, gate: Gate) -> list[Check]:
+    "The drift report's level, and features that are missing more often; they refuse only where `[gate] drift = block`."
     if gate.drift == "ignore":
         return []
     if report and report.get("data_hash", data_hash) != data_hash:
         report = None
-    level = report["level"] if report else "no report of this data"
-    lost = [
-        f["name"] for f in (report or {}).get("features", []) if f["missing_current"] > f["missing_reference"] + 0.05
-    ]
-    quality = f"missing more often: {', '.join(lost)}" if lost else "as in training" if report else level
+    if report is None:
+        level = quality = "no report of this data"
+        lost = []
+    else:
+        level, features = report["level"], report.get("features", [])
+        lost = [f["name"] for f in features if f["missing_current"] > f["missing_reference"] + 0.05]
+        quality = f"missing more often: {', '.join(lost)}" if lost else "as in training"
     if gate.drift == "block":
         return [
             check("drift", "below retrain", level, level in ("none", "warn")),
@@ -254,40 +332,42 @@ def drift_rows(report: dict | None, data_hash: str, gate: Gate) -> list[Check]:
 
 
 # %% ../nbs/02_promote.ipynb #e88938f4
-def decide(
-    manifest: Manifest,
-    model: bytes,  # The challenger
+def _baseline_metrics(manifest: Manifest) -> dict[str, Any]:
+    "The baseline's metrics, which training logs in the manifest as `baseline_<metric>`."
+    return {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
+
+
+def evaluate_gate(
+    challenger: tuple[Manifest, bytes],
     champion: tuple[Manifest, bytes] | None,  # The model in production; None: none yet
     rows: pd.DataFrame,  # Test rows: features, `churn` and, where they repeat, `customer_id`
     gate: Gate,
-    drift: dict | None = None,  # Criteria; result of the drift step
-    refresh: bool = False,  # Trained on newer data: not worse is enough
-    seed: int = 0,  # Of the bootstrap
-    int8: bytes | RegistryError | None = None,  # The challenger's int8 file, see `int8_row`
-    max_mb: float = 200,  # `[serve] max_model_mb`
+    inputs: GateInputs = GateInputs(),
 ) -> Decision:
-    "Measure the challenger on the test rows, check every criterion. What can't be measured fails in a row of its own."
-    now = champion[0].version if champion else None
-    dictionary, y = Dictionary.of(manifest.features), rows.churn.to_numpy()
+    "Measure the challenger on the test rows and make every check. What can't be measured is one failed check."
+    manifest, model = challenger
+    current = champion[0].version if champion else None
+    dictionary = Dictionary.of(manifest.features)
     X = dictionary.encode(rows)
-    unfit = lambda what, required, e: Decision(manifest.version, now, [check(what, required, str(e), False)])
     try:
-        served = as_served(manifest, model, max_mb)  # nothing is computed with a file that was not looked at
-        metrics = evaluate(y, p := onnx_predict(model, X, dictionary), manifest.threshold, **manifest.decision)
-        metrics |= latency(served, X, gate.latency_calls)
+        served = load_as_served(
+            manifest, model, inputs.max_mb
+        )  # nothing is computed with a file that was not validated
+        scored = ScoredRows(manifest, rows, X, onnx_predict(model, X, dictionary))
+        metrics = evaluate(scored.y, scored.p, manifest.threshold, **manifest.decision)
+        metrics |= measure_latency(served, X, gate.latency_calls)
     except BundleError as e:
-        return unfit("bundle", "can be served", e)
+        return Decision(manifest.version, current, [check("bundle", "can be served", str(e), False)])
     except ValueError as e:
-        return unfit("test rows", "can be evaluated", e)
-    baseline = {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
+        return Decision(manifest.version, current, [check("test rows", "can be evaluated", str(e), False)])
     checks = [
-        *floors(metrics, gate.floors),
-        *beats(metrics, baseline, gate.beat_baseline, "baseline"),
-        *against_champion(champion, manifest, p, rows, gate, refresh, seed),
-        *drift_rows(drift, manifest.data_hash, gate),
-        *int8_row(int8, manifest, p, X, y, gate),
+        *threshold_checks(metrics, gate.floors),
+        *baseline_checks(metrics, _baseline_metrics(manifest), gate.beat_baseline),
+        *champion_checks(champion, scored, gate, inputs),
+        *drift_checks(inputs.drift, manifest.data_hash, gate),
+        *int8_checks(inputs.int8, scored, gate),
     ]
-    return Decision(manifest.version, now, checks)
+    return Decision(manifest.version, current, checks)
 
 
 # %% ../nbs/02_promote.ipynb #26a5b845
@@ -297,17 +377,18 @@ def evaluate_and_promote(
     settings: Settings,
     criteria: list[Criterion] | None = None,  # None: [gate] floors
 ) -> int:  # Exit code: 0 promoted to Production, 1 refused
-    "The classic gate: fixed floors, nothing else. Raises RegistryError."
+    "The classic gate: fixed thresholds, nothing else. Raises RegistryError."
     registry = ModelRegistry(settings)
     manifest, _ = registry.load_version(version)
-    decision = Decision(version, registry.champion(), floors(metrics, criteria or settings.gate.floors))
+    checks = threshold_checks(metrics, criteria or settings.gate.floors)
+    decision = Decision(version, registry.champion(), checks)
     registry.apply_decision(manifest, decision)
     return decision.exit_code
 
 
 # %% ../nbs/02_promote.ipynb #6c76eb18
-def _int8(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
-    "A version's int8 file, or why it can't be read."
+def _int8_file(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
+    "A version's INT8 file, or why it can't be read."
     try:
         return registry.load_int8(version)
     except RegistryError as e:
@@ -315,36 +396,35 @@ def _int8(registry: ModelRegistry, version: str) -> bytes | RegistryError | None
 
 
 def run_gate(
-    settings: Settings, rows: pd.DataFrame, refresh: bool = False
+    settings: Settings,
+    rows: pd.DataFrame,  # Test rows: features, `churn` and, where they repeat, `customer_id`
+    refresh: bool = False,  # Trained on newer data: not worse is enough
 ) -> tuple[Decision, dict]:  # And the step's result
-    "Decide on the registry's challenger and carry it out. Raises RegistryError where there is no challenger."
+    "Decide on the registry's challenger and apply the decision. Raises RegistryError where there is no challenger."
     signing_key(settings.serve.public_key)  # what can't be deployed is not decided
     registry = ModelRegistry(settings)
     registry.reconcile()
-    challenger, now = registry.version_of("challenger"), registry.champion()
-    if challenger is None:
+    version, champion = registry.version_of("challenger"), registry.champion()
+    if version is None:
         raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
-    manifest, model = registry.load_version(challenger)
-    theirs = registry.load_version(now) if now else None
-    decision = decide(
-        manifest,
-        model,
-        theirs,
-        rows,
-        settings.gate_for(settings.data.dataset),
-        registry.workspace.read_result("03_drift"),
-        refresh,
-        settings.train.seed,
-        _int8(registry, challenger),
-        settings.serve.max_model_mb,
+    challenger = registry.load_version(version)
+    in_production = registry.load_version(champion) if champion else None
+    inputs = GateInputs(
+        drift=registry.workspace.read_result("03_drift"),
+        refresh=refresh,
+        seed=settings.train.seed,
+        int8=_int8_file(registry, version),
+        max_mb=settings.serve.max_model_mb,
     )
-    record = registry.apply_decision(manifest, decision)
+    gate = settings.gate_for(settings.data.dataset)
+    decision = evaluate_gate(challenger, in_production, rows, gate, inputs)
+    entry = registry.apply_decision(challenger[0], decision)
     return decision, {
-        "version": challenger,
+        "version": version,
         "verdict": decision.verdict,
         "exit_code": decision.exit_code,
-        "champion": challenger if decision.promoted else now,
-        "replaced": now if decision.promoted else None,
+        "champion": version if decision.promoted else champion,
+        "replaced": champion if decision.promoted else None,
         "checks": [asdict(c) for c in decision.checks],
-        "record": record["id"],
+        "record": entry["id"],
     }

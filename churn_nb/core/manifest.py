@@ -19,7 +19,8 @@ __all__ = [
 ]
 
 # %% ../../nbs/core/50_manifest.ipynb #b2530df7
-import json, re, unicodedata
+import itertools, json, re, unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 import msgspec
@@ -33,7 +34,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     pass
 
 
-class Feature(_Part):
+class Feature(_Part, frozen=True):
     "One column of the model's input."
 
     name: str
@@ -45,7 +46,7 @@ class Feature(_Part):
     description: str = ""
 
 
-class FileHash(_Part):
+class FileHash(_Part, frozen=True):
     "What a file of the bundle must be."
 
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -53,14 +54,14 @@ class FileHash(_Part):
 
 
 # %% ../../nbs/core/50_manifest.ipynb #3e449f91
-class SelfTest(_Part):
+class SelfTest(_Part, frozen=True):
     "Rows and the probabilities that the model gave for them when it was exported."
 
     rows: list[list[float | str | None]]  # Feature values in column order; None is nan
     probability: list[float]
 
 
-class Store(_Part):
+class Store(_Part, frozen=True):
     "Where the features of a known customer come from."
 
     entity: str
@@ -69,7 +70,7 @@ class Store(_Part):
 
 
 # %% ../../nbs/core/50_manifest.ipynb #10250306
-class Interval(_Part):
+class Interval(_Part, frozen=True):
     "A metric of the test rows and its interval over resampled customers."
 
     value: float | None
@@ -77,7 +78,7 @@ class Interval(_Part):
     high: float | None = None
 
 
-class Group(_Part):
+class Group(_Part, frozen=True):
     "One group of a reliability diagram: rows with similar probabilities."
 
     predicted: float  # Mean probability
@@ -87,7 +88,7 @@ class Group(_Part):
     n: int  # Rows
 
 
-class GateRow(_Part):
+class GateRow(_Part, frozen=True):
     "One criterion of the gate: what was asked, what was found."
 
     criterion: str
@@ -97,7 +98,7 @@ class GateRow(_Part):
 
 
 # %% ../../nbs/core/50_manifest.ipynb #fd7cc6f7
-class ModelCard(_Part):
+class ModelCard(_Part, frozen=True):
     "What a person wants to know before trusting an answer. All of it may be missing."
 
     kind: str = ""  # Of model, such as hist_gradient_boosting
@@ -108,7 +109,7 @@ class ModelCard(_Part):
 
 
 # %% ../../nbs/core/50_manifest.ipynb #b137e776
-class Manifest(_Part):
+class Manifest(_Part, frozen=True):
     "All that the API knows of a model besides its graph. Written as `manifest.json`."
 
     name: str
@@ -138,54 +139,65 @@ class Manifest(_Part):
 
 
 # %% ../../nbs/core/50_manifest.ipynb #85b4daaf
-_plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")  # a file of a bundle
+_plain_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")  # a file of a bundle
 
 
-def _contradiction(m: Manifest) -> str | None:
-    "What contradicts itself in a manifest, in a few words; None where nothing does."
-    k, may_miss = len(m.features), {f.name for f in m.features if f.nullable}
-    if len({unicodedata.normalize("NFKC", n) for n in m.names}) < k:
-        return "features: a name occurs twice, or looks like another"
+def _name_contradictions(m: Manifest) -> Iterator[str]:
+    "What is wrong with the names of features and files."
+    if len({unicodedata.normalize("NFKC", n) for n in m.names}) < len(m.names):
+        yield "features: a name occurs twice, or looks like another"
     if taken := {"", "customer_id"} & set(m.names):
-        return f"features: {taken.pop()!r} can't be the name of a feature"
-    if bad := [n for n in m.names if re.search(r'["\\]', n) or not n.isprintable()]:
-        return f"features: {ascii(bad[0])} holds a quote, a backslash or an invisible character; rename the column"
+        yield f"features: {taken.pop()!r} can't be the name of a feature"
+    for n in m.names:
+        if re.search(r'["\\]', n) or not n.isprintable():
+            yield f"features: {ascii(n)} holds a quote, a backslash or an invisible character; rename the column"
+    for n in (*m.files, m.serves):
+        if not _plain_name.match(n) or n.startswith("manifest."):
+            yield f"files: {ascii(n)[:80]} is not a plain file in the folder"
+
+
+def _row_contradictions(m: Manifest) -> Iterator[str]:
+    "What is wrong with the example, the self test and the reference customer, by their lengths and gaps."
+    k, nullable = len(m.features), {f.name for f in m.features if f.nullable}
     if set(m.example) != set(m.names):
-        return f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
-    if bad := [n for n, v in m.example.items() if v is None and n not in may_miss]:
-        return f"example: {bad[0]} is null but not nullable"
-    if bad := [n for n in (*m.files, m.serves) if not _plain.match(n) or n.startswith("manifest.")]:
-        return f"files: {ascii(bad[0])[:80]} is not a plain file in the folder"
-    t, r = m.self_test, m.reference
-    if not t.rows or len(t.rows) != len(t.probability):
-        return "self_test: needs rows, and one probability for each"
-    if any(len(row) != k for row in t.rows):
-        return f"self_test: a row needs {k} values, one a feature"
-    if r is not None and len(r) != k:
-        return f"reference: needs {k} values, one a feature"
-    if bad := [n for n, v in zip(m.names, r or ()) if v is None and n not in may_miss]:
-        return f"reference: {bad[0]} is null but not nullable"
-    return _type_mismatch(m)
+        yield f"example: its fields differ from the features in {sorted(set(m.example) ^ set(m.names))}"
+    if not m.self_test.rows or len(m.self_test.rows) != len(m.self_test.probability):
+        yield "self_test: needs rows, and one probability for each"
+    if any(len(row) != k for row in m.self_test.rows):
+        yield f"self_test: a row needs {k} values, one per feature"
+    if m.reference is not None and len(m.reference) != k:
+        yield f"reference: needs {k} values, one per feature"
+    for where, row in (("example", m.example), ("reference", dict(zip(m.names, m.reference or ())))):
+        for n, v in row.items():
+            if v is None and n not in nullable:
+                yield f"{where}: {n} is null but not nullable"
 
 
 # %% ../../nbs/core/50_manifest.ipynb #056067e4
-def _type_mismatch(m: Manifest) -> str | None:
+def _type_contradictions(m: Manifest) -> Iterator[str]:
     "Which feature's values, or which value of a row, are not of the feature's type."
     for f in m.features:
         if f.type == "float32" and f.values:
-            return f"features: {f.name} is a number, but has a list of values"
+            yield f"features: {f.name} is a number, but has a list of values"
         if f.type == "string" and (not f.values or "" in f.values or len({*f.values}) < len(f.values)):
-            return f"features: {f.name} needs a list of values, each once, none of them empty"
+            yield f"features: {f.name} needs a list of values, each once, none of them empty"
     if m.input != "features" and any(f.values for f in m.features):
-        return "input: it is `features` where there are categories"
-    rows = [("example", [m.example[n] for n in m.names]), *[("reference", m.reference)] * (m.reference is not None)]
-    for where, row in [*rows, *(("self_test", r) for r in m.self_test.rows)]:
+        yield "input: it is `features` where there are categories"
+    rows = [("example", [m.example[n] for n in m.names])]
+    rows += [("reference", m.reference)] if m.reference is not None else []
+    rows += [("self_test", row) for row in m.self_test.rows]
+    for where, row in rows:
         for f, v in zip(m.features, row):
             if v is not None and isinstance(v, str) != (f.type == "string"):
-                return f"{where}: {f.name} needs {'text' if f.type == 'string' else 'a number'}, not {ascii(v)[:60]}"
-            if isinstance(v, str) and where != "self_test" and v not in f.values:  # a test may show what is unseen
-                return f"{where}: {ascii(v)[:60]} is not one of the values of {f.name}"
-    return None
+                yield f"{where}: {f.name} needs {'text' if f.type == 'string' else 'a number'}, not {ascii(v)[:60]}"
+            if isinstance(v, str) and where != "self_test" and v not in f.values:  # a test may show an unseen text
+                yield f"{where}: {ascii(v)[:60]} is not one of the values of {f.name}"
+
+
+def _first_contradiction(m: Manifest) -> str | None:
+    "The first thing in a manifest that contradicts another; None where nothing does."
+    found = itertools.chain(_name_contradictions(m), _row_contradictions(m), _type_contradictions(m))
+    return next(found, None)  # the rest is not evaluated: it may rely on what was found wrong
 
 
 # %% ../../nbs/core/50_manifest.ipynb #1c47efe1
@@ -199,7 +211,7 @@ def parse_manifest(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BundleError(f"{where}: {e}; {REWRITE}") from None
     json.loads(data, object_pairs_hook=lambda pairs: _unique_keys(pairs, where))
-    if wrong := _contradiction(m):
+    if wrong := _first_contradiction(m):
         raise BundleError(f"{where}: {wrong}; {REWRITE}")
     return m
 

@@ -22,22 +22,24 @@ __all__ = [
     "repository_file",
     "load_settings",
     "step_settings",
-    "open_duckdb",
 ]
 
 # %% ../../nbs/core/20_settings.ipynb #3de17b37
-import configparser, os, re, tomllib
+import configparser, operator, os, re, tomllib
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from .errors import SettingsError
 from .workspace import temporary_workspace
 
-
 # %% ../../nbs/core/20_settings.ipynb #02d1ba19
+_OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
 class Criterion(NamedTuple):
-    "One floor or ceiling on a metric, such as `accuracy > 0.95`."
+    "A threshold on a metric, such as `accuracy > 0.95`."
 
     metric: str  # Name of the metric
     op: str  # One of > >= < <=
@@ -45,11 +47,9 @@ class Criterion(NamedTuple):
 
     def holds(self, x: float | None) -> bool:
         "True where `x` satisfies the criterion; a missing metric or nan never does."
-        if x is None:
-            return False
-        return bool({">": x > self.value, ">=": x >= self.value, "<": x < self.value, "<=": x <= self.value}[self.op])
+        return x is not None and bool(_OPERATORS[self.op](x, self.value))
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.metric} {self.op} {self.value:g}"
 
 
@@ -57,7 +57,7 @@ def parse_criterion(
     text: str | Criterion,  # `metric op number`
 ) -> Criterion:
     "Read one criterion. Raises ValueError with the form that was expected."
-    if isinstance(text, (Criterion, list)):
+    if isinstance(text, Criterion | list):
         return Criterion(*text)
     m = re.fullmatch(r"\s*([a-z]\w*)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
     if not m:
@@ -66,7 +66,8 @@ def parse_criterion(
 
 
 # %% ../../nbs/core/20_settings.ipynb #9a9aa43d
-def _split(x):
+def _split(x: Any) -> Any:
+    "The parts of a text with commas; anything else as it is."
     return [p.strip() for p in x.split(",") if p.strip()] if isinstance(x, str) else x
 
 
@@ -84,7 +85,7 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    "Folders."
+    "`[paths]`: folders; relative ones count from the settings file's folder."
 
     workspace: Path
     data: Path
@@ -92,7 +93,7 @@ class Paths(Section):
 
 
 class Data(Section):
-    "Which data set."
+    "`[data]`: which data set."
 
     dataset: str  # Its name
     description: Path | None = None  # Its dataset.toml; None: CDNOW, whose form is the project's own
@@ -101,7 +102,7 @@ class Data(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70b4
 class Features(Section):
-    "Windows and as-of dates of the point-in-time features."
+    "`[features]`: windows and as-of dates of the point-in-time features."
 
     windows_hours: _Ints
     label_days: int = Field(gt=0)
@@ -116,7 +117,7 @@ class Features(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #d10bdbd3
 class Train(Section):
-    "Fitting and tracking."
+    "`[train]`: search, fit, decision threshold and experiment tracking."
 
     experiment: str
     model_name: str
@@ -134,7 +135,7 @@ class Train(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70b7
 class Gate(Section):
-    "What a challenger must show before it is promoted."
+    "`[gate]`: criteria for the promotion of a challenger."
 
     floors: _Criteria
     beat_baseline: _Strs
@@ -149,7 +150,7 @@ class Gate(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70b8
 class Drift(Section):
-    "Bands and levels of the drift report."
+    "`[drift]`: thresholds and levels of the drift report, and the cool-down of retraining."
 
     bins: int = Field(gt=1)
     alpha: float = Field(gt=0, lt=1)
@@ -164,7 +165,8 @@ class Drift(Section):
 
     @field_validator("psi_retrain")
     @classmethod
-    def above_warn(cls, v, info):
+    def above_warn(cls, v: float, info: ValidationInfo) -> float:
+        "`psi_retrain`, if it is not below `psi_warn`. Raises ValueError."
         if v < info.data.get("psi_warn", 0):
             raise ValueError(f"should be at or over psi_warn = {info.data['psi_warn']:g}")
         return v
@@ -172,7 +174,7 @@ class Drift(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #8cb16722
 class Serve(Section):
-    "The API."
+    "`[serve]`: the API: its address, limits, model file, logs and backend."
 
     host: str
     port: int = Field(ge=0, le=65535)
@@ -203,7 +205,7 @@ class Serve(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70ba
 class Triton(Section):
-    "A Triton server that scores, where `[serve] backend = triton`."
+    "`[triton]`: the Triton server that scores where `[serve] backend = triton`."
 
     url: str = Field(pattern=r"^[^\s:/@]+:\d+$")
     deadline_ms: float = Field(gt=0)
@@ -217,7 +219,7 @@ class Triton(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70bb
 class Stores(Section):
-    "Services behind the pipeline."
+    "`[stores]`: MLflow and the feature store."
 
     tracking_uri: str
     online: str
@@ -225,7 +227,8 @@ class Stores(Section):
 
     @field_validator("online")
     @classmethod
-    def sqlite_or_redis(cls, v):
+    def sqlite_or_redis(cls, v: str) -> str:
+        "`online`, if it is `sqlite` or the address of a Redis without a password. Raises ValueError."
         if v == "sqlite" or re.fullmatch(r"rediss?://[^@/,\s]+:\d+(/\d+)?", v):
             return v
         if "@" in v:
@@ -235,7 +238,7 @@ class Stores(Section):
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70bc
 class Settings(Section):
-    "All settings of a run."
+    "All settings of a run, a field per section. `load_settings` makes it."
 
     paths: Paths
     data: Data
@@ -266,10 +269,10 @@ def _read_ini(path: Path) -> dict[str, dict[str, str]]:
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70c0
-def _env_values(raw: dict, environ) -> dict[str, dict[str, str]]:
+def _env_values(raw: dict, environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     "The `CHURN_<SECTION>_<KEY>` variables, sorted into sections."
     known = {f"CHURN_{s}_{k}".upper().replace(".", "_"): (s, k) for s in raw for k in raw[s.split(".")[0]]}
-    out = {}
+    out: dict[str, dict[str, str]] = {}
     for var in sorted(v for v in environ if v.startswith("CHURN_") and v not in _not_settings):
         if var not in known:
             raise SettingsError(
@@ -305,7 +308,7 @@ def find_settings(
 # %% ../../nbs/core/20_settings.ipynb #3c1f70c2
 def _merge(*layers: dict) -> dict[str, dict]:
     "Nested dicts laid over each other, later ones winning key by key."
-    out = {}
+    out: dict[str, dict] = {}
     for layer in layers:
         for s, kv in layer.items():
             out.setdefault(s, {}).update(kv)
@@ -372,10 +375,14 @@ def _read_description(toml: Path, raw: dict) -> dict[str, dict]:
 
 
 # %% ../../nbs/core/20_settings.ipynb #9df4dc21
-def _one_line(e: ValidationError, file: str, layers: dict[str, dict]) -> str:  # layers: the strongest first
+def _one_line(
+    e: ValidationError,
+    file: str,  # Name of the settings file
+    layers: dict[str, dict],  # By name, the strongest first
+) -> str:
     "The first error of a validation: where the value came from, section, key, value, expectation."
     err = e.errors()[0]
-    section, *rest = err["loc"]
+    section, *rest = map(str, err["loc"])
     if section == "gates" and rest:
         section, rest = f"gate.{rest[0]}", rest[1:]
     at = f"[{section}] {rest[0]}" if rest else f"[{section}]"
@@ -397,54 +404,66 @@ def _key_files(text: str, base: Path) -> str:
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70c6
+def _nested(
+    overrides: Mapping[str, Any] | None,  # {"section.key": value}
+) -> dict[str, dict]:
+    "Overrides as a layer; None and empty text leave a setting as it is."
+    layer: dict[str, dict] = {}
+    for name, value in (overrides or {}).items():
+        if value is not None and value != "":
+            section, _, key = name.rpartition(".")
+            layer.setdefault(section, {})[key] = value
+    return layer
+
+
+def _validated(
+    raw: dict[str, dict],  # All layers, merged
+    file: str,  # Name of the settings file, for the error
+    layers: dict[str, dict],  # By name, the strongest first, for the error
+) -> Settings:
+    "Complete the data sets' gates from `[gate]`, convert and check. Raises SettingsError."
+    common = {s: kv for s, kv in raw.items() if not s.startswith("gate.")}
+    gates = {s.removeprefix("gate."): {**raw.get("gate", {}), **kv} for s, kv in raw.items() if s.startswith("gate.")}
+    try:
+        return Settings.model_validate({**common, "gates": gates})
+    except ValidationError as e:
+        raise SettingsError(_one_line(e, file, layers)) from None
+
+
 def load_settings(
-    overrides: dict
-    | None = None,  # {"section.key": value}; the strongest layer; None and "" leave the setting as it is
+    overrides: Mapping[str, Any] | None = None,  # {"section.key": value}; the strongest layer
     path: str | Path | None = None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards
-    environ: dict | None = None,  # Default: os.environ
+    environ: Mapping[str, str] | None = None,  # Default: os.environ
 ) -> Settings:
     "Read, layer and check all settings. Raises SettingsError: one line with section, key and what was expected."
     environ = os.environ if environ is None else environ
-    own = Path(__file__).with_name("settings.ini") if "__file__" in globals() else None
-    path = Path(p) if (p := path or environ.get("CHURN_SETTINGS")) else find_settings()
-    if path and not path.is_file():
-        raise SettingsError(f"{path}: no such settings file")
-    base = path.resolve().parent if path else Path.cwd()
-    raw = _merge(*(_read_ini(f) for f in (own, path) if f))
-    over, described = {}, {}
-    for name, v in (overrides or {}).items():
-        if v is None or v == "":
-            continue
-        s, _, k = name.rpartition(".")
-        over.setdefault(s, {})[k] = v
-    env = _env_values(raw, environ)
-    if toml := _description_of(_merge(raw, env, over), _merge(env, over).get("data", {}).get("dataset"), base):
+    packaged = Path(__file__).with_name("settings.ini") if "__file__" in globals() else None
+    named = path or environ.get("CHURN_SETTINGS")
+    file = Path(named) if named else find_settings()
+    if file and not file.is_file():
+        raise SettingsError(f"{file}: no such settings file")
+    base = file.resolve().parent if file else Path.cwd()
+    raw = _merge(*(_read_ini(f) for f in (packaged, file) if f))
+    over, env, described = _nested(overrides), _env_values(raw, environ), {}
+    asked = _merge(env, over).get("data", {}).get("dataset")
+    if toml := _description_of(_merge(raw, env, over), asked, base):
         described = _read_description(toml, raw)
     raw = _merge(raw, described, env, over, {"data": described.get("data", {})})
-    gates = {
-        s.removeprefix("gate."): {**raw.get("gate", {}), **raw.pop(s)}
-        for s in [s for s in raw if s.startswith("gate.")]
+    layers = {"parameter": over, "environment": env, toml.name if toml else "": described}
+    s = _validated(raw, file.name if file else "settings", layers)
+    changes = {
+        "paths": Paths(**{k: base / p for k, p in s.paths}),
+        "serve": s.serve.model_copy(update={"public_key": _key_files(s.serve.public_key, base)}),
+        "file": file.resolve() if file else None,
     }
-    try:
-        s = Settings.model_validate({**raw, "gates": gates})
-    except ValidationError as e:
-        layers = {"parameter": over, "environment": env, toml.name if toml else "": described}
-        raise SettingsError(_one_line(e, path.name if path else "settings", layers)) from None
-    keys = s.serve.model_copy(update={"public_key": _key_files(s.serve.public_key, base)})
-    return s.model_copy(
-        update={
-            "paths": Paths(**{k: base / p for k, p in s.paths}),
-            "serve": keys,
-            "file": path.resolve() if path else None,
-        }
-    )
+    return s.model_copy(update=changes)
 
 
 # %% ../../nbs/core/20_settings.ipynb #5a3faa7b
 def step_settings(
     workspace: str | Path = "",  # Empty: a lesson, in a temporary workspace with services of its own
-    overrides: dict | None = None,  # As in `load_settings`
-    environ: dict | None = None,
+    overrides: Mapping[str, Any] | None = None,  # As in `load_settings`
+    environ: Mapping[str, str] | None = None,
 ) -> Settings:
     "The settings that a notebook works with. Raises SettingsError."
     over = overrides or {}
@@ -453,15 +472,3 @@ def step_settings(
         return s
     own = {"tracking_uri": over.get("stores.tracking_uri", ""), "online": over.get("stores.online", "sqlite")}
     return s.model_copy(update={"stores": s.stores.model_copy(update=own)})
-
-
-# %% ../../nbs/core/20_settings.ipynb #5922c448
-def open_duckdb(**config):  # Settings of DuckDB, as `memory_limit` -> duckdb.DuckDBPyConnection
-    "DuckDB in this process and in memory, in UTC. A query that fails while it is copied into a file raises; it never hangs."
-    import duckdb  # here: who only reads settings doesn't need it
-
-    con = duckdb.connect(
-        config={"async_threads": 0, **config}
-    )  # with threads for output, 2.0 deadlocks in TaskExecutor::DrainTasks
-    con.execute("SET TimeZone = 'UTC'")
-    return con

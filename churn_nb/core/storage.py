@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 import duckdb, filelock, pyarrow as pa, pyarrow.parquet as pq
-from .settings import open_duckdb
+from .workspace import open_duckdb
 
 
 # %% ../../nbs/core/40_storage.ipynb #43b2c6f7

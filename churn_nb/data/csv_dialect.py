@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
 from ..core.errors import DataError
-from ..core.settings import open_duckdb
+from ..core.workspace import open_duckdb
 from .encoding import entity_key, quoted_name
 
 # %% ../../nbs/data/30_csv_dialect.ipynb #c2d11700

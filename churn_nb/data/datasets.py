@@ -36,7 +36,8 @@ import filelock
 import pandas as pd
 
 from ..core.errors import DataError
-from ..core.settings import Settings, open_duckdb
+from ..core.settings import Settings
+from ..core.workspace import open_duckdb
 from ..core.workspace import Workspace
 from .dataset_toml import read_description
 from .simulator import make_snapshot

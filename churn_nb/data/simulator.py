@@ -40,7 +40,7 @@ from datetime import date, timedelta
 from pathlib import Path
 import filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..core.errors import DataError
-from ..core.settings import open_duckdb
+from ..core.workspace import open_duckdb
 
 # %% ../../nbs/data/20_simulator.ipynb #09166eb2
 PLANS = {"basic": 9.0, "plus": 19.0, "premium": 39.0}  # dollars a month

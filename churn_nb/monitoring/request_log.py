@@ -30,7 +30,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from ..core.manifest import Manifest
 from ..data.encoding import Dictionary
-from ..core.settings import open_duckdb
+from ..core.workspace import open_duckdb
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #0666b58a
 log = logging.getLogger("churn_nb.monitoring.request_log")

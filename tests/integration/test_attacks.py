@@ -139,7 +139,7 @@ def test_no_file_is_overwritten_by_names_in_a_model(victim, tmp_path):
     target.write_text("mine")
     for location in (str(target), os.path.relpath(target, victim.ws/"cwd"), os.path.relpath(target, victim.bundles/"2")):
         victim.attack(elsewhere(location).SerializeToString(), says="external data")
-    with pytest.raises(BundleError, match="external data"): p.as_served(manifest(), elsewhere(str(target)).SerializeToString())
+    with pytest.raises(BundleError, match="external data"): p.load_as_served(manifest(), elsewhere(str(target)).SerializeToString())
     assert target.read_text() == "mine" and list(tmp_path.iterdir()) == [target]
 
 def swapped(name, make):

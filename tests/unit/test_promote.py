@@ -24,21 +24,21 @@ verdicts = lambda checks: [c.verdict for c in checks]
 @given(metrics, criteria)
 def test_promoted_only_where_every_criterion_holds(m, asked):
     holds = [known(m.get(c.metric)) and operators[c.op](m[c.metric], c.value) for c in asked]
-    assert verdicts(p.floors(m, asked)) == ["pass" if h else "fail" for h in holds]
-    d, good = p.Decision("2", "1", p.floors(m, asked)), len(holds) > 0 and all(holds)
+    assert verdicts(p.threshold_checks(m, asked)) == ["pass" if h else "fail" for h in holds]
+    d, good = p.Decision("2", "1", p.threshold_checks(m, asked)), len(holds) > 0 and all(holds)
     assert (d.promoted, d.verdict, d.exit_code) == (good, "promoted" if good else "refused", 1 - good)
 
 @quick
 @given(metrics, metrics, st.lists(st.sampled_from(["auc", "log_loss", "brier", "latency_ms", "accuracy"]), min_size=1, unique=True))
 def test_only_strictly_better_beats(a, b, which):
     better = [known(a.get(m)) and known(b.get(m)) and (a[m] < b[m] if m in ("log_loss", "brier", "latency_ms") else a[m] > b[m]) for m in which]
-    assert verdicts(p.beats(a, b, which, "champion")) == ["pass" if x else "fail" for x in better]
-    assert p.Decision("2", "1", p.beats(a, b, which, "champion")).promoted == all(better)
-    assert "pass" not in verdicts(p.beats(a, a, which, "itself"))
+    assert verdicts(p.baseline_checks(a, b, which)) == ["pass" if x else "fail" for x in better]
+    assert p.Decision("2", "1", p.baseline_checks(a, b, which)).promoted == all(better)
+    assert "pass" not in verdicts(p.baseline_checks(a, a, which))
 
 def test_one_ulp_decides_and_notes_do_not():
     less, note, good, bad = np.nextafter(.3, 0), p.Check("drift", "-", "none", "note"), *(p.check("a", "", "", ok) for ok in (True, False))
-    for a, b, verdict in ((less, .3, "pass"), (.3, .3, "fail"), (.3, less, "fail")): assert verdicts(p.beats({"log_loss": a, "auc": b}, {"log_loss": b, "auc": a}, ["log_loss", "auc"], "c")) == [verdict]*2
+    for a, b, verdict in ((less, .3, "pass"), (.3, .3, "fail"), (.3, less, "fail")): assert verdicts(p.baseline_checks({"log_loss": a, "auc": b}, {"log_loss": b, "auc": a}, ["log_loss", "auc"])) == [verdict]*2
     assert [p.Decision("1", None, c).verdict for c in ([], [note], [note, good], [note, good, bad])] == ["refused", "refused", "promoted", "refused"]
 
 def tree(root): return {str(f.relative_to(root)): (f.read_bytes(), f.stat().st_mtime_ns, f.stat().st_ino) for f in root.rglob("*") if f.is_file()}
@@ -65,10 +65,10 @@ def test_what_else_refuses(registry):
     m, model = registry.model(registry.settings("seed")).load_version("2")
     gate = lambda **kw: registry.settings("seed").gate_for("cdnow").model_copy(update=kw)
     for drift, report, good in (("block", "retrain", 0), ("block", None, 0), ("block", "warn", 1), ("warn", "retrain", 1), ("ignore", "retrain", 1)):
-        assert p.decide(m, model, None, ROWS, gate(drift=drift), report and {"level": report}).promoted == bool(good), (drift, report)
-    for nothing in ({}, {"baseline_log_loss": None}, {"baseline_log_loss": float("nan")}): assert not p.decide(msgspec.structs.replace(m, metrics=nothing), model, None, ROWS, gate()).promoted
-    assert not p.decide(m, model, (msgspec.structs.replace(m, features=m.features[::-1]), model), ROWS, gate(beat_champion=[])).promoted
-    assert not p.decide(m, model, None, ROWS, gate(floors=[], beat_baseline=[])).promoted
+        assert p.evaluate_gate((m, model), None, ROWS, gate(drift=drift), p.GateInputs(report and {"level": report})).promoted == bool(good), (drift, report)
+    for nothing in ({}, {"baseline_log_loss": None}, {"baseline_log_loss": float("nan")}): assert not p.evaluate_gate((msgspec.structs.replace(m, metrics=nothing), model), None, ROWS, gate()).promoted
+    assert not p.evaluate_gate((m, model), (msgspec.structs.replace(m, features=m.features[::-1]), model), ROWS, gate(beat_champion=[])).promoted
+    assert not p.evaluate_gate((m, model), None, ROWS, gate(floors=[], beat_baseline=[])).promoted
 
 def test_without_a_model_gate_deploy_and_rollback_are_refused(registry):
     s = registry.world("nobody")

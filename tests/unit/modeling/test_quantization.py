@@ -151,7 +151,7 @@ def test_the_row_passes_or_is_a_note_and_never_decides(pair):
     _, f, s = pair
     m, X2, y2 = manifest_of(f), ROWS[NAMES].to_numpy("float32"), ROWS.churn.to_numpy()
     pf = onnx_predict(f, X2)
-    row = lambda int8, **kw: p.int8_row(int8, m, pf, X2, y2, gate(**kw))
+    row = lambda int8, **kw: p.int8_checks(int8, p.ScoredRows(m, ROWS, X2, pf), gate(**kw))
     assert row(None) == []
     good, bad, broken, gone = (row(x)[0] for x in (s, upside_down(f), b"no graph", RegistryError("not the file that was registered")))
     assert [(c.criterion, c.required, c.verdict) for c in (good, bad, broken, gone)] == [("int8 accuracy loss", "< 0.01", v) for v in ("pass", "note", "note", "note")]
