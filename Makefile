@@ -95,8 +95,8 @@ e2e-tests: setup # three sides by side: most of it waits for containers and down
 	@echo "== e2e: a fresh clone in an empty environment; images; measurements; from a push to a running service"
 	@$(PYTEST) -n 3 -rA --durations=12 -o faulthandler_timeout=3600 tests/e2e
 
-BENCHES := quantise drift features score serve batching pipeline capacity
-bench: data ## measure side by side on this machine, into bench/RESULTS.md: all (an hour or two), or WHAT=serve|drift|features|score|quantise|batching|pipeline|capacity (QUICK=1: does it run?), or WHAT=freshness (needs `make pipeline`)
+BENCHES := quantize drift features score serve batching pipeline capacity
+bench: data ## measure side by side on this machine, into bench/RESULTS.md: all (an hour or two), or WHAT=serve|drift|features|score|quantize|batching|pipeline|capacity (QUICK=1: does it run?), or WHAT=freshness (needs `make pipeline`)
 	@for what in $(or $(WHAT),$(BENCHES)); do echo "== bench: $$what"; $(BIN)/python bench/$$what.py $(if $(QUICK),--quick) || exit; done
 	@$(if $(QUICK),,$(BIN)/python bench/results.py)
 

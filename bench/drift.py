@@ -38,7 +38,7 @@ def sorts(ref, cur):
     return run
 
 def ours(ref, cur, threads=1):
-    from churn_nb.monitoring.statistical_tests import tally_all
+    from churn_nb.monitoring.empirical_cdf import tally_all
     return lambda: [[t.statistic, t.pvalue, t.psi] for t in tally_all(ref, cur, list(ref), BINS, threads)]
 
 def ours2(ref, cur): return ours(ref, cur, 2)

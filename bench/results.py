@@ -6,7 +6,7 @@ import importlib, json, sys
 from report import HERE, table
 
 PARTS = {"serve": "Serving: requests a second, latency, memory", "drift": "Drift: K-S and PSI", "features": "Features: point in time, and online", "score": "Scoring files",
-         "quantise": "Eight bits", "pipeline": "The whole pipeline", "batching": "Batching: latency against load", "freshness": "From an event to a changed answer"}
+         "quantize": "INT8 quantization", "pipeline": "The whole pipeline", "batching": "Batching: latency against load", "freshness": "From an event to a changed answer"}
 # Why a goal is missed, where a measurement of these tables shows the limit: part, beginning of the goal -> why.
 WHY = json.loads((HERE/"why.json").read_text())
 

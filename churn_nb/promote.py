@@ -32,7 +32,8 @@ from .core.manifest import Manifest
 from .registry.bundle import write_bundle
 from .registry.signatures import signing_key
 from .data.encoding import Dictionary
-from .evaluation.metrics import compare, evaluate, smaller_is_better
+from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, compare
+from .evaluation.metrics import evaluate
 from .modeling.onnx_export import onnx_predict
 from .registry.onnx_validation import check_onnx
 from .modeling.quantization import INT8_ROW, precision_cost
@@ -116,21 +117,21 @@ class Decision:
 
 
 # %% ../nbs/02_promote.ipynb #55d7657c
-_smaller_is_better = {*smaller_is_better, "latency_ms"}
+_SMALLER_IS_BETTER = {*SMALLER_IS_BETTER, "latency_ms"}
 
 
 def _is_better(metric: str, a: float | None, b: float | None) -> bool:
     "True where a is strictly better than b; a value that is missing or nan is not."
     if a is None or b is None:
         return False
-    return a < b if metric in _smaller_is_better else a > b
+    return a < b if metric in _SMALLER_IS_BETTER else a > b
 
 
 def baseline_checks(metrics: dict[str, float], baseline: dict[str, float], which: list[str]) -> list[Check]:
     "The challenger must be strictly better than the baseline in each metric named."
     checks = []
     for m in which:
-        a, b, op = metrics.get(m), baseline.get(m), "<" if m in _smaller_is_better else ">"
+        a, b, op = metrics.get(m), baseline.get(m), "<" if m in _SMALLER_IS_BETTER else ">"
         checks.append(check(f"{m} against baseline", f"{op} {_show(m, b)}", _show(m, a), _is_better(m, a, b)))
     return checks
 
@@ -194,11 +195,7 @@ class _Comparison:
 
     def _compare(self, metric: str, margin: float):
         ours = self.scored
-        return compare(
-            ours.y,
-            ours.p,
-            self.q,
-            ours.rows.get("customer_id"),
+        options = ComparisonOptions(
             metric,
             ours.manifest.threshold,
             self.champion.threshold,
@@ -208,6 +205,7 @@ class _Comparison:
             self.seed,
             **ours.manifest.decision,
         )
+        return compare(ours.y, ours.p, self.q, ours.rows.get("customer_id"), options)
 
 
 # %% ../nbs/02_promote.ipynb #2d1e463a

@@ -28,7 +28,7 @@ from .core.errors import ServeError
 from .core.settings import Settings
 from .core.workspace import Workspace
 from .feature_store.online import FeastOnline
-from .monitoring.request_log import DriftGauges, RequestLog
+from .monitoring.request_log import DriftGauges, RequestLog, RequestLogOptions
 from .monitoring.shadow import Shadow
 from .registry.onnx_validation import trust
 from .serving.endpoints import PredictEndpoint, event_routes, metrics_routes, model_routes
@@ -100,9 +100,8 @@ class AppState:
 
     def _request_log(self, workspace: Workspace) -> RequestLog:
         s = self.limits
-        return RequestLog(
-            workspace.root / "requests", s.request_log, s.request_log_mb, s.request_log_seconds, self.metrics
-        )
+        options = RequestLogOptions(s.request_log, s.request_log_mb, s.request_log_seconds)
+        return RequestLog(workspace.root / "requests", options, self.metrics)
 
     def queued_rows(self) -> int:
         "How many rows wait for a run of the model."

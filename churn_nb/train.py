@@ -4,335 +4,92 @@
 
 # %% auto #0
 __all__ = [
-    "Split",
-    "dictionary_of",
-    "matrices",
-    "recency_baseline",
-    "fit",
-    "candidates",
-    "variant",
-    "folds_of",
-    "time_folds",
-    "stopped",
-    "with_rounds",
-    "Trial",
-    "at_once",
-    "search",
     "Candidate",
     "train_candidate",
     "baseline_of",
     "train_all",
     "log_test_metrics",
-    "slice_groups",
-    "rival",
-    "importance",
-    "reference_row",
-    "monotone_in_recency",
-    "expired",
     "make_manifest",
     "facts_of",
     "card_of",
     "reference_file",
+    "ModelFiles",
     "register",
     "train",
 ]
 
 # %% ../nbs/01_train.ipynb #1723a4e2
-import hashlib, itertools, json, os, tempfile, warnings
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import json
+import tempfile
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-from .modeling.bgnbd import fit_bgnbd, from_features, p_no_purchase
-import matplotlib.pyplot as plt, numpy as np, onnx, onnxruntime as ort, pandas as pd
-from joblib import effective_n_jobs
+from typing import Any
+import matplotlib.pyplot as plt
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
 from sklearn.base import BaseEstimator, clone
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.impute import SimpleImputer
-from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
-from .core.manifest import ModelCard, Group, Interval, Manifest, SelfTest, Store, manifest_json
-from churn_nb.modeling.calibration import (
-    Calibrated,
-    Platt,
-    calibration_plot,
-    choose_calibration,
-    core,
-    cross_fitted,
-    log_loss,
-    reliability,
+from .core.manifest import Group, Interval, Manifest, ModelCard, SelfTest, Store, manifest_json
+from .core.optional import optional
+from .core.settings import Settings
+from .data.encoding import Dictionary
+from .evaluation.comparison import BootstrapOptions, compare, intervals
+from .evaluation.metrics import evaluate
+from .evaluation.slicing import gain_table, slices
+from .feature_store.event_log import log_hash
+from .feature_store.snapshots import key_of
+from .features import expiring_features, feature_descriptions, feature_names
+from .modeling.calibration import Calibrated, calibration_plot, choose_calibration, reliability
+from churn_nb.modeling.inspection import (
+    importance,
+    masked,
+    monotone_in_recency,
+    reference_model,
+    reference_row,
+    slice_groups,
 )
 from .modeling.model_card import model_card
-from .registry.connection import registry_errors
-from .data.encoding import Dictionary
-from .monitoring.permutation_tests import whole_customers
-from .evaluation.metrics import compare, deciles, evaluate, gain_table, intervals, slices
-from .modeling.onnx_export import LogScale, hushed, onnx_predict, parity, predict, probes, to_onnx
-from .features import feature_descriptions, feature_names, expiring_features
-from .feature_store.event_log import log_hash
+from .modeling.onnx_export import hushed, onnx_predict, parity, predict, probes, to_onnx
 from .modeling.quantization import int8_of
-from .registry.tracking import describe_run, git_sha, provenance, tracking
-from .core.settings import Settings
-from .feature_store.snapshots import horizon, key_of
-from churn_nb.modeling.tabular import (
-    acceptable,
-    as_values,
-    base_rate,
-    customer_folds,
-    encoded,
-    manifest_features,
-    table_slices,
+from churn_nb.modeling.search import (  # noqa: F401 # `churn_nb.train` offers the search beside the training
+    Split,
+    Trial,
+    candidates,
+    dictionary_of,
+    early_stopping,
+    fit,
+    folds_of,
+    matrices,
+    recency_baseline,
+    run_parallel,
+    search,
+    set_n_rounds,
+    time_folds,
+    variant,
 )
-
-
-# %% ../nbs/01_train.ipynb #44c7ed50
-class Split(NamedTuple):
-    "The rows of one split, in columns that belong together."
-
-    X: np.ndarray  # float32 (n, k)
-    y: np.ndarray  # int64 (n,), 1 is churn
-    customer: np.ndarray  # int64 (n,)
-    date: np.ndarray  # datetime64 (n,), the as-of date
-
-    def only(self, rows: np.ndarray) -> "Split":
-        return Split(*(a[rows] for a in self))
-
-
-def dictionary_of(rows: pd.DataFrame, names: list[str]) -> Dictionary:
-    "Which features are categories, with the texts that the training rows hold."
-    return Dictionary.learn(rows[rows.split == "train"], names)
-
-
-# %% ../nbs/01_train.ipynb #50ea7f1f
-def matrices(
-    rows: pd.DataFrame,  # Rows of all splits, as `training_rows` gives them
-    names: list[str],  # Features, in column order
-    dictionary: Dictionary | None = None,  # Default: that of the training rows
-) -> dict[str, Split]:  # By name of the split
-    "One matrix and one label vector a split. Raises ValueError where a split is empty or has one class only."
-    out, dictionary = {}, dictionary or dictionary_of(rows, names)
-    for split in ("train", "validation", "test"):
-        part = rows[rows.split == split]
-        if part.churn.nunique() < 2:
-            raise ValueError(
-                f"split {split}: {len(part)} rows, {part.churn.nunique()} of 2 classes; "
-                "use more customers or other as-of dates"
-            )
-        out[split] = Split(
-            dictionary.encode(part),
-            part.churn.to_numpy("int64"),
-            part.customer_id.to_numpy(),
-            part.event_timestamp.dt.tz_localize(None).to_numpy(),
-        )
-    return out
-
-
-# %% ../nbs/01_train.ipynb #7a5a0940
-def recency_baseline(names: list[str]) -> BaseEstimator:
-    "Logistic regression on log(1 + recency_days) alone."
-    return make_pipeline(make_column_transformer((LogScale(), [names.index("recency_days")])), LogisticRegression())
-
-
-def fit(model: BaseEstimator, X: np.ndarray, y: np.ndarray) -> BaseEstimator:
-    "Fit on one OpenMP/BLAS thread: sums come in one order, so the result is the same on any number of cores."
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a network is stopped early on purpose
-        return _one_thread(model.fit(X, y))
-
-
-def _one_thread(model: BaseEstimator) -> BaseEstimator:
-    "A forest adds its trees' votes in the order in which threads finish; on one thread the sum has one value."
-    if isinstance(core(model), RandomForestClassifier):
-        core(model).set_params(n_jobs=1)
-    return model
-
-
-# %% ../nbs/01_train.ipynb #a203333c
-def candidates(settings: Settings, dictionary: Dictionary | None = None) -> dict[str, list[BaseEstimator]]:
-    "Variants to try by kind of model, unfitted. Smaller leaves for a table, which has fewer rows than a log has dates."
-    s, n_jobs = settings.train.seed, settings.train.n_jobs
-    logistic = lambda C, weight: make_pipeline(LogScale(), LogisticRegression(C=C, class_weight=weight, max_iter=1000))
-    least, large = (10, 31) if settings.data.kind == "snapshot" else (100, 8)
-    boosting = lambda leaves, weight: HistGradientBoostingClassifier(
-        learning_rate=0.05,
-        max_iter=300,
-        max_leaf_nodes=leaves,
-        min_samples_leaf=least,
-        l2_regularization=1.0,
-        class_weight=weight,
-        early_stopping=False,
-        random_state=s,
-    )
-    network = lambda layers: make_pipeline(
-        LogScale(), MLPClassifier(layers, batch_size=256, max_iter=30, n_iter_no_change=1000, random_state=s)
-    )
-    kinds = {
-        "logistic_regression": [logistic(1.0, None), logistic(0.01, None), logistic(1.0, "balanced")],
-        "random_forest": [
-            make_pipeline(
-                SimpleImputer(strategy="constant", fill_value=-1),
-                RandomForestClassifier(100, random_state=s, n_jobs=n_jobs),
-            )
-        ],
-        "hist_gradient_boosting": [boosting(large, None), boosting(4, None), boosting(large, "balanced")],
-        "neural_network": [network((32,)), network((64, 32))],
-    }
-    return {kind: [encoded(m, dictionary) for m in models] for kind, models in kinds.items()} if dictionary else kinds
-
-
-def variant(model: BaseEstimator) -> str:
-    "What sets a variant apart, in a few words."
-    p = core(model).get_params()
-    shown = {"C": "C", "max_leaf_nodes": "leaves", "hidden_layer_sizes": "layers", "n_estimators": "trees"}
-    words = [
-        f"{w} {'x'.join(map(str, v)) if isinstance(v := p[k], tuple) else v}"
-        for k, w in shown.items()
-        if p.get(k) is not None
-    ]
-    return ", ".join(words + [w for w in [p.get("class_weight")] if w])
-
-
-# %% ../nbs/01_train.ipynb #a7f5dc4a
-def folds_of(part: "Split", settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
-    "Folds in time, or by customer where a table has no dates."
-    if settings.data.kind == "events":
-        return time_folds(part.date, settings.features.label_days)
-    return time_folds(part.date, max(horizon(settings), 1)) or customer_folds(part.customer)
-
-
-def time_folds(
-    dates: np.ndarray,  # As-of date of each row
-    label_days: int,  # How far a label looks ahead
-    n: int = 2,  # At most so many folds, the latest
-) -> list[tuple[np.ndarray, np.ndarray]]:  # (rows to train on, rows to judge on), oldest first
-    "Folds whose training labels were all known on the date that is judged. None where no date is late enough."
-    L = np.timedelta64(label_days, "D")
-    judged = [d for d in np.unique(dates) if (dates + L <= d).any()]
-    return [(np.flatnonzero(dates + L <= d), np.flatnonzero(dates == d)) for d in judged[-n:]]
-
-
-# %% ../nbs/01_train.ipynb #a3cf1382
-def stopped(
-    model: BaseEstimator, A: Split, B: Split, patience: int = 5
-) -> tuple[np.ndarray, int | None]:  # p on B; rounds
-    "Fit on A for as many rounds as make the loss on B smallest, and predict B. Models without rounds are just fitted."
-    inner = core(model)
-    with threadpool_limits(1):
-        if not isinstance(inner, HistGradientBoostingClassifier | MLPClassifier):
-            return predict(fit(model, A.X, A.y), B.X), None
-        Z, V, path = A.X, B.X, []
-        if inner is not model:
-            Z, V = model[:-1].fit_transform(A.X), model[:-1].transform(B.X)
-        if isinstance(inner, HistGradientBoostingClassifier):
-            inner.set_params(early_stopping=True, n_iter_no_change=10).fit(Z, A.y, X_val=V, y_val=B.y)
-            best = int(np.argmax(inner.validation_score_[1:])) + 1
-            return next(itertools.islice(inner.staged_predict_proba(V), best - 1, None))[:, 1], best
-        for _ in range(inner.max_iter):
-            p = inner.partial_fit(Z, A.y, classes=[0, 1]).predict_proba(V)[:, 1]  # one pass over the rows
-            path.append((log_loss(B.y, p), p))
-            best = int(np.argmin([loss for loss, _ in path])) + 1
-            if len(path) - best >= patience:
-                break
-    return path[best - 1][1], best
-
-
-# %% ../nbs/01_train.ipynb #0fab9683
-def with_rounds(model: BaseEstimator, rounds: int | None) -> BaseEstimator:
-    "A fresh copy that will be fitted for so many trees or passes."
-    model = clone(model)
-    if isinstance(core(model), HistGradientBoostingClassifier):
-        core(model).set_params(early_stopping=False, max_iter=rounds or core(model).max_iter)
-    elif rounds:
-        core(model).set_params(max_iter=rounds)
-    return model
-
-
-# %% ../nbs/01_train.ipynb #f3ec2133
-@dataclass
-class Trial:
-    "One variant on all folds."
-
-    kind: str
-    model: BaseEstimator  # Unfitted, with the rounds that the folds chose
-    losses: list[float]  # Log-loss of each fold after calibration
-    rounds: int | None  # Trees or passes; None: the model has none
-
-    @property
-    def loss(self) -> float:
-        return float(np.mean(self.losses)) if self.losses else np.nan
-
-
-def _watched(todo: list, what: str):
-    "A progress bar where someone watches: in a notebook server or a terminal, not in stored outputs."
-    return tqdm(todo, desc=what, leave=False, disable=None if "JPY_SESSION_NAME" not in os.environ else False)
-
-
-def at_once(
-    jobs: list,  # Calls without arguments
-    settings: Settings,
-    what: str = "",
-) -> list:  # Their results, in the same order
-    "`[train] n_jobs` fits at a time. Each has one thread, so the numbers are those of one after another."
-    threads = effective_n_jobs(settings.train.n_jobs)
-    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a filter is the process's, not the thread's; see `fit`
-        running = [pool.submit(job) for job in jobs]
-        return [r.result() for r in _watched(running, what)]
-
-
-# %% ../nbs/01_train.ipynb #93c263e3
-def _trial(kind: str, model: BaseEstimator, part: Split, folds: list, seed: int) -> Trial:
-    "One variant, fitted and judged on all folds."
-    losses, rounds = [], []
-    for a, b in folds:
-        A, B = part.only(a), part.only(b)
-        p, n = stopped(clone(model), A, B)
-        losses.append(log_loss(B.y, cross_fitted(Platt, B.y, p, B.customer, seed=seed)))
-        rounds.append(n)
-    n = int(np.median(rounds)) if rounds and rounds[0] else None
-    return Trial(kind, with_rounds(model, n), losses, n)
-
-
-def search(
-    settings: Settings, part: Split, dictionary: Dictionary | None = None
-) -> dict[str, list[Trial]]:  # By kind, best first
-    "Try all variants on time-ordered folds. Without folds the first variant of each kind stands untried."
-    ids = np.unique(part.customer)
-    every = max(len(ids) // settings.train.search_customers, 1) if settings.train.search_customers else 1
-    part = part.only(np.isin(part.customer, ids[::every]))
-    folds = [f for f in folds_of(part, settings) if min(len(set(part.y[r])) for r in f) == 2]
-    kinds = candidates(settings, dictionary)
-    trials = at_once(
-        [
-            partial(_trial, kind, m, part, folds, settings.train.seed)
-            for kind, models in kinds.items()
-            for m in (models if folds else models[:1])
-        ],
-        settings,
-        "search",
-    )
-    return {kind: sorted((t for t in trials if t.kind == kind), key=lambda t: t.loss) for kind in kinds}
+from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
+from .monitoring.permutation_tests import whole_customers
+from .registry.connection import registry_errors
+from .registry.tracking import describe_run, git_sha, provenance, tracking
 
 
 # %% ../nbs/01_train.ipynb #42709c4d
 @dataclass
 class Candidate:
-    "A fitted and calibrated model, and the run that knows it."
+    "A fitted and calibrated model, and the run that recorded it."
 
     name: str
     model: BaseEstimator  # Calibrated
     run_id: str
-    metrics: dict[str, float]  # On the validation rows, corrected by other customers' rows
-    calibration: dict[str, float] = field(default_factory=dict)  # Cross-fitted log-loss by correction
+    metrics: dict[str, float]  # On the validation rows, calibrated on other customers' rows
+    calibration: dict[str, float] = field(default_factory=dict)  # Cross-fitted log-loss by kind of calibration
     trials: list[Trial] = field(default_factory=list)
+    dictionary: Dictionary | None = None  # Texts of the features that are categories
 
 
 def _judge(y: np.ndarray, p: np.ndarray, settings: Settings) -> dict[str, float]:
@@ -341,10 +98,9 @@ def _judge(y: np.ndarray, p: np.ndarray, settings: Settings) -> dict[str, float]
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
 
-def _log_trials(trials: list[Trial]):
+def _log_trials(trials: list[Trial]) -> None:
     "A nested run for every variant that was tried."
-    import mlflow  # slow import, see `runs.tracking`
-
+    mlflow = optional("mlflow", "Training")
     for t in trials:
         with mlflow.start_run(run_name=f"{t.kind}: {variant(t.model)}", nested=True):
             mlflow.log_params({"variant": variant(t.model), "rounds": t.rounds})
@@ -353,22 +109,24 @@ def _log_trials(trials: list[Trial]):
 
 
 # %% ../nbs/01_train.ipynb #b07d4e19
-def train_candidate(
-    name: str,
-    model: BaseEstimator,  # Fitted on the training rows
-    data: dict[str, Split],
-    made_from: tuple[list, dict],
-    settings: Settings,
-    trials: list[Trial] = (),
-) -> Candidate:
-    "Calibrate and judge one fitted model inside an MLflow run of its own, which knows all about it."
-    import mlflow  # slow import, see `runs.tracking`
+def _log_parameters(model: BaseEstimator) -> None:
+    plain = (str, int, float, tuple, type(None))  # not the steps of a pipeline themselves
+    parameters = {k: v for k, v in model.get_params().items() if isinstance(v, plain)}
+    optional("mlflow", "Training").log_params(parameters)
 
-    V = data["validation"]
+
+def train_candidate(
+    fitted: tuple[str, BaseEstimator, list[Trial]],  # Name, the model fitted on the training rows, what was tried
+    data: dict[str, Split],
+    made_from: tuple[list, dict],  # See `provenance`
+    settings: Settings,
+) -> Candidate:
+    "Calibrate and judge one fitted model inside an MLflow run of its own, which records all of it."
+    mlflow = optional("mlflow", "Training")
+    (name, model, trials), V = fitted, data["validation"]
     with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
         p = predict(model, V.X)
-        plain = (str, int, float, tuple, type(None))  # not the steps of a pipeline themselves
-        mlflow.log_params({k: v for k, v in model.get_params().items() if isinstance(v, plain)})
+        _log_parameters(model)
         calibrator, losses, q = choose_calibration(V.y, p, V.customer, settings.train.seed)
         metrics = _judge(V.y, q, settings)
         mlflow.log_metrics(
@@ -392,192 +150,128 @@ def baseline_of(settings: Settings) -> tuple[str, BaseEstimator]:
 
 
 def train_all(
-    data: dict[str, Split], rows: pd.DataFrame, settings: Settings, dictionary: Dictionary | None = None
+    data: dict[str, Split],
+    rows: pd.DataFrame,  # What the matrices were made of, for the provenance
+    settings: Settings,
+    dictionary: Dictionary | None = None,
 ) -> tuple[Candidate, list[Candidate]]:  # The baseline; the candidates, one of each kind
     "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
     tracking(settings)
-    import mlflow  # slow import, see `runs.tracking`
-
+    mlflow = optional("mlflow", "Training")
     found = search(settings, data["train"], dictionary)
     name, simple = baseline_of(settings)
     chosen = {name: (simple, []), **{kind: (clone(trials[0].model), trials) for kind, trials in found.items()}}
-    fitted = at_once([partial(fit, model, *data["train"][:2]) for model, _ in chosen.values()], settings, "fit")
+    fits = [partial(fit, model, *data["train"][:2]) for model, _ in chosen.values()]
+    fitted = run_parallel(fits, settings.train.n_jobs, "fit")
     with hushed(), mlflow.start_run(run_name="training"):
         describe_run(settings, made_from := provenance(settings, rows))
-        baseline, *tried = [
-            train_candidate(name, model, data, made_from, settings, trials)
+        done = [
+            train_candidate((name, model, trials), data, made_from, settings)
             for model, (name, (_, trials)) in zip(fitted, chosen.items())
         ]
-    return baseline, tried
+    for c in done:
+        c.dictionary = dictionary
+    return done[0], done[1:]
 
 
 # %% ../nbs/01_train.ipynb #49238fb3
 def log_test_metrics(c: Candidate, data: dict[str, Split], settings: Settings) -> dict[str, float]:
     "Evaluate on the test rows and record the result in the candidate's run as `test_...`."
-    import mlflow  # slow import, see `runs.tracking`
-
+    mlflow = optional("mlflow", "Training")
     metrics = _judge(data["test"].y, predict(c.model, data["test"].X), settings)
     with hushed(), mlflow.start_run(run_id=c.run_id):
         mlflow.log_metrics({f"test_{m}": v for m, v in metrics.items()})
     return metrics
 
 
-# %% ../nbs/01_train.ipynb #8939379b
-def slice_groups(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    "How the test rows are cut: by thirds of tenure, and by deciles of what was spent. 1 is the lowest."
-    return {"tenure, thirds": deciles(rows.tenure_days, 3), "spend, deciles": deciles(rows.spend_total)}
-
-
-# %% ../nbs/01_train.ipynb #ea943dd7
-def rival(rows: pd.DataFrame, settings: Settings) -> np.ndarray | None:  # Probability of churn of each test row
-    """What BG/NBD, fitted without labels on the validation date, says of the test rows;
-    None where there are no purchases."""
-    if settings.data.kind == "snapshot":
-        return None
-    then, now = (from_features(rows[rows.split == s]) for s in ("validation", "test"))
-    params = fit_bgnbd(then.x, then.t_x, then["T"])
-    return p_no_purchase(params, now.x, now.t_x, now["T"], settings.features.label_days / 7)
-
-
-# %% ../nbs/01_train.ipynb #623a1352
-def importance(
-    model: BaseEstimator, part: Split, names: list[str], seed: int = 0, repeats: int = 5
-) -> dict[str, float]:
-    "Rise of the log-loss when a feature is shuffled, mean of the repeats; largest first."
-    r = permutation_importance(
-        model,
-        part.X,
-        part.y,
-        n_repeats=repeats,
-        random_state=seed,
-        n_jobs=1,
-        scoring=lambda m, X, y: -log_loss(y, predict(m, X)),
-    )
-    order = np.argsort(-r.importances_mean, kind="stable")
-    return {names[j]: float(r.importances_mean[j]) for j in order}
-
-
-# %% ../nbs/01_train.ipynb #0e22e64c
-def reference_row(
-    X: np.ndarray,  # float32 (n, k)
-    texts: np.ndarray | list = (),  # Columns of codes
-) -> np.ndarray:  # float32 (k,); nan where more than half of the rows have none
-    """The customer that contributions are counted from:
-    the median of each number that most have, the most frequent text."""
-    gap = np.isnan(X).mean(axis=0) > 0.5
-    r = np.where(gap, np.nan, np.nanmedian(np.where(gap, 0, X), axis=0)).astype("float32")
-    for j in texts:
-        r[j] = np.nan if gap[j] else np.bincount(X[X[:, j] >= 0, j].astype(int)).argmax()
-    return r
-
-
-# %% ../nbs/01_train.ipynb #b396364b
-def monotone_in_recency(
-    model: BaseEstimator,
-    X: np.ndarray,
-    names: list[str],
-    settings: Settings,
-    step: float = 0.9,  # The last purchase is brought this much nearer
-) -> dict[str, float]:  # rows, risen (share whose risk rose), worst (largest rise)
-    "Bring the last purchase nearer, outside of all windows: does the risk rise?"
-    r, g = names.index("recency_days"), names.index("gap_ratio")
-    outside = max(settings.features.windows_hours) / 24
-    Z = X[X[:, r] * step > outside + 1].copy()
-    if not len(Z):
-        return {"rows": 0, "risen": 0.0, "worst": 0.0}
-    before = predict(model, Z)
-    Z[:, r], Z[:, g] = Z[:, r] * np.float32(step), Z[:, g] * np.float32(step)
-    rise = predict(model, Z) - before
-    return {"rows": len(Z), "risen": float((rise > 1e-6).mean()), "worst": max(float(rise.max()), 0.0)}
-
-
-# %% ../nbs/01_train.ipynb #b6955ce3
-def expired(X: np.ndarray, names: list[str], settings: Settings) -> np.ndarray:
-    "The rows as they look when the store's windows are too old: perishable features nan. A table's do not perish."
-    return np.where(np.isin(names, expiring_features(settings)), np.float32(np.nan), X)
-
-
 # %% ../nbs/01_train.ipynb #825d0251
+def _sample_rows(X: np.ndarray, T: np.ndarray, gaps: np.ndarray, dictionary: Dictionary) -> tuple:
+    "An example with the fewest gaps, and 20 rows for the self test: test rows that the API accepts, or training rows."
+    fine = acceptable(T, gaps, dictionary)
+    T = T[fine] if len(fine) else X[acceptable(X, gaps, dictionary)]
+    example = T[0]
+    if len(fine):
+        T = T[np.argsort(fine, kind="stable")]
+    return example, T[np.linspace(0, len(T) - 1, 20).astype(int)]
+
+
+def _store(settings: Settings) -> Store | None:
+    key = key_of(settings)
+    return Store(entity="customer_id", feature_service="churn_v1_stored", key=key) if key else None
+
+
 def make_manifest(
     c: Candidate,
-    exported: bytes,
+    exported: bytes,  # ONNX
     data: dict[str, Split],
     settings: Settings,
-    metrics: dict,
-    card: ModelCard = ModelCard(),
-    dictionary: Dictionary | None = None,
+    metrics: dict[str, float],  # On the test rows
 ) -> Manifest:
-    "All that the API must know of the model; the registry's version is filled in when it is deployed."
-    names, says = feature_names(settings), feature_descriptions(settings)
-    X, T, s = data["train"].X, data["test"].X, settings.train
-    dictionary = dictionary or Dictionary(names, [None] * len(names))
-    gaps = np.isnan(X).any(axis=0) | np.isin(
-        names, expiring_features(settings)
-    )  # what was missing in training, or may expire
-    as_json = lambda row: as_values(row, dictionary)
-    T = T[fine] if len(fine := acceptable(T, gaps, dictionary)) else X[acceptable(X, gaps, dictionary)]
-    shown, T = T[0], T[np.argsort(fine, kind="stable")] if len(fine) else T  # the example has the fewest gaps
-    sample = T[np.linspace(0, len(T) - 1, 20).astype(int)]
+    "What the API must know of the model. The version is filled in when it is deployed, the model card beside it."
+    names, s = feature_names(settings), settings.train
+    dictionary = c.dictionary or Dictionary(names, [None] * len(names))
+    X = data["train"].X
+    gaps = np.isnan(X).any(axis=0) | np.isin(names, expiring_features(settings))  # missing in training, or may expire
+    example, sample = _sample_rows(X, data["test"].X, gaps, dictionary)
     return Manifest(
         name=s.model_name,
         version="0",
         run_id=c.run_id,
         git_sha=git_sha(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=settings.data.dataset,
         data_hash=log_hash(settings),
         metrics=metrics,
-        card=card,
         threshold=s.decision_threshold(),
         decision={"offer_cost": s.offer_cost, "saved_margin": s.saved_margin},
         calibration=c.model.calibrator.name,
-        reference=as_json(reference_row(X, dictionary.texts)),
-        features=manifest_features(X, gaps, says, dictionary),
-        example=dict(zip(names, as_json(shown))),
-        store=(
-            Store(entity="customer_id", feature_service="churn_v1_stored", key=key)
-            if (key := key_of(settings))
-            else None
-        ),
+        reference=as_values(reference_row(X, dictionary.texts), dictionary),
+        features=manifest_features(X, gaps, feature_descriptions(settings), dictionary),
+        example=dict(zip(names, as_values(example, dictionary))),
+        store=_store(settings),
         self_test=SelfTest(
-            rows=[as_json(r) for r in sample], probability=onnx_predict(exported, sample, dictionary).tolist()
+            rows=[as_values(r, dictionary) for r in sample],
+            probability=onnx_predict(exported, sample, dictionary).tolist(),
         ),
     )
 
 
 # %% ../nbs/01_train.ipynb #982d80f2
-def facts_of(
-    c: Candidate, data: dict[str, Split], rows: pd.DataFrame, settings: Settings, dictionary: Dictionary | None = None
-) -> dict:
-    "What the card tells of the test date beyond the metrics: intervals, slices, importance, behaviour. JSON types."
+def _records(table: pd.DataFrame) -> list[dict]:
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def facts_of(c: Candidate, data: dict[str, Split], rows: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    "What the model card adds to the metrics of the test date: intervals, slices, importance, behaviour. JSON types."
     T, s = data["test"], settings.train
     p, test = predict(c.model, T.X), rows[rows.split == "test"]
-    sure = intervals(
-        T.y,
-        p,
-        T.customer,
+    options = BootstrapOptions(
         s.decision_threshold(),
         rounds=settings.gate.bootstrap,
         seed=s.seed,
         offer_cost=s.offer_cost,
         saved_margin=s.saved_margin,
     )
+    by_metric = intervals(T.y, p, T.customer, options)
     names, snapshot = feature_names(settings), settings.data.kind == "snapshot"
     some = T.only(np.arange(0, len(T.y), max(len(T.y) // 5000, 1))) if snapshot else T  # a table may have many columns
     gains = importance(c.model, some, names, s.seed, 5 if len(names) <= 50 else 1)
-    groups = table_slices(test, gains, dictionary or dictionary_of(rows, names)) if snapshot else slice_groups(test)
-    by_slice = slices(test, T.y, p, groups, T.customer)
-    plain = lambda t: t.astype(object).where(t.notna(), None).to_dict("records")
-    return {
-        "intervals": {m: {k: float(v) for k, v in r.items()} for m, r in sure.iterrows()},
-        "reliability": plain(reliability(T.y, p)),
-        "slices": plain(by_slice),
-        "gain": plain(gain_table(T.y, p)),
+    dictionary = c.dictionary or dictionary_of(rows, names)
+    groups = table_slices(test, gains, dictionary) if snapshot else slice_groups(test)
+    facts = {
+        "intervals": {m: {k: float(v) for k, v in r.items()} for m, r in by_metric.iterrows()},
+        "reliability": _records(reliability(T.y, p)),
+        "slices": _records(slices(test, T.y, p, groups, T.customer)),
+        "gain": _records(gain_table(T.y, p)),
         "importance": gains,
-    } | ({} if snapshot else {"monotone_in_recency": monotone_in_recency(c.model, T.X, names, settings)})
+    }
+    if not snapshot:
+        behaves = monotone_in_recency(c.model, T.X, names, settings.features.windows_hours)
+        facts["monotone_in_recency"] = behaves
+    return facts
 
 
-def card_of(c: Candidate, facts: dict) -> ModelCard:
+def card_of(c: Candidate, facts: dict[str, Any]) -> ModelCard:
     "The part of the facts that goes with the model wherever it is served."
     return ModelCard(
         kind=c.name,
@@ -598,106 +292,122 @@ def reference_file(
     return some[["customer_id", "event_timestamp", *names, "churn"]].assign(probability=p).to_parquet(index=False)
 
 
-def _log_bytes(name: str, content: bytes):
+def _log_bytes(name: str, content: bytes) -> None:
     "A file of the active run."
-    import mlflow  # slow import, see `runs.tracking`
-
+    mlflow = optional("mlflow", "Training")
     with tempfile.TemporaryDirectory() as d:
         (Path(d) / name).write_bytes(content)
         mlflow.log_artifact(str(Path(d) / name))
 
 
 # %% ../nbs/01_train.ipynb #9b2fff40
+@dataclass(frozen=True)
+class ModelFiles:
+    "What is registered as one version of the model."
+
+    onnx: bytes
+    manifest: Manifest
+    card: str = ""  # Model card, Markdown
+    more: dict[str, bytes] = field(default_factory=dict)  # Further files by name, such as the reference rows
+
+    def hashes(self) -> dict[str, str]:
+        "SHA-256 by the tag under which the registry keeps it."
+        contents = {"sha256": self.onnx, "manifest_sha256": manifest_json(self.manifest)}
+        contents |= {f"{name}.sha256": content for name, content in self.more.items()}
+        return {tag: hashlib.sha256(content).hexdigest() for tag, content in contents.items()}
+
+
 def register(
     c: Candidate,
-    exported: bytes,
-    manifest: Manifest,
+    files: ModelFiles,
     X: np.ndarray,  # A few training rows, for signature and input example; float32 (n, k)
     settings: Settings,
-    card: str = "",  # Model card, Markdown
-    more: dict[str, bytes] | None = None,  # Further files by name, such as the reference rows
 ) -> str:  # The new version
     "Log model, manifest, card and further files into the candidate's run, register, and make it the challenger."
-    import mlflow  # slow import, see `runs.tracking`
-
-    dictionary, text = Dictionary.of(manifest.features), manifest_json(manifest).decode()
+    mlflow, name = optional("mlflow", "Training"), settings.train.model_name
+    dictionary = Dictionary.of(files.manifest.features)
     # texts make a second input of the graph, which is fed by name
-    example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=manifest.names)
+    example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=files.manifest.names)
     with hushed(), mlflow.start_run(run_id=c.run_id):
-        signature = mlflow.models.infer_signature(example, onnx_predict(exported, X, dictionary))
-        mlflow.log_text(text, "manifest.json")
-        if card:
-            mlflow.log_text(card, "model_card.md")
-        for name, content in (more or {}).items():
-            _log_bytes(name, content)
+        signature = mlflow.models.infer_signature(example, onnx_predict(files.onnx, X, dictionary))
+        mlflow.log_text(manifest_json(files.manifest).decode(), "manifest.json")
+        if files.card:
+            mlflow.log_text(files.card, "model_card.md")
+        for file, content in files.more.items():
+            _log_bytes(file, content)
         info = mlflow.onnx.log_model(
-            onnx.load_from_string(exported),
+            onnx.load_from_string(files.onnx),
             name="model",
             signature=signature,
             input_example=example,
             save_as_external_data=False,
-            registered_model_name=settings.train.model_name,
+            registered_model_name=name,
             pip_requirements=[f"onnxruntime=={ort.__version__}"],
         )
         client, version = mlflow.MlflowClient(), str(info.registered_model_version)
-        hashed = {
-            "sha256": exported,
-            "manifest_sha256": text.encode(),
-            **{f"{name}.sha256": content for name, content in (more or {}).items()},
-        }
-        for tag, content in hashed.items():
-            client.set_model_version_tag(settings.train.model_name, version, tag, hashlib.sha256(content).hexdigest())
-        client.set_registered_model_alias(settings.train.model_name, "challenger", version)
-        client.transition_model_version_stage(settings.train.model_name, version, "Staging")
+        for tag, value in files.hashes().items():
+            client.set_model_version_tag(name, version, tag, value)
+        client.set_registered_model_alias(name, "challenger", version)
+        client.transition_model_version_stage(name, version, "Staging")
     return version
 
 
 # %% ../nbs/01_train.ipynb #d42beda3
+def _against_reference(c: Candidate, data: dict[str, Split], rows: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    "The comparison with BG/NBD; empty for a table without purchases."
+    if settings.data.kind == "snapshot":
+        return {}
+    T, theirs = data["test"], reference_model(rows, settings.features.label_days)
+    return {"against_bgnbd": asdict(compare(T.y, predict(c.model, T.X), theirs, T.customer))}
+
+
+def _largest_difference(c: Candidate, exported: bytes, X: np.ndarray, settings: Settings) -> float:
+    "Of the graph from the model: on the test rows, at the model's thresholds, and on rows whose windows have expired."
+    expired = masked(X, feature_names(settings), expiring_features(settings))
+    threshold = settings.train.decision_threshold()
+    checked = (X, probes(c.model, X), expired)
+    return max(parity(c.model, exported, Z, threshold=threshold, dictionary=c.dictionary) for Z in checked)
+
+
 def train(
     settings: Settings,
-    rows: pd.DataFrame,
-) -> dict:  # Winner, version, metrics of all candidates and of the baseline
+    rows: pd.DataFrame,  # Of all splits, as `features.training_rows` gives them
+) -> dict[str, Any]:  # Winner, version, metrics of all candidates and of the baseline
     """Search, fit and calibrate, choose on validation, evaluate the winner on test,
     export, prove parity, register as challenger. Raises RegistryUnavailable and RegistryError."""
     with registry_errors(settings.stores.tracking_uri):
         return _train(settings, rows)
 
 
-def _train(settings: Settings, rows: pd.DataFrame) -> dict:
+# %% ../nbs/01_train.ipynb #e407951b
+def _ship(winner: Candidate, metrics: dict[str, float], data: dict[str, Split], rows: pd.DataFrame, settings: Settings):
+    "Export, prove parity, register. Version, manifest, facts, the largest difference, and the bytes of the graph."
+    names = feature_names(settings)
+    exported = to_onnx(winner.model, len(names))
+    difference = _largest_difference(winner, exported, data["test"].X, settings)
+    facts = facts_of(winner, data, rows, settings)
+    manifest = make_manifest(winner, exported, data, settings, metrics)
+    manifest = msgspec.structs.replace(manifest, card=card_of(winner, facts))
+    more = {
+        "reference.parquet": reference_file(rows, exported, settings, winner.dictionary),
+        "facts.json": json.dumps(facts, indent=1).encode(),
+    }
+    if not (winner.dictionary and winner.dictionary.any):  # the tool that quantizes takes one input, of floats
+        more |= int8_of(exported, data["train"].X)
+    files = ModelFiles(exported, manifest, model_card(winner.name, manifest, facts, rows), more)
+    version = register(winner, files, data["train"].X[:5], settings)
+    return version, manifest, facts, difference, len(exported)
+
+
+def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
     names = feature_names(settings)
     dictionary = dictionary_of(rows, names)
     data = matrices(rows, names, dictionary)
     baseline, tried = train_all(data, rows, settings, dictionary)
     winner = min(tried, key=lambda c: c.metrics["log_loss"])
     base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
-    exported, X, t = to_onnx(winner.model, len(names)), data["test"].X, settings.train.decision_threshold()
-    dp = max(
-        parity(winner.model, exported, Z, threshold=t, dictionary=dictionary)
-        for Z in (X, probes(winner.model, X), expired(X, names, settings))
-    )
     metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
-    facts = facts_of(winner, data, rows, settings, dictionary)
-    manifest = make_manifest(winner, exported, data, settings, metrics, card_of(winner, facts), dictionary)
-    T, theirs = data["test"], rival(rows, settings)
-    against = (
-        {}
-        if theirs is None
-        else {"against_bgnbd": asdict(compare(T.y, predict(winner.model, X), theirs, T.customer, "log_loss"))}
-    )
-    version = register(
-        winner,
-        exported,
-        manifest,
-        data["train"].X[:5],
-        settings,
-        model_card(winner.name, manifest, facts, rows),
-        {
-            "reference.parquet": reference_file(rows, exported, settings, dictionary),
-            "facts.json": json.dumps(facts, indent=1).encode(),
-            # the tool that quantises takes one input, of floats
-            **({} if dictionary.any else int8_of(exported, data["train"].X)),
-        },
-    )
+    version, manifest, facts, difference, size = _ship(winner, metrics, data, rows, settings)
     return {
         "winner": winner.name,
         "version": version,
@@ -707,12 +417,12 @@ def _train(settings: Settings, rows: pd.DataFrame) -> dict:
         "baseline": base,
         "validation": {c.name: c.metrics for c in [baseline, *tried]},
         "calibration": winner.model.calibrator.name,
-        "threshold": t,
+        "threshold": manifest.threshold,
         **facts,
-        **against,
+        **_against_reference(winner, data, rows, settings),
         "baseline_name": baseline.name,
         "searched": {c.name: {variant(r.model): r.loss if r.losses else None for r in c.trials} for c in tried},
-        "max_dp_onnx": dp,
-        "onnx_bytes": len(exported),
+        "max_dp_onnx": difference,
+        "onnx_bytes": size,
         "rows": {k: len(s.y) for k, s in data.items()},
     }

@@ -19,7 +19,7 @@ from .options import WorkspaceOption, command_settings, print_table
 from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
-from ..drift import DriftReport, FeatureDrift, drift_report, evidently_html, read_table, verdicts
+from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
 from ..data.value_parsing import read_format
 from ..monitoring.sketches import sketch_file, sketch_table
 from ..ops.monitor import watch
@@ -50,7 +50,8 @@ def _compare_files(
     for side, frame in ((reference, a), (current, b)):
         if customers and customers not in frame:
             raise UsageError(f"{side}: no column {customers}; see --customers")
-    report = drift_report(a, b, settings.drift, names, customers or None, seed=settings.train.seed)
+    options = ReportOptions(customers=customers or None, seed=settings.train.seed)
+    report = drift_report(a, b, settings.drift, names, options)
     return _Comparison(report, report.to_dict(), report.level, (a, b))
 
 

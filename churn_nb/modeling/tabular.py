@@ -12,7 +12,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from ..core.manifest import Feature
 from ..data.encoding import UNSEEN, Dictionary
-from ..evaluation.metrics import deciles
+from ..evaluation.slicing import deciles
 from .onnx_export import OneHot
 from ..feature_store.snapshots import uniform
 

@@ -5,40 +5,51 @@
 # %% auto #0
 __all__ = [
     "log",
-    "fixed",
-    "Asked",
-    "together",
-    "joined",
+    "FIXED_COLUMNS",
+    "AnsweredRows",
+    "concat_rows",
+    "merge_rows",
     "columns_of",
     "write_parquet",
     "add_file",
-    "prune",
+    "delete_oldest",
+    "RequestLogOptions",
     "RequestLog",
-    "read_requests",
     "DriftGauges",
 ]
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #fae47c28
-import atexit, errno, logging, os, random, threading, time
+import errno
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-import msgspec, numpy as np
+import msgspec
+import numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from ..core.errors import UsageError
 from ..core.manifest import Manifest
+from ..core.optional import optional
 from ..data.encoding import Dictionary
 from ..core.workspace import open_duckdb
+from .background_writer import BackgroundWriter, LossReport
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #0666b58a
 log = logging.getLogger("churn_nb.monitoring.request_log")
-fixed = ("at", "customer_id", "model_version", "probability")  # columns before the features
+FIXED_COLUMNS = ("at", "customer_id", "model_version", "probability")  # before the features
 _DAY = 86_400_000  # milliseconds
 
 
-class Asked(NamedTuple):
+class AnsweredRows(NamedTuple):
     "Rows of a request, or of many, as one model answered them."
 
     at: int | np.ndarray  # Milliseconds since 1970: of all rows, or int64 [N], ascending
@@ -49,51 +60,55 @@ class Asked(NamedTuple):
 
     @property
     def since(self) -> int:
+        "Time of the first row, in milliseconds since 1970."
         return self.at if isinstance(self.at, int) else int(self.at[0])
 
 
-def together(asked: list[Asked]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
-    "at, X, p and ids of all rows."
-    new, parts = [a for a in asked if isinstance(a.at, int)], [a for a in asked if not isinstance(a.at, int)]
+def concat_rows(answered: list[AnsweredRows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
+    "Times, features, probabilities and ids of all rows, requests before rows that were concatenated earlier."
+    new = [a for a in answered if isinstance(a.at, int)]
+    parts = [a for a in answered if not isinstance(a.at, int)]
     if new:
         at = np.repeat(np.array([a.at for a in new]), [len(a.p) for a in new])
         X, p = np.concatenate([a.X for a in new]), np.array([q for a in new for q in a.p])
-        parts.append(Asked(at, new[0].manifest, X, p, [i for a in new for i in a.ids]))
+        parts.append(AnsweredRows(at, new[0].manifest, X, p, [i for a in new for i in a.ids]))
     at, X, p = (np.concatenate([getattr(a, n) for a in parts]) for n in ("at", "X", "p"))
     return at, X, p, [i for a in parts for i in a.ids]
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #19f0ae4b
-def joined(asked: list[Asked]) -> list[Asked]:
-    "The same rows, those of one model and day as one `Asked`, by time; in the order in which each was last asked."
-    groups, last = {}, {}
-    for i, a in enumerate(asked):
-        groups.setdefault(k := (id(a.manifest), a.since // _DAY), []).append(a)
-        last[k] = i
+def _by_time(group: list[AnsweredRows]) -> AnsweredRows:
+    if len(group) == 1:
+        return group[0]
+    at, X, p, ids = concat_rows(group)
+    if (at[1:] < at[:-1]).any():  # a clock was set back
+        order = np.argsort(at, kind="stable")
+        at, X, p, ids = at[order], X[order], p[order], [ids[i] for i in order.tolist()]
+    return AnsweredRows(at, group[0].manifest, X, p, ids)
 
-    def one(g):
-        if len(g) == 1:
-            return g[0]
-        at, X, p, ids = together(g)
-        if (at[1:] < at[:-1]).any():  # a clock was set back
-            order = np.argsort(at, kind="stable")
-            at, X, p, ids = at[order], X[order], p[order], [ids[i] for i in order.tolist()]
-        return Asked(at, g[0].manifest, X, p, ids)
 
-    return [one(groups[k]) for k in sorted(groups, key=last.get)]
+def merge_rows(answered: list[AnsweredRows]) -> list[AnsweredRows]:
+    "The same rows, those of one model and day merged, by time; groups in the order in which each last got a row."
+    groups: dict[tuple[int, int], list[AnsweredRows]] = {}
+    last: dict[tuple[int, int], int] = {}
+    for i, a in enumerate(answered):
+        key = (id(a.manifest), a.since // _DAY)
+        groups.setdefault(key, []).append(a)
+        last[key] = i
+    return [_by_time(groups[key]) for key in sorted(groups, key=last.__getitem__)]
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #5a78024f
 def columns_of(
-    asked: list[Asked],  # Of one model
+    answered: list[AnsweredRows],  # Of one model
 ) -> dict[str, np.ndarray]:
     "Requests as columns. Raises ValueError for a feature that can't have a column of its name."
-    m, seen = asked[0].manifest, set(fixed)
+    m, taken = answered[0].manifest, set(FIXED_COLUMNS)
     for n in m.names:
-        if n.lower() in seen:
+        if n.lower() in taken:
             raise ValueError(f"feature {n!r}: a column has that name already; rename the feature")
-        seen.add(n.lower())
-    at, X, p, ids = together(asked)
+        taken.add(n.lower())
+    at, X, p, ids = concat_rows(answered)
     given = [0 if i is None else i for i in ids]
     return {
         "at": at.astype("datetime64[ms]"),
@@ -105,26 +120,28 @@ def columns_of(
 
 
 def _features(m: Manifest, X: np.ndarray) -> dict[str, np.ndarray]:
-    "A column a feature: numbers, and the texts of categories."
+    "A column per feature: numbers, and the texts of categories."
     texts = any(f.type == "string" for f in getattr(m, "features", ()))
     return Dictionary.of(m.features).decode(X) if texts else dict(zip(m.names, X.T))
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #bd2db2b0
-def write_parquet(path: Path, columns: dict[str, np.ndarray]):
-    "Write columns, the first one UTC times, over a file. Raises OSError."
-    import duckdb  # here: who only reads a log doesn't need it
+def _quoted(text: str, quote: str) -> str:
+    return quote + text.replace(quote, quote + quote) + quote
 
-    quoted = lambda text, q: q + text.replace(q, q + q) + q
+
+def write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:
+    "Write columns, the first one UTC times, over a file. Raises OSError, and UsageError without DuckDB."
+    duckdb = optional("duckdb", "The request log")  # a reader of the log doesn't need it
     cols = {f"c{i}": v for i, v in enumerate(columns.values())}
-    text = lambda c: f"{c}::VARCHAR" if cols[c].dtype == object else c  # also where all are missing
-    sources = ["make_timestamptz(epoch_us(c0))", *map(text, [*cols][1:])]
-    wanted = ", ".join(f"{s} AS " + quoted(n, '"') for s, n in zip(sources, columns))
+    texts = {c for c, v in cols.items() if v.dtype == object}  # typed also where all are missing
+    sources = ["make_timestamptz(epoch_us(c0))", *(f"{c}::VARCHAR" if c in texts else c for c in [*cols][1:])]
+    wanted = ", ".join(f"{s} AS " + _quoted(n, '"') for s, n in zip(sources, columns))
     config: dict[str, Any] = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
     try:
         with open_duckdb(**config) as db:
             db.register("rows", cols)
-            db.execute(f"""COPY (SELECT {wanted} FROM rows) TO {quoted(str(path), "'")}
+            db.execute(f"""COPY (SELECT {wanted} FROM rows) TO {_quoted(str(path), "'")}
                            (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 10000, USE_TMP_FILE false)""")
     except duckdb.Error as e:  # its text is long, and may quote values; where the system refused, the reason is in it
         why = next((n for n in errno.errorcode if os.strerror(n) in str(e)), 0)
@@ -163,11 +180,11 @@ def add_file(
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #09e86241
-def prune(
+def delete_oldest(
     folder: Path,
     most: int,  # Bytes
-    keep: Path,
-):  # Never deleted
+    keep: Path,  # Never deleted
+) -> None:
     "Delete the oldest files of a log that is too large. Raises OSError."
     files = []
     for f in folder.glob("*/*.pa*t*"):
@@ -189,194 +206,114 @@ def prune(
         size -= s
         days.add(f.parent)
     for day in days - {keep.parent}:
-        try:
+        with suppress(OSError):  # not empty, or another process was faster
             day.rmdir()
-        except OSError:
-            pass  # not empty, or another process was faster
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #702c4ae5
+@dataclass(frozen=True)
+class RequestLogOptions:
+    "What the request log keeps, and how often it writes."
+
+    share: float = 1.0  # Of the requests
+    most_mb: float = 500  # On the disk
+    seconds: float = 60.0  # How often a file is written
+    most_rows: int = 50_000  # That may wait
+    seed: int | None = None  # Of the sampling
+
+
 class RequestLog:
     "Keeps what was answered, in a thread of its own."
 
-    def __init__(
-        self,
-        folder: str | Path,
-        share: float = 1.0,  # Of the requests
-        most_mb: int = 500,  # On the disk
-        seconds: float = 60.0,  # How often a file is written
-        metrics=None,  # telemetry.Metrics
-        clock=time.time,
-        seed: int | None = None,  # Of the sampling
-        most_rows: int = 50_000,
-    ):  # That may wait
-        self.folder, self.share, self.most_mb, self.seconds = Path(folder).absolute(), share, most_mb, seconds
-        self.metrics, self.clock, self.random, self.most_rows = metrics, clock, random.Random(seed), most_rows
-        self.asked, self.whole, self.waiting, self.warned, self.thread = (
-            [],
-            0,
-            0,
-            set(),
-            None,
-        )  # whole: so many are joined
-        self.lock, self.writing, self.wake, self.closing = threading.Lock(), threading.Lock(), threading.Event(), False
+    def __init__(self, folder: str | Path, options: RequestLogOptions | None = None, metrics=None, clock=time.time):
+        self.folder, self.options = Path(folder).absolute(), options or RequestLogOptions()
+        self.metrics, self.clock, self.random = metrics, clock, random.Random(self.options.seed)
+        self.answered: list[AnsweredRows] = []
+        self.merged = 0  # so many of them are merged already
+        self.lock, self.writing = threading.Lock(), threading.Lock()
+        self.losses = LossReport(log, self._count_lost, "request log: ")
+        self.writer = BackgroundWriter(self._work, "request log", self.options.most_rows, self.close)
 
-    def start(self):
-        "Start the thread, if it is not running."
-        with self.lock:
-            if self.thread:
-                return
-            self.closing, self.thread = False, threading.Thread(target=self._work, daemon=True, name="request log")
-            try:
-                self.thread.start()
-            except RuntimeError:
-                self.thread = None  # the machine has no thread left; the next request tries again
-            else:
-                atexit.register(self.close)  # a thread that comes back from DuckDB while Python ends would abort it
+    def _count_lost(self, reason: str, rows: int) -> None:
+        if self.metrics:
+            self.metrics.unlogged.labels(reason).inc(rows)
 
-    def close(self, seconds: float = 10.0):
+    @property
+    def waiting(self) -> int:
+        "Rows that were handed over and are not written yet."
+        return self.writer.waiting
+
+    def start(self) -> None:
+        "Start the thread, if it is not running. A thread in the midst of DuckDB would abort the end of Python."
+        self.writer.start()
+
+    def close(self, seconds: float = 10.0) -> None:
         "Write what waits; give up on a disk that hangs."
-        if not (thread := self.thread):
-            return self.flush()
-        atexit.unregister(self.close)
-        self.closing = True
-        self.wake.set()
-        thread.join(seconds)
-        self.thread = None
-        if not thread.is_alive():
+        if self.writer.stop(seconds):
             return self.flush()
         log.warning("request log: %s: the disk hangs; %d rows are not in the log", self.folder, self.waiting)
 
-    def put(self, model, X: np.ndarray, p: list[float], ids: list[int | None]):
+    def put(self, model, X: np.ndarray, p: list[float], ids: list[int | None]) -> None:
         "Hand over rows that `model` answered. Neither waits nor raises."
-        if self.random.random() >= self.share:
+        if self.random.random() >= self.options.share:
             return
-        n, at = len(p), int(self.clock() * 1000)
-        with self.lock:
-            if fits := self.waiting + n <= self.most_rows:
-                self.waiting += n
-                self.asked.append(Asked(at, model.manifest, X, p, ids))
-                if len(self.asked) - self.whole >= 500:  # thousands of small arrays would take many times the memory
-                    self.asked[self.whole :] = joined(self.asked[self.whole :])
-                    self.whole = len(self.asked)
-        if not fits:
-            self._lost("full", n, "full", f"more than {self.most_rows} rows wait for {self.folder}")
-        if self.waiting * 2 >= self.most_rows:
-            self.wake.set()
-        if not self.thread:
+        n, at, most = len(p), int(self.clock() * 1000), self.options.most_rows
+        if self.writer.reserve(n):
+            with self.lock:
+                self.answered.append(AnsweredRows(at, model.manifest, X, p, ids))
+                if len(self.answered) - self.merged >= 500:  # thousands of small arrays take many times the memory
+                    self.answered[self.merged :] = merge_rows(self.answered[self.merged :])
+                    self.merged = len(self.answered)
+        else:
+            self.losses.lost("full", n, "full", f"more than {most} rows wait for {self.folder}")
+        if self.waiting * 2 >= most:
+            self.writer.wake.set()
+        if not self.writer.thread:
             self.start()
 
-    def flush(self):
+    def flush(self) -> None:
         "Write what is buffered now. Never raises."
         with self.writing:
             with self.lock:
-                asked, self.asked, self.whole = self.asked, [], 0
+                answered, self.answered, self.merged = self.answered, [], 0
             try:
-                model = {id(a.manifest): i for i, a in enumerate(asked)}  # in the order in which they last answered
-                asked.sort(key=lambda a: (model[id(a.manifest)], a.since))
-                for _, part in groupby(asked, lambda a: (id(a.manifest), a.since // _DAY)):
-                    self._write(joined([*part]))
+                model = {id(a.manifest): i for i, a in enumerate(answered)}  # in the order in which they last answered
+                answered.sort(key=lambda a: (model[id(a.manifest)], a.since))
+                for _, part in groupby(answered, lambda a: (id(a.manifest), a.since // _DAY)):
+                    self._write(merge_rows([*part]))
             finally:
-                with self.lock:
-                    self.waiting -= sum(len(a.p) for a in asked)
+                self.writer.release(sum(len(a.p) for a in answered))
 
-    def _work(self):
-        with suppress(ImportError):
-            import duckdb  # takes a while: at the start, before there are callers who would wait # noqa: F401
+    def _work(self) -> None:
+        with suppress(UsageError):
+            optional("duckdb", "The request log")  # takes a while: at the start, before a request could wait for it
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # Linux: of this thread
-        while not self.closing:
-            self.wake.wait(self.seconds)
-            self.wake.clear()
+        while not self.writer.closing:
+            self.writer.wake.wait(self.options.seconds)
+            self.writer.wake.clear()
             self.flush()
         self.flush()  # what came while the last file was written
 
-    def _write(self, asked: list[Asked]):
-        n = sum(len(a.p) for a in asked)
+    def _write(self, answered: list[AnsweredRows]) -> None:
+        n, lost = sum(len(a.p) for a in answered), self.losses.lost
         try:
-            file = add_file(self.folder, columns_of(asked))
+            file = add_file(self.folder, columns_of(answered))
+        except UsageError:
+            return lost("unwritten", n, "disk", "DuckDB is missing; install churn-nb[serve]")
         except ValueError as e:
-            return self._lost("names", n, f"names {asked[0].manifest.version}", f"{e}; not logged")
-        except ImportError as e:
-            return self._lost("unwritten", n, "disk", f"{e}; install churn-nb[serve]")
+            return lost("names", n, f"names {answered[0].manifest.version}", f"{e}; not logged")
         except OSError as e:
-            return self._lost("unwritten", n, "disk", f"{self.folder}: {e.strerror or e}")
-        except Exception as e:
-            return self._lost("unwritten", n, "disk", f"{self.folder}: {type(e).__name__}")
+            return lost("unwritten", n, "disk", f"{self.folder}: {e.strerror or e}")
+        except Exception as e:  # noqa: BLE001 # the thread must live on, and the text may quote values
+            return lost("unwritten", n, "disk", f"{self.folder}: {type(e).__name__}")
         if self.metrics:
             self.metrics.logged.inc(n)
-        self.warned -= {"disk", "full"}
+        self.losses.recovered("disk", "full")
         try:
-            prune(self.folder, self.most_mb * 10**6, file)
+            delete_oldest(self.folder, int(self.options.most_mb * 10**6), file)
         except OSError as e:
-            self._lost("", 0, "prune", f"{self.folder}: {e.strerror}; the log may outgrow its bound")
-
-    def _lost(self, reason: str, n: int, state: str, warning: str):
-        "Count rows, and warn once a state."
-        if n and self.metrics:
-            self.metrics.unlogged.labels(reason).inc(n)
-        if state not in self.warned:
-            self.warned.add(state)
-            log.warning("request log: %s", warning)
-
-
-# %% ../../nbs/monitoring/70_request_log.ipynb #ea232872
-def _overlapping(folder: Path, since, until) -> list[Path]:
-    "Files that may hold rows of [since, until), by their names."
-    key = lambda f: f"{f.parent.name}/{f.name[:6]}"
-    first, last = since and f"{since:%Y-%m-%d}", until and f"{until:%Y-%m-%d/%H%M%S}"
-    files = sorted(folder.glob("[0-9]*-[0-9]*-[0-9]*/*.parquet"))
-    return [f for f in files if (not first or f.parent.name >= first) and (not last or key(f) <= last)]
-
-
-def _of_one_type(tables: list) -> list:
-    "Tables for one: what is a text in one of them, a category of another model, is a text in all."
-    import pyarrow as pa
-
-    texts = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type)}
-    as_text = lambda t: pa.schema([f.with_type(pa.string()) if f.name in texts else f for f in t.schema])
-    return [t if t.schema.equals(as_text(t)) else t.cast(as_text(t)) for t in tables]
-
-
-# %% ../../nbs/monitoring/70_request_log.ipynb #6d65ff82
-def read_requests(
-    folder: str | Path,
-    since=None,
-    until=None,  # A time, or text; without an offset UTC. Rows of [since, until)
-    version: str | None = None,  # Of the model; None: all
-):  # DataFrame: the columns `fixed`, then features; attrs["broken"]: files that can't be read
-    "What the API was asked, oldest first."
-    import pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
-
-    schema = pa.schema(dict(zip(fixed, (pa.timestamp("us", "UTC"), pa.int64(), pa.string(), pa.float64()))))
-    since, until = (None if t is None else pd.to_datetime(t, utc=True).ceil("us") for t in (since, until))
-    tables, broken = [schema.empty_table()], []
-    for f in _overlapping(folder := Path(folder), since, until):
-        try:
-            with pq.ParquetFile(f) as file:
-                t = file.read(use_threads=False)
-            features = pa.schema(
-                [(f.name, pa.string() if pa.types.is_string(f.type) else pa.float32()) for f in t.schema][len(schema) :]
-            )
-            if not t.schema.equals(wanted := pa.schema([*schema, *features])):
-                t = t.cast(wanted)
-        except FileNotFoundError:
-            continue  # the bound took it
-        except (OSError, ValueError, pa.ArrowException):
-            broken.append(f.relative_to(folder).as_posix())
-            continue
-        tables.append(t)
-    t = pa.concat_tables(_of_one_type(tables), promote_options="default")
-    if since is not None:
-        t = t.filter(pc.greater_equal(t["at"], since.to_pydatetime()))
-    if until is not None:
-        t = t.filter(pc.less(t["at"], until.to_pydatetime()))
-    if version is not None:
-        t = t.filter(pc.equal(t["model_version"], version))
-    frame = t.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    frame = frame.assign(at=frame["at"].dt.as_unit("ns")).sort_values("at", kind="stable", ignore_index=True)
-    frame.attrs["broken"] = broken
-    return frame
+            lost("", 0, "prune", f"{self.folder}: {e.strerror}; the log may outgrow its bound")
 
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #103ce89d
@@ -396,25 +333,34 @@ class _Report(msgspec.Struct):
     at: datetime | None = None  # Without an offset: UTC
 
 
-_found = {
+_GAUGES = {
     "psi": "Population stability index of a feature",
     "ks": "Kolmogorov-Smirnov distance of a feature",
     "pvalue": "p-value of a feature's test",
 }
 
 
+def _gauge(name: str, description: str, values: list, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    g = GaugeMetricFamily(f"churn_drift_{name}", description, labels=labels)
+    for label, v in values:
+        g.add_metric(label, v)
+    return g
+
+
 # %% ../../nbs/monitoring/70_request_log.ipynb #ba838977
 class DriftGauges(Collector):
-    "What the last drift report says. Register it: `metrics.registry.register(DriftGauges(path))`."
+    "The numbers of the last drift report. Register it: `metrics.registry.register(DriftGauges(path))`."
 
     def __init__(self, path: str | Path):
-        self.path, self.seen, self.report, self.at, self.broken = Path(path), None, None, 0.0, 0
+        self.path, self.at, self.broken = Path(path), 0.0, 0
+        self.seen: tuple | None = None  # inode, time and size of the file that was read last
+        self.report: _Report | None = None
 
-    def describe(self):
+    def describe(self) -> list:
+        "Nothing: the gauges are known only when the report is read."
         return []
 
-    def _look(self):
-        "Read the report if it is another one than the last."
+    def _read_if_changed(self) -> None:
         try:
             with self.path.open("rb") as f:
                 s = os.fstat(f.fileno())
@@ -426,36 +372,28 @@ class DriftGauges(Collector):
             self.broken = 0
             return
         except (OSError, ValueError) as e:  # ValueError: what msgspec raises, and text that is no UTF-8
-            kind = type(e).__name__
             if not self.broken:
-                log.warning("%s: can't be read (%s); the last numbers stay", self.path, kind)
+                log.warning("%s: can't be read (%s); the last numbers stay", self.path, type(e).__name__)
             self.broken = 1
             return
-        at = report.at and (report.at if report.at.tzinfo else report.at.replace(tzinfo=timezone.utc))
+        at = report.at and (report.at if report.at.tzinfo else report.at.replace(tzinfo=UTC))
         self.seen, self.report, self.at, self.broken = seen, report, at.timestamp() if at else s.st_mtime, 0
 
     def latest(self) -> _Report | None:
-        "The report, what matters most first; None: there is none. `at` and `broken` tell more."
-        self._look()
+        "The report, the worst feature first; None: there is none. `at` and `broken` hold its time and state."
+        self._read_if_changed()
         return self.report
 
-    def collect(self):
+    def collect(self) -> Iterator[GaugeMetricFamily]:
         "The gauges; without a report only whether it is broken."
-        self._look()
-
-        def gauge(name, says, values, labels=()):
-            g = GaugeMetricFamily(f"churn_drift_{name}", says, labels=labels)
-            for label, v in values:
-                g.add_metric(label, v)
-            return g
-
-        yield gauge("report_broken", "1 while the drift report on disk can't be read", [((), self.broken)])
+        self._read_if_changed()
+        yield _gauge("report_broken", "1 while the drift report on disk can't be read", [([], self.broken)])
         if not (r := self.report):
             return
-        yield gauge("level", "0 none, 1 warn, 2 retrain", [((), ("none", "warn", "retrain").index(r.level))])
-        yield gauge("report_timestamp_seconds", "When the report was made", [((), self.at)])
-        for kind, says in _found.items():
+        yield _gauge("level", "0 none, 1 warn, 2 retrain", [([], ("none", "warn", "retrain").index(r.level))])
+        yield _gauge("report_timestamp_seconds", "When the report was made", [([], self.at)])
+        for kind, description in _GAUGES.items():
             values = [([f.name], getattr(f, "statistic" if kind == "ks" else kind)) for f in r.features]
-            yield gauge(kind, says, [v for v in values if v[1] is not None], ["feature"])
+            yield _gauge(kind, description, [v for v in values if v[1] is not None], ["feature"])
         rows = [([w], max(getattr(f, f"n_{w}") for f in r.features)) for w in ("reference", "current") if r.features]
-        yield gauge("rows", "Rows that were compared, the missing ones included", rows, ["window"])
+        yield _gauge("rows", "Rows that were compared, the missing ones included", rows, ["window"])

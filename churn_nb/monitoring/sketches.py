@@ -6,18 +6,18 @@
 __all__ = ["ColumnSketch", "sketch_ks", "sketch_pvalue", "sketch_psi", "FrameSketch", "sketch_file", "sketch_table"]
 
 # %% ../../nbs/monitoring/50_sketches.ipynb #f743e452
-import json, zlib
+import json
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 import numpy as np
+import pandas as pd
+import pyarrow.types as arrow_types
 from datasketches import kll_doubles_sketch
+from scipy.stats import kstwo
 from ..core.errors import DataError, DriftInputError
 from ..data.tabular_reader import ParquetReader, open_table, typed_chunks
-from ..drift import psi_of_shares, shares
-
-# %% ../../nbs/monitoring/50_sketches.ipynb #40ca9ebd
-if TYPE_CHECKING:
-    import pandas as pd  # slow to import: only for the annotations
+from .statistical_tests import psi_of_shares, shares
 
 
 # %% ../../nbs/monitoring/50_sketches.ipynb #34569d99
@@ -29,9 +29,10 @@ def _numeric(x) -> bool:
     "Whether a column of pandas, NumPy or Arrow holds numbers or flags."
     if not _arrow(x):
         return getattr(getattr(x, "dtype", None), "kind", "O") in "iufb"
-    import pyarrow.types as t
-
-    return any(test(x.type) for test in (t.is_integer, t.is_floating, t.is_boolean, t.is_null))
+    return any(
+        test(x.type)
+        for test in (arrow_types.is_integer, arrow_types.is_floating, arrow_types.is_boolean, arrow_types.is_null)
+    )
 
 
 def _values(values, name: str = "") -> np.ndarray:  # float64, 1-D; nan = missing
@@ -171,8 +172,6 @@ def sketch_ks(
 # %% ../../nbs/monitoring/50_sketches.ipynb #5292d5eb
 def sketch_pvalue(a: ColumnSketch, b: ColumnSketch) -> float:
     "p-value of the smallest D that the sketches allow: conservative; large-sample formula of `scipy.stats.kstwo`."
-    from scipy.stats import kstwo
-
     D, bound = sketch_ks(a, b)
     return float(np.clip(kstwo.sf(max(D - bound, 0.0), max(1, round(a.n * b.n / (a.n + b.n)))), 0, 1))
 
@@ -307,8 +306,6 @@ def sketch_file(
 # %% ../../nbs/monitoring/50_sketches.ipynb #ab2ae721
 def sketch_table(reference: FrameSketch, current: FrameSketch, bins: int = 10) -> "pd.DataFrame":
     "Both statistics of every column with their bounds, largest PSI first. Raises DriftInputError where columns differ."
-    import pandas as pd
-
     if off := sorted(set(reference.columns) ^ set(current.columns)):
         raise DriftInputError(f"column {off[0]}: in only one of the sketches; sketch the same columns")
     rows = []

@@ -5,6 +5,7 @@ Jensen-Shannon and Fisher's test; and a way to the exact numbers that sorts only
 
 # %% auto #0
 __all__ = [
+    "drop_missing",
     "sample",
     "ks_pvalue",
     "chi_square",
@@ -16,29 +17,19 @@ __all__ = [
     "jensen_shannon",
     "wasserstein",
     "missing_change",
-    "Staircase",
-    "one_bucket",
-    "staircase",
-    "may_hold",
-    "bucket_map",
-    "staircases",
-    "widest_gap",
-    "Tally",
-    "tally",
-    "tally_all",
+    "benjamini_hochberg",
 ]
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #5b3568f8
 import math
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Literal, NamedTuple
 import numpy as np
 from ..core.errors import DriftInputError
+from ..core.optional import optional
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #ccf66f05
-def _present(x) -> tuple[np.ndarray, int]:
+def drop_missing(x) -> tuple[np.ndarray, int]:
     "The values in their order, nan left out, and how many nan there were. Raises DriftInputError."
     x = np.asarray(x)
     if x.ndim != 1 or x.dtype.kind not in "iufb":
@@ -52,7 +43,7 @@ def _present(x) -> tuple[np.ndarray, int]:
 
 def sample(x) -> tuple[np.ndarray, int]:  # The values sorted, nan left out; how many nan there were
     "Check one sample: one-dimensional, numeric, at least one row. Raises DriftInputError."
-    present, missing = _present(x)
+    present, missing = drop_missing(x)
     return np.sort(present), missing
 
 
@@ -102,12 +93,11 @@ def ks_pvalue(H: int, n: int, m: int) -> float:  # In [0, 1]
     if H <= 0:
         return 1.0
     if max(n, m) <= 10_000:
-        p = _exact_equal(H // n, n) if n == m else _exact_any(H, n, m)
+        p = _exact_equal(-(-H // n), n) if n == m else _exact_any(H, n, m)
     elif e >= 1000:
         p = _asymptotic(H / (n * m), e)
     else:  # a small sample against a large one
-        from scipy.stats import kstwo
-
+        kstwo = optional("scipy.stats", "The p-value of a K-S test").kstwo
         p = float(kstwo.sf(H / (n * m), max(e, 1)))
     return min(max(p, 0.0), 1.0)
 
@@ -130,8 +120,7 @@ def chi_square(
 ) -> tuple[float, int, float]:  # Statistic, degrees of freedom, p-value
     """Chi-square test that both rows come from one distribution (Pearson, 1900), without a correction:
     `scipy.stats.chi2_contingency(correction=False)`. Raises DriftInputError."""
-    from scipy.special import gammaincc
-
+    gammaincc = optional("scipy.special", "The p-value of a chi-square test").gammaincc
     r, c = (v.astype(float) for v in _two_rows(counts_ref, counts_cur))
     n, m, df = r.sum(), c.sum(), len(r) - 1
     statistic = float(((m * r - n * c) ** 2 / (n * m * (r + c))).sum())
@@ -258,175 +247,14 @@ def missing_change(
     return missing_cur / m - missing_ref / n, float(P[as_unlikely].sum() / P.sum())
 
 
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #3c27d57a
-class Staircase(NamedTuple):
-    "How many values of a sample lie at or below z, for every z in a kept bucket."
-
-    values: np.ndarray  # The distinct kept values, sorted
-    number: np.ndarray  # Kept values below each of them, and all kept values at the end
-    skipped: np.ndarray  # For each kept bucket, the values in lower buckets that weren't kept
-    place: Callable  # Bucket of each value
-
-    def rank(
-        self, z, side: Literal["left", "right"] = "right"
-    ) -> np.ndarray:  # `right`: at or below z; `left`: below z
-        return self.number[np.searchsorted(self.values, z, side)] + self.skipped[self.place(z)]
-
-
-def one_bucket(v: np.ndarray) -> np.ndarray:
-    return np.zeros(len(v), np.int32)
-
-
-def staircase(v: np.ndarray, skipped=np.zeros(1, np.int64), place: Callable = one_bucket) -> Staircase:
-    "Sort what was kept; with nothing skipped, this is the whole sample."
-    v = np.sort(v)
-    first = np.flatnonzero(np.append(np.ones(min(len(v), 1), bool), v[1:] != v[:-1]))
-    return Staircase(v[first], np.append(first, len(v)), skipped, place)
-
-
-def may_hold(F, G, F_before, G_before, n: int, m: int, known: int = 0) -> tuple[int, np.ndarray]:
-    "The widest gap at the ends of the buckets, or `known` if that is wider; which buckets may hold a wider one."
-    known = max(known, int(np.abs(F * m - G * n).max()))
-    return known, np.maximum(F * m - G_before * n, G * n - F_before * m) > known
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #a7c2549e
-def bucket_map(x: np.ndarray, y: np.ndarray, half: int = 1 << 14) -> Callable:
-    """A map to 2 half + 1 buckets, half a power of 2, that never puts a larger value lower;
-    `one_bucket` where sorting is as quick."""
-    if min(len(x), len(y)) < 4096:
-        return one_bucket
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        probe = np.sort(np.concatenate([v[:: len(v) // 256] for v in (x, y)]).astype(float))
-        lo, c, hi = probe[len(probe) * np.array([1, 4, 7]) // 8]
-        w = hi - lo
-        if not (w > 0 and np.isfinite([w * half, 4 * half / w, c]).all()):
-            return one_bucket
-    r = max(c - probe[1], probe[-2] - c)
-    if r < 4 * w:
-        squeeze = lambda off: np.clip(off * (half / r), -half, half)
-    else:
-        squeeze = lambda off: np.copysign(half - half * w / (np.abs(off) + w), off)
-
-    def place(v):
-        bucket = np.empty(len(v), np.int32)
-        with np.errstate(over="ignore"):
-            for s in range(0, len(v), 1 << 14):
-                bucket[s : s + (1 << 14)] = squeeze(np.subtract(v[s : s + (1 << 14)], c, dtype=float)) + half
-        return bucket
-
-    probe = np.unique(probe)  # ties do no harm: they cost one comparison in the end
-    return place if np.bincount(place(probe) >> 7).max() < len(probe) / 4 else one_bucket
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #0146bccb
-def _counted(x: np.ndarray, y: np.ndarray) -> tuple[Staircase, Staircase] | None:
-    "Whole numbers in a narrow range, counted one by one; None for others."
-    if not (x.dtype.kind in "iub" and y.dtype.kind in "iub" and len(x) and len(y)):
-        return None
-    lo, hi = min(int(x.min()), int(y.min())), max(int(x.max()), int(y.max()))
-    if hi - lo > 4096 or max(-lo, hi) >= 2**53:
-        return None
-    numbers = (np.cumsum(np.bincount(v.astype(np.int64) - lo, minlength=hi - lo + 1)) for v in (x, y))
-    X, Y = (Staircase(np.arange(lo, hi + 1), np.append(0, c), np.zeros(1, np.int64), one_bucket) for c in numbers)
-    return X, Y
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #abee6cf0
-def staircases(
-    x: np.ndarray,  # Values without nan
-    y: np.ndarray,  # Values without nan
-    at: np.ndarray,  # Places in sorted x whose values are needed
-) -> tuple[Staircase, Staircase, int]:  # Of x and y; the widest gap outside what they keep
-    "Both samples as staircases that are exact wherever the widest gap can be, and at the places asked for."
-    if found := _counted(x, y):
-        return *found, 0
-    n, m, place = len(x), len(y), bucket_map(x, y)
-    if place is one_bucket:
-        return staircase(x), staircase(y), 0
-    sides = [(v, b, np.bincount(b, minlength=(1 << 15) + 1)) for v, b in ((x, place(x)), (y, place(y)))]
-    F, G = (np.cumsum(count) for _, _, count in sides)
-    known, keep = may_hold(F, G, F - sides[0][2], G - sides[1][2], n, m)
-    keep[np.searchsorted(F, at, side="right")] = True
-    skipped = lambda count: np.cumsum(np.where(keep, 0, count))
-    kept = lambda v, b: v[np.flatnonzero(np.take(keep, b))]  # few are: quicker than v[np.take(keep, b)]
-    X, Y = (staircase(kept(v, b), skipped(count), place) for v, b, count in sides)
-    return X, Y, known
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #513c82ca
-def widest_gap(X: Staircase, Y: Staircase, n: int, m: int, known: int = 0) -> int:
-    "H = max |i m - j n|, with i values of x and j of y at or below z. It is reached at a value of x or just below one."
-    z, skip = X.values, X.skipped[X.place(X.values)]
-    up_to, below = X.number[1:] + skip, X.number[:-1] + skip
-    if len(z) > 4096:  # the same trick again: every 64th value first
-        ends = np.append(np.arange(63, len(z) - 1, 64), len(z) - 1)
-        F, G = up_to[ends], Y.rank(z[ends])
-        known, keep = may_hold(F, G, np.append(0, F[:-1]), np.append(0, G[:-1]), n, m, known)
-        z, up_to, below = (v[np.repeat(keep, 64)[: len(z)]] for v in (z, up_to, below))
-    gaps = np.concatenate([[known], up_to * m - Y.rank(z) * n, Y.rank(z, "left") * n - below * m])
-    return int(gaps.max())
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #0756e3ae
-class Tally(NamedTuple):
-    "What K-S, PSI and the missing rate need of two samples; whole numbers only."
-
-    H: int  # Widest gap times n m; 0 where a side has no values
-    n: int  # Values of the reference, without the missing
-    m: int  # Values of the current side
-    missing_ref: int
-    missing_cur: int
-    counts_ref: np.ndarray  # Rows in each bin between the reference's quantiles; the last bin counts the missing
-    counts_cur: np.ndarray
-
-    @property
-    def statistic(self) -> float | None:
-        return self.H / (self.n * self.m) if self.n and self.m else None
-
-    @property
-    def pvalue(self) -> float | None:
-        return ks_pvalue(self.H, self.n, self.m) if self.n and self.m else None
-
-    @property
-    def psi(self) -> float:
-        return psi_of_shares(*shares(self.counts_ref, self.counts_cur))
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #ff6d5c92
-def tally(
-    x,  # Reference: 1-D numeric sample, nan = missing
-    y,  # Current: 1-D numeric sample, nan = missing
-    bins: int,  # How many quantile bins of the reference are asked for; ties make fewer or cut more finely
-) -> Tally:
-    "The widest gap and the bin counts, the same whole numbers as by sorting both sides. Raises DriftInputError."
-    np.empty(1 << 21)  # freed at once: from then on glibc keeps freed memory; fetching it anew took half the time
-    (x, missing_ref), (y, missing_cur) = _present(x), _present(y)
-    n, m = len(x), len(y)
-    at = np.maximum(-(-np.arange(bins + 1) * n // bins) - 1, 0)  # places of the quantiles k/B, k = 0..B
-    X, Y, known = staircases(x, y, at)
-    quantile = X.values[np.searchsorted(X.rank(X.values), at, side="right")] if n else X.values
-    tied, cut = np.unique(quantile[1:][quantile[1:] == quantile[:-1]]), np.unique(quantile[1:-1])
-
-    def count(S, size, missing):
-        inner = np.sort(np.append(S.rank(tied, "left"), S.rank(cut)))
-        return np.diff(np.concatenate([[0], inner, [size, size + missing]]))
-
-    H = widest_gap(X, Y, n, m, known) if n and m else 0
-    return Tally(H, n, m, missing_ref, missing_cur, count(X, n, missing_ref), count(Y, m, missing_cur))
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #8a6597a5
-def tally_all(
-    reference,  # name -> sample: a dict of columns or a DataFrame
-    current,  # name -> sample
-    columns: list,
-    bins: int,
-    threads: int = 2,  # numpy lets go of the interpreter's lock while it counts and sorts
-) -> list[Tally]:  # In the order of `columns`
-    "`tally` of each column, several at a time. Raises DriftInputError."
-    pairs = [(reference[c], current[c]) for c in columns]
-    if threads < 2:
-        return [tally(x, y, bins) for x, y in pairs]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: tally(*pair, bins=bins), pairs))
+# %% ../../nbs/monitoring/20_statistical_tests.ipynb #a9bebb5b
+def benjamini_hochberg(
+    p: list[float],  # One p-value a feature
+) -> np.ndarray:  # Adjusted p-values, in the same order
+    "Reject where the result is <= alpha: a false discovery rate of alpha over all features (1995)."
+    p, k = np.asarray(p, float), len(p)
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * k / np.arange(1, k + 1)
+    adjusted = np.empty(k)
+    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return np.minimum(adjusted, 1)

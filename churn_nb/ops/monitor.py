@@ -22,11 +22,11 @@ from ..core.settings import Settings
 from ..core.storage import connection
 from ..core.workspace import Workspace, atomic_write
 from ..data.encoding import Dictionary
-from ..drift import DriftReport, band, drift_report, levels
+from ..monitoring.drift_report import DriftReport, ReportOptions, band, drift_report, levels
 from ..feature_store.event_log import log_sql
 from ..modeling.onnx_export import onnx_predict
-from ..monitoring.permutation_tests import domain_auc
-from ..monitoring.request_log import read_requests
+from ..monitoring.domain_classifier import domain_auc
+from ..monitoring.logged_traffic import read_requests
 from ..monitoring.sequential_test import LossWatch, label_rate_change, watch_losses
 from ..registry.model_registry import ModelRegistry
 from ..registry.onnx_validation import check_onnx
@@ -128,7 +128,7 @@ def together(
             current.assign(**{n: codes[len(reference) :]}),
         )
     try:
-        found = domain_auc(reference, current, names, reference.customer_id, current.customer_id, seed)
+        found = domain_auc(reference, current, names, (reference.customer_id, current.customer_id), seed)
     except ValueError as e:
         return {"why": str(e)}  # too few rows
     return found | {"psi": auc_as_psi(found["low"])}
@@ -207,9 +207,7 @@ def watch(
         seen,
         settings.drift,
         names,
-        "customer_id",
-        weights | {"probability": sum(weights.values())},
-        settings.train.seed,
+        ReportOptions("customer_id", weights | {"probability": sum(weights.values())}, settings.train.seed),
     )
     known = outcomes(settings, data_now) if ws.base.exists() else pd.DataFrame()
     known = known[known.model_version == ref.manifest.version] if len(known) else known

@@ -8,7 +8,7 @@ import pytest
 from deadlines import allow
 from paths import ROOT
 
-WRITES = {"quantise": "quantise.md", "drift": "drift.md", "features": "features.md", "score": "score.md", "batching": "batching.md", "serve": "serve.md", "pipeline": "pipeline.md", "capacity": "CAPACITY.md"}
+WRITES = {"quantize": "quantize.md", "drift": "drift.md", "features": "features.md", "score": "score.md", "batching": "batching.md", "serve": "serve.md", "pipeline": "pipeline.md", "capacity": "CAPACITY.md"}
 
 @pytest.mark.parametrize("what", WRITES)
 def test_quick(what, tmp_path):

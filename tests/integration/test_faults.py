@@ -6,7 +6,7 @@ from deadlines import allow
 from serving import Server, put_live, rss_mb, serving, wait_for
 from raw_http import ROW, answer, ask, connect, request
 from churn_nb.serving.http.connection_limits import raise_open_files_limit
-from churn_nb.monitoring.request_log import read_requests
+from churn_nb.monitoring.logged_traffic import read_requests
 
 def numbered(i): return json.dumps({**ROW, "age": i}).encode() # float32 keeps whole numbers up to 2**24
 

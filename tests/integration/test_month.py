@@ -9,7 +9,8 @@ from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.registry.bundle import current_bundle
 from churn_nb.drift import drift_report
 from churn_nb.features import feature_names, training_rows
-from churn_nb.monitoring.request_log import RequestLog, read_requests
+from churn_nb.monitoring.logged_traffic import read_requests
+from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
 from churn_nb.ops.retraining import history, ready, retrain
 from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
@@ -47,7 +48,7 @@ class Month:
         self.s, self.day, self.timeline, self.trained, self.gates = settings_of(ws), 0, [], {}, []
         self.names, self.now = feature_names(self.s), at(1)
         self.learnt, self.old, self.new = two_worlds(self.s)
-        self.log = RequestLog(Workspace(ws).root/"requests", share=1., most_mb=500, seconds=3600., clock=lambda: self.now.timestamp())
+        self.log = RequestLog(Workspace(ws).root/"requests", RequestLogOptions(seconds=3600.), clock=lambda: self.now.timestamp())
         assert self.train_and_judge(self.learnt) == 0
     def train_and_judge(self, rows):
         "What `run` is in production: train, judge, deploy; an exit code."

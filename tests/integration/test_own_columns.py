@@ -10,11 +10,12 @@ from churn_nb.core.manifest import Feature, SelfTest, manifest_json, parse_manif
 from churn_nb.registry.bundle import write_bundle
 from churn_nb.data.encoding import UNSEEN, entity_key
 from churn_nb.registry.onnx_validation import check_onnx
-from churn_nb.monitoring.request_log import read_requests
+from churn_nb.monitoring.logged_traffic import read_requests
 from churn_nb.serving.request_schema import RequestSchema, TextKey
 from churn_nb.serve import Model, create_app
 from churn_nb.core.settings import load_settings
-from churn_nb.monitoring.shadow import Shadow, read_shadow
+from churn_nb.monitoring.logged_traffic import read_shadow
+from churn_nb.monitoring.shadow import Shadow
 from churn_nb.serving.triton import signature, triton_config
 from churn_nb.serving.http.telemetry import Metrics
 from own_columns import EXAMPLE, FEATURES, expected, graph, own_manifest, put_own
@@ -273,11 +274,11 @@ def test_the_request_log_holds_texts_and_no_ids(tmp_path, monkeypatch):
 
 def test_a_log_column_with_numbers_and_texts_reads_as_text(tmp_path):
     "Two models wrote it: the column is a number for one and a text for the other."
-    from churn_nb.monitoring.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
     number = [Feature(name="Vorwahl")]
     text = [Feature(name="Vorwahl", type="string", values=["408"])]
     for version, features, x in (("1", number, 408.), ("2", text, 0.), ("3", text, np.nan)):
-        log = RequestLog(tmp_path, seconds=.01)
+        log = RequestLog(tmp_path, RequestLogOptions(seconds=.01))
         log.put(SimpleNamespace(manifest=SimpleNamespace(version=version, names=["Vorwahl"], features=features)), np.array([[x]], np.float32), [.5], [1])
         log.close()
     frame = read_requests(tmp_path)

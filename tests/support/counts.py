@@ -70,7 +70,7 @@ def columns(n):
 
 def drift():
     "Of a million values a side: instructions, and the most bytes that were allocated at once, as a multiple of what came in."
-    from churn_nb.monitoring.statistical_tests import tally
+    from churn_nb.monitoring.empirical_cdf import tally
     x, y = columns(10**6)
     n = counted(lambda: tally(x, y, 10))
     tracemalloc.start()

@@ -47,7 +47,7 @@ class Registry:
             base = t.evaluate(ROWS.churn, np.full(len(ROWS), LEARN.churn.mean()))
             m = Manifest(name="seed", version="0", run_id=run.info.run_id, git_sha="abc", created="2026-01-01", dataset="demo", data_hash="md5:0", threshold=.5, features=[Feature(name=c) for c in NAMES],
                          example=dict(zip(NAMES, X[0].tolist())), metrics={f"baseline_{k}": v for k, v in base.items()}, self_test=SelfTest(rows=X[:2].tolist(), probability=t.onnx_predict(exported, X[:2]).tolist()))
-            self.seed[which] = self.client.get_model_version("seed", t.register(t.Candidate(which, model, run.info.run_id, {}), exported, m, X[:5], s))
+            self.seed[which] = self.client.get_model_version("seed", t.register(t.Candidate(which, model, run.info.run_id, {}), t.ModelFiles(exported, m), X[:5], s))
     def over(self, name, workspace=None):
         return {"paths.workspace": str(self.root/(workspace or name)), "train.model_name": name, "stores.tracking_uri": self.uri, "gate.cdnow.latency_calls": 20,
                 "gate.cdnow.floors": "auc > 0.6, latency_ms < 10000", "gate.cdnow.beat_baseline": "log_loss", "gate.cdnow.beat_champion": "log_loss"}

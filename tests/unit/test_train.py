@@ -6,9 +6,10 @@ from hypothesis import given, settings as hyp, strategies as st
 from sklearn.base import clone
 import churn_nb.modeling.onnx_export
 from churn_nb import train as t
-from churn_nb.modeling.calibration import CALIBRATORS
+from churn_nb.modeling import search
+from churn_nb.modeling.calibration import CALIBRATORS, core, log_loss
 from churn_nb.data.datasets import pointer_md5
-from churn_nb.modeling.onnx_export import floor32
+from churn_nb.modeling.onnx_export import LogScale, floor32
 from churn_nb.features import feature_names, training_rows
 from churn_nb.registry.tracking import typical
 from churn_nb.core.settings import load_settings
@@ -73,7 +74,7 @@ KINDS = ["logistic_regression", "random_forest", "hist_gradient_boosting", "neur
 
 def splits(model):
     "(feature, threshold) of every split of a tree model."
-    final = t.core(model)
+    final = core(model)
     boosted = [(int(j), float(v)) for trees in getattr(final, "_predictors", []) for tree in trees for j, v in zip(*(tree.nodes[tree.nodes["is_leaf"] == 0][c] for c in ("feature_idx", "num_threshold")))]
     forest = [(int(j), float(v)) for e in getattr(final, "estimators_", []) for j, v in zip(e.tree_.feature, e.tree_.threshold) if j >= 0]
     return sorted({*boosted, *forest})
@@ -98,7 +99,7 @@ def test_parity_on_every_split_threshold(fitted, name):
     X = on_the_splits(model, data["test"][0])
     X = X[~np.isinf(X).any(axis=1)] # the API refuses infinite values
     assert len(X) > 10_000 and np.isnan(X).any(axis=1).sum() > 3000
-    d = np.abs(t.predict(t._one_thread(model), X) - t.onnx_predict(exported, X))
+    d = np.abs(t.predict(search._one_thread(model), X) - t.onnx_predict(exported, X))
     assert d.max() < 2e-6, f"row {d.argmax()}: {d.max()}"
     assert t.parity(model, exported, X) == d.max()
 
@@ -158,7 +159,7 @@ def test_exporting_leaves_the_model_as_it_was(fitted):
     data, models = fitted
     for model, exported in models.values():
         again = t.fit(clone(model), *data["train"][:2])
-        before, p = splits(again), t.predict(t._one_thread(again), data["test"][0])
+        before, p = splits(again), t.predict(search._one_thread(again), data["test"][0])
         assert t.to_onnx(again, data["test"][0].shape[1]) == exported and splits(again) == before and (t.predict(again, data["test"][0]) == p).all()
 
 EXPORT = """import hashlib, numpy as np
@@ -194,9 +195,9 @@ def test_early_stopping_finds_the_smallest_validation_loss(fitted):
     data, _ = fitted
     model = t.candidates(configured("unused"))["hist_gradient_boosting"][0]
     A, B = data["train"], data["validation"]
-    p, best = t.stopped(clone(model), A, B)
-    at = {n: t.log_loss(B.y, t.predict(t.fit(t.with_rounds(model, n), *A[:2]), B.X)) for n in (best - 1, best, best + 1)}
-    assert min(at, key=at.get) == best and t.log_loss(B.y, p) == pytest.approx(at[best], rel=1e-12)
+    p, best = t.early_stopping(clone(model), A, B)
+    at = {n: log_loss(B.y, t.predict(t.fit(t.set_n_rounds(model, n), *A[:2]), B.X)) for n in (best - 1, best, best + 1)}
+    assert min(at, key=at.get) == best and log_loss(B.y, p) == pytest.approx(at[best], rel=1e-12)
 
 def test_fits_side_by_side_are_those_of_one_after_another(rows, names):
     part = t.matrices(rows, names)["train"]
@@ -213,7 +214,7 @@ def test_customer_and_date_are_no_features(names): assert not {"customer_id", "e
 
 def test_a_constant_rescaling_of_amounts_does_not_break_the_scaling():
     X = np.array([[0, -5, np.nan], [0, 5, np.nan], [0, 1e30, np.nan]], "float32")
-    Z = t.LogScale().fit(X).transform(X)
+    Z = LogScale().fit(X).transform(X)
     assert Z.shape == (3, 4) and np.isfinite(Z).all() and (Z[:, 0] == 0).all() and (Z[:, 3] == 1).all() and Z[0, 1] < Z[1, 1] < Z[2, 1]
 
 # Metrics

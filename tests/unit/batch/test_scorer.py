@@ -2,7 +2,7 @@
 import numpy as np
 from hypothesis import given, strategies as st
 from churn_nb.batch.scorer import reference_changes
-from churn_nb.serving.explanations import contributions
+from churn_nb.evaluation.shapley import contributions
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3))
 def test_changes_are_shapley_values_where_features_add_up(x, w):

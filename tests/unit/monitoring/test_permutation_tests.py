@@ -1,16 +1,17 @@
-"Customers in two windows: the exchange against all arrangements and SciPy, its level and power, the classifier and its traps."
+"Customers in two windows: the exchange against all arrangements and SciPy, its level and power."
 import itertools, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from churn_nb.monitoring import permutation_tests as c
+from windows import two_windows
 
 def slack(rate, worlds): return rate + 3.3*np.sqrt(rate*(1 - rate)/worlds) # a chance of 1 in 2,000 to be above
 
 def share_below(pvalue, worlds, seed=0, **world):
     rng = np.random.default_rng(seed)
-    return np.mean([pvalue(*c.two_windows(rng, **world)) <= .05 for _ in range(worlds)])
+    return np.mean([pvalue(*two_windows(rng, **world)) <= .05 for _ in range(worlds)])
 
-def by_customer(x, y, i, j): return c.permutation_pvalue(x, y, i, j, rounds=99)[1]
+def by_customer(x, y, i, j): return c.permutation_pvalue(x, y, (i, j), rounds=99)[1]
 def naive(x, y, i, j): return stats.ks_2samp(x, y, method="asymp").pvalue
 
 # The distance
@@ -27,7 +28,7 @@ def test_D_is_the_definition(seed):
     n, m = rng.integers(1, 30, 2)
     x, y = rng.integers(0, 6, n).astype(float), rng.integers(0, 6, m).astype(float)
     i, j = rng.integers(0, 8, n), rng.integers(4, 12, m)
-    assert c.permutation_pvalue(x, y, i, j, rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
+    assert c.permutation_pvalue(x, y, (i, j), rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
 
 @pytest.mark.parametrize("seed", range(10))
 def test_D_equals_ks_with_one_row_per_customer(seed):
@@ -35,7 +36,7 @@ def test_D_equals_ks_with_one_row_per_customer(seed):
     x, y = rng.poisson(2, 40), rng.poisson(2.5, 30)
     want = stats.ks_2samp(x, y, method="asymp").statistic
     for ids in ((None, None), (np.arange(40), np.arange(30)), (np.arange(40), np.arange(20, 50))):
-        assert c.permutation_pvalue(x, y, *ids, rounds=1)[0] == pytest.approx(want, abs=1e-12)
+        assert c.permutation_pvalue(x, y, ids, rounds=1)[0] == pytest.approx(want, abs=1e-12)
 
 # The p-value
 
@@ -62,7 +63,7 @@ CASES = {"three paired": ([1, 2, 3], [4, 5, 6], [0, 1, 2], [0, 1, 2]), "one row 
 def test_p_against_all_arrangements(case):
     x, y, i, j = map(np.asarray, CASES[case])
     D, p = all_arrangements(x, y, i, j)
-    got = c.permutation_pvalue(x, y, i, j, rounds=5000)
+    got = c.permutation_pvalue(x, y, (i, j), rounds=5000)
     assert got == (pytest.approx(D, abs=1e-12), pytest.approx(p, abs=4*np.sqrt(p*(1 - p)/5000) + 1e-3))
 
 def test_hand_case(): # worked in the lesson: 2 of 8
@@ -76,7 +77,7 @@ def test_p_against_scipy(kind, shift):
     want = stats.permutation_test((x, y), lambda x, y: stats.ks_2samp(x, y, method="asymp").statistic, permutation_type=kind,
                                   alternative="greater", n_resamples=1000, rng=np.random.default_rng(1)).pvalue
     ids = np.arange(25)
-    got = c.permutation_pvalue(x, y, ids, ids if kind == "samples" else ids + 25, rounds=3000)[1]
+    got = c.permutation_pvalue(x, y, (ids, ids if kind == "samples" else ids + 25), rounds=3000)[1]
     assert got == pytest.approx(want, abs=4*np.sqrt(want*(1 - want)*(1/1000 + 1/3000)) + 2e-3)
 
 def test_many_columns_are_each_alone_and_share_the_exchanges():
@@ -84,12 +85,12 @@ def test_many_columns_are_each_alone_and_share_the_exchanges():
     i, j = rng.integers(0, 40, 90), rng.integers(20, 60, 70)
     X, Y = rng.normal(size=(90, 3)), rng.normal(.3, size=(70, 3))
     X[rng.random(X.shape) < .2] = np.nan
-    D, p = c.permutation_pvalues(X, Y, i, j, rounds=99)
-    alone = np.array([c.permutation_pvalue(a, b, i, j, rounds=99) for a, b in zip(X.T, Y.T)])
+    D, p = c.permutation_pvalues(X, Y, (i, j), rounds=99)
+    alone = np.array([c.permutation_pvalue(a, b, (i, j), rounds=99) for a, b in zip(X.T, Y.T)])
     assert np.array_equal(alone, np.c_[D, p])
-    again = c.permutation_pvalues(pd.DataFrame(X), pd.DataFrame(Y), [f"c{k}" for k in i], [f"c{k}" for k in j], rounds=99)
+    again = c.permutation_pvalues(pd.DataFrame(X), pd.DataFrame(Y), ([f"c{k}" for k in i], [f"c{k}" for k in j]), rounds=99)
     assert again[0] == pytest.approx(D) and again[1] == pytest.approx(p, abs=.15) # ids sort otherwise: other coins
-    assert np.array_equal(c.permutation_pvalues(X, Y, i, j, rounds=99, seed=0)[1], p)
+    assert np.array_equal(c.permutation_pvalues(X, Y, (i, j), rounds=99, seed=0)[1], p)
 
 def test_missing_values_are_ignored_and_an_empty_side_gives_nan():
     x, y = np.array([1., np.nan, 3, 2]), np.array([np.nan, 2., 5])
@@ -109,14 +110,16 @@ def test_swaps_keep_who_is_alone_in_number():
     assert ((now == 1).sum(1) == 3).all() and ((now == 0).sum(1) == 5).all()
     assert np.abs((now == 1).mean(0)[:8] - 3/8).max() < .04 and np.abs(s.mean(0)[8:] - .5).max() < .04
 
-def test_a_cap_draws_whole_customers_reproducibly():
+def test_a_cap_draws_whole_customers_reproducibly(monkeypatch):
     rng = np.random.default_rng(0)
     i, j = np.repeat(np.arange(300), 4), np.arange(300)
     x, y = rng.normal(size=(1200, 2)), rng.normal(.5, size=(300, 2))
-    kept = c._some(np.r_[i, j], 500, np.random.default_rng(0))
+    kept = c.Clusters.of(1200, 300, (i, j)).drawn(500, np.random.default_rng(0))
     assert kept.sum() == 500 and set(np.bincount(np.r_[i, j][kept])) <= {0, 5}
-    got = [c.permutation_pvalues(x, y, i, j, rounds=19, at_most=500) for _ in range(2)]
-    assert np.array_equal(got[0], got[1]) and not np.array_equal(got[0][0], c.permutation_pvalues(x, y, i, j, rounds=19)[0])
+    whole = c.permutation_pvalues(x, y, (i, j), rounds=19)[0]
+    monkeypatch.setattr(c, "MOST_ROWS", 500)
+    got = [c.permutation_pvalues(x, y, (i, j), rounds=19) for _ in range(2)]
+    assert np.array_equal(got[0], got[1]) and not np.array_equal(got[0][0], whole)
 
 # Its word
 
@@ -136,74 +139,22 @@ def test_power_where_the_naive_test_is_blind():
     world = dict(same=True, rho=.9, shift=.15, customers=300)
     assert share_below(by_customer, 40, **world) > share_below(naive, 40, **world) + .4
 
-# The classifier
-
-def frames(*parts): return [pd.DataFrame({f"x{k}": p[w] for k, p in enumerate(parts)}) for w in (0, 1)]
-
-def correlated(rng, n, r):
-    a = rng.normal(size=n)
-    return pd.DataFrame({"a": a, "b": r*a + np.sqrt(1 - r**2)*rng.normal(size=n), "c": rng.normal(size=n)})
-
-def test_a_flipped_correlation_is_seen_by_the_classifier_alone():
-    rng = np.random.default_rng(4)
-    then, now = correlated(rng, 1000, .6), correlated(rng, 1000, -.6)
-    d = c.domain_auc(then, now, ["a", "b", "c"])
-    assert d["low"] > .6 and d["pvalue"] < .001 and list(d["top"])[2] == "c" and list(d["top"].values()) == sorted(d["top"].values())[::-1]
-    assert c.permutation_pvalues(then, now, rounds=199)[1].min() > .05
-    assert d == c.domain_auc(then, now, ["a", "b", "c"]) # to the last digit
-
-@pytest.mark.parametrize("world", [{"rows": (3, 3)}, {"same": True, "rows": (3, 1)}])
-def test_the_interval_covers_one_half_without_drift(world, monkeypatch):
-    monkeypatch.setattr(c, "_lost", lambda model, X, y, rng: np.zeros(2)) # not asked for here, and most of the time
-    rng, hit, alarm = np.random.default_rng(1), [], []
-    for _ in range(15):
-        parts = [c.two_windows(rng, customers=120, **world) for _ in range(2)]
-        d = c.domain_auc(*frames(*parts), ["x0", "x1"], *parts[0][2:])
-        hit.append(d["low"] <= .5 <= d["high"])
-        alarm.append(d["pvalue"] <= .05)
-    assert np.mean(hit) >= 1 - slack(.05, 15) and np.mean(alarm) <= slack(.05, 15)
-
-def test_split_by_rows_it_knows_the_customers():
-    rng = np.random.default_rng(5)
-    crowd = lambda: pd.DataFrame(np.repeat(rng.normal(size=(60, 3)), 20, axis=0) + .02*rng.normal(size=(1200, 3)), columns=[*"abc"])
-    then, now, ids = crowd(), crowd(), np.repeat(np.arange(60), 20)
-    assert c.domain_auc(then, now, [*"abc"])["auc"] > .95
-    assert c.domain_auc(then, now, [*"abc"], ids, ids + 60)["pvalue"] > .05
-
-def test_customers_are_never_on_both_sides_of_a_split(monkeypatch):
-    rng, seen = np.random.default_rng(0), []
-    i, j = rng.integers(0, 80, 300), rng.integers(40, 120, 300)
-    then, now = (pd.DataFrame({"who": ids, "x": rng.normal(size=300)}) for ids in (i, j)) # the id as a column, to look at
-    class Spy:
-        def fit(self, X, y): self.known = set(X[:, 0]); return self
-        def predict_proba(self, X):
-            seen.append(self.known.isdisjoint(X[:, 0]))
-            return np.c_[-X[:, 1], X[:, 1]]
-    monkeypatch.setattr(c, "_small_trees", lambda seed: Spy())
-    monkeypatch.setattr(c, "_lost", lambda model, X, y, rng: np.zeros(2))
-    c.domain_auc(then, now, ["who", "x"], i, j)
-    assert seen == [True]*5
-
-def test_missing_values_and_a_cap():
-    rng = np.random.default_rng(0)
-    then, now = correlated(rng, 600, .5), correlated(rng, 600, .5)
-    now.loc[rng.random(600) < .5, "c"] = np.nan # what went missing is seen as well
-    d = c.domain_auc(then, now, ["a", "b", "c"], at_most=700)
-    assert d["auc"] > .6 and next(iter(d["top"])) == "c"
-
 # Refusals
 
 @pytest.mark.parametrize("args, words", [
-    (([], [1.]), "rows in both windows"), (([1.], [2.], [1], None), "one window only"), (([1.], [2.], [1, 2], [1]), "2 and 1 ids"),
-    (([1.], [2.], None, None, 0), "0 rounds")])
+    (([], [1.]), "rows in both windows"), (([1.], [2.], ([1], None)), "one window only"), (([1.], [2.], ([1, 2], [1])), "2 and 1 ids"),
+    (([1.], [2.], None, 0), "0 rounds")])
 def test_refusals_are_one_line(args, words):
     with pytest.raises(ValueError, match=words) as e: c.permutation_pvalue(*args)
     assert "\n" not in str(e.value)
 
-def test_too_few_rows_for_the_classifier():
-    f = pd.DataFrame({"a": [1., 2]})
-    with pytest.raises(ValueError, match="2 reference and 2 current rows are too few for 5 folds"): c.domain_auc(f, f, ["a"])
-
 def test_numpy_alone_at_import():
     code = "import sys, churn_nb.monitoring.permutation_tests; print([m for m in ('pandas', 'sklearn', 'scipy', 'churn_nb.drift') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+def test_whole_customers_are_chosen_whole_and_again():
+    t = pd.DataFrame({"customer_id": np.repeat(np.arange(100), 7), "x": range(700)})
+    some = c.whole_customers(t, 350, seed=1)
+    assert len(some) <= 350 and len(some) > 300 and set(some.groupby("customer_id").size()) == {7} and some.x.is_monotonic_increasing
+    assert some.equals(c.whole_customers(t, 350, seed=1)) and not some.equals(c.whole_customers(t, 350, seed=2))
+    assert c.whole_customers(t, 700).equals(t)

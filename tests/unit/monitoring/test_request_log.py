@@ -8,10 +8,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 import churn_nb.monitoring.request_log
 from churn_nb.core.manifest import Feature, SelfTest
 from churn_nb.registry.bundle import switch_current, switch_shadow, write_bundle
-from churn_nb.monitoring.request_log import Asked, DriftGauges, RequestLog, add_file, columns_of, prune, read_requests
+from churn_nb.monitoring.logged_traffic import read_requests, read_shadow
+from churn_nb.monitoring.request_log import AnsweredRows, DriftGauges, RequestLog, RequestLogOptions, add_file, columns_of, delete_oldest
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
-from churn_nb.monitoring.shadow import read_shadow
 from churn_nb.serving.http.telemetry import Metrics
 from deadlines import allow
 from serving import Server, manifest, onnx_model, probability, put_live, rss_mb, serving, settings_for, wait_for
@@ -22,7 +22,7 @@ row = lambda x: dict(zip(ROW, x, strict=True))
 bits = lambda x: np.ascontiguousarray(x, np.float32).view(np.uint32).tolist()
 DAY = 86_400_000
 model = lambda version="1", names=("a", "b"): SimpleNamespace(manifest=SimpleNamespace(version=version, names=[*names]))
-asked = lambda at=0, n=1, names=("a", "b"): Asked(1772323200000 + at, model(names=names).manifest, np.ones((n, len(names)), np.float32), [.5] * n, [*range(n)])
+asked = lambda at=0, n=1, names=("a", "b"): AnsweredRows(1772323200000 + at, model(names=names).manifest, np.ones((n, len(names)), np.float32), [.5] * n, [*range(n)])
 
 def files(folder): return sorted(folder.glob("*/*.parquet"))
 def counted(metrics, name): return {tuple(s.labels.values()): s.value for f in parse(metrics.text().decode()) for s in f.samples if s.name == name}
@@ -30,7 +30,8 @@ def dropped(requests): return {k[0]: v for k, v in counted(requests.metrics, "ch
 def written(requests): return counted(requests.metrics, "churn_request_log_rows_total")[()]
 def quiet(folder, **kw):
     "A log whose thread writes when it is told to."
-    return RequestLog(folder, **{"seconds": 3600, "metrics": Metrics(), **kw})
+    clock = kw.pop("clock", time.time)
+    return RequestLog(folder, RequestLogOptions(**{"seconds": 3600, **kw}), Metrics(), clock)
 
 # --- a running server ---
 
@@ -97,10 +98,10 @@ WRITER = textwrap.dedent("""
     import sys, time
     from types import SimpleNamespace
     import numpy as np
-    from churn_nb.monitoring.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
     folder, version, most_mb, rounds = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     m, rng = SimpleNamespace(manifest=SimpleNamespace(version=version, names=["a", "b"])), np.random.default_rng(0)
-    log = RequestLog(folder, seconds=3600, most_mb=most_mb)
+    log = RequestLog(folder, RequestLogOptions(seconds=3600, most_mb=most_mb))
     log.start = lambda: None
     for i in range(rounds):
         log.put(m, rng.random((2000, 2), np.float32), [.5] * 2000, [i] * 2000)
@@ -137,11 +138,11 @@ FULL = textwrap.dedent("""
     from pathlib import Path
     from types import SimpleNamespace
     import logging, numpy as np
-    from churn_nb.monitoring.request_log import RequestLog
+    from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
     from churn_nb.serving.http.telemetry import Metrics
     said = []
     logging.getLogger("churn_nb.monitoring.request_log").addFilter(lambda r: said.append(r.getMessage()))
-    log, rng = RequestLog(sys.argv[1] + "/requests", seconds=3600, metrics=Metrics()), np.random.default_rng(0)
+    log, rng = RequestLog(sys.argv[1] + "/requests", RequestLogOptions(seconds=3600), Metrics()), np.random.default_rng(0)
     m = SimpleNamespace(manifest=SimpleNamespace(version="1", names=[f"f{i}" for i in range(20)]))
     log.start = lambda: None
     def ask(n, times=1):
@@ -193,7 +194,7 @@ def test_a_share_of_zero_disables_the_request_log(tmp_path):
     app = create_app(settings_for(tmp_path, request_log=0))
     assert app.state.request_log is None and TestClient(app).post("/predict", json=ROW).status_code == 200 and not (tmp_path/"requests").exists()
     log = create_app(settings_for(tmp_path, request_log=.25, request_log_mb=7, request_log_seconds=9)).state.request_log
-    assert (log.folder, log.share, log.most_mb, log.seconds, log.thread) == (tmp_path/"requests", .25, 7, 9, None)
+    assert (log.folder, log.options, log.writer.thread) == (tmp_path/"requests", RequestLogOptions(share=.25, most_mb=7, seconds=9), None)
 
 def test_a_log_that_cannot_be_written_changes_no_answer(app, tmp_path, caplog):
     want = TestClient(app).post("/predict", json=ROW).content
@@ -257,8 +258,8 @@ def test_whole_requests_are_sampled_by_share_and_seed(tmp_path, share):
         log = quiet(tmp_path, share=share, seed=seed, most_rows=10**6)
         log.start = lambda: None
         for i, b in enumerate(sizes.tolist()): log.put(model(), np.ones((b, 2), np.float32), [.5] * b, [i] * b)
-        assert log.waiting == sum(len(a.p) for a in log.asked) and not dropped(log)
-        return [(i, len([*rows])) for a in log.asked for i, rows in itertools.groupby(a.ids)]
+        assert log.waiting == sum(len(a.p) for a in log.answered) and not dropped(log)
+        return [(i, len([*rows])) for a in log.answered for i, rows in itertools.groupby(a.ids)]
     first = kept(1)
     assert all(b == sizes[i] for i, b in first) and abs(len(first) - n * share) <= 4.5 * (n * share * (1 - share))**.5
     assert first == kept(1) and (share in (0, 1) or first != kept(2))
@@ -268,8 +269,8 @@ def test_rows_over_the_limit_are_dropped_and_counted(tmp_path, caplog):
     log = quiet(tmp_path, most_rows=10)
     log.start = lambda: None
     put = lambda n: log.put(model(), np.ones((n, 2), np.float32), [.5] * n, [1] * n)
-    put(4); assert not log.wake.is_set()
-    put(4); assert log.wake.is_set() and log.waiting == 8
+    put(4); assert not log.writer.wake.is_set()
+    put(4); assert log.writer.wake.is_set() and log.waiting == 8
     put(3); put(100); assert dropped(log) == {"full": 103}
     put(2); assert log.waiting == 10 and len(caplog.records) == 1
     log.flush(); assert log.waiting == 0 and written(log) == 10
@@ -290,7 +291,7 @@ def test_concurrent_puts_lose_and_duplicate_no_row(tmp_path):
     for t in threads: t.join()
     log.close()
     assert read_requests(tmp_path).customer_id.value_counts().to_dict() == {t * 1000 + i: 2 for t in range(4) for i in range(300)}
-    assert (log.waiting, written(log), log.thread) == (0, 2400, None)
+    assert (log.waiting, written(log), log.writer.thread) == (0, 2400, None)
 
 def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypatch, caplog):
     gate, log = threading.Event(), quiet(tmp_path, seconds=.01)
@@ -301,7 +302,7 @@ def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypat
     began = time.perf_counter()
     for i in range(100): log.put(model(), np.ones((1, 2), np.float32), [.5], [i])
     assert time.perf_counter() - began < 1 and log.waiting == 101
-    thread = log.thread
+    thread = log.writer.thread
     log.close(.1)
     assert "the disk hangs; 101 rows are not in the log" in caplog.text
     gate.set()
@@ -322,8 +323,8 @@ ENDS = textwrap.dedent("""
     import sys, time
     from types import SimpleNamespace
     import numpy as np
-    from churn_nb.monitoring.request_log import RequestLog
-    log, m = RequestLog(sys.argv[1], seconds=.001), SimpleNamespace(manifest=SimpleNamespace(version="1", names=["a"]))
+    from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
+    log, m = RequestLog(sys.argv[1], RequestLogOptions(seconds=.001)), SimpleNamespace(manifest=SimpleNamespace(version="1", names=["a"]))
     end = time.monotonic() + .5
     while time.monotonic() < end:
         if log.waiting < 20_000: log.put(m, np.ones((1000, 1), np.float32), [.5] * 1000, [1] * 1000)
@@ -373,13 +374,13 @@ def test_the_oldest_files_go_and_never_the_one_just_written(tmp_path):
     made = [add_file(tmp_path, columns_of([asked(d * DAY)])) for d in range(6)]
     one, foreign = made[0].stat().st_size, tmp_path/"README"
     foreign.write_text("mine")
-    prune(tmp_path, 100 * one, made[-1]); assert files(tmp_path) == made
-    prune(tmp_path, 4 * one + 9, made[0]); assert files(tmp_path) == [made[0], *made[3:]] # the one just written may be the oldest
+    delete_oldest(tmp_path, 100 * one, made[-1]); assert files(tmp_path) == made
+    delete_oldest(tmp_path, 4 * one + 9, made[0]); assert files(tmp_path) == [made[0], *made[3:]] # the one just written may be the oldest
     assert not made[1].parent.exists() and foreign.exists()
-    prune(tmp_path, 1, made[0]); assert files(tmp_path) == made[:1]
+    delete_oldest(tmp_path, 1, made[0]); assert files(tmp_path) == made[:1]
     old, new = (made[0].parent/f".{n}.parquet.part" for n in "ab")
     old.touch(); new.touch(); os.utime(old, (0, 0))
-    prune(tmp_path, 1, made[0]); assert new.exists() and not old.exists()
+    delete_oldest(tmp_path, 1, made[0]); assert new.exists() and not old.exists()
     log = quiet(tmp_path/"b", most_mb=.005) # five files of about a kB
     for i in range(20): log.put(model(), np.ones((1, 2), np.float32), [.5], [i]); log.flush()
     log.close()
@@ -394,30 +395,9 @@ def test_a_file_that_another_deleted_is_fine(tmp_path, monkeypatch):
         if self == made[1]: shutil.rmtree(self.parent, ignore_errors=True) # between two looks
         return s
     monkeypatch.setattr(churn_nb.monitoring.request_log.Path, "stat", stat)
-    prune(tmp_path, 1, made[3])
+    delete_oldest(tmp_path, 1, made[3])
     monkeypatch.undo()
     assert files(tmp_path) == made[3:]
-
-def test_only_files_in_range_are_opened_and_broken_ones_named(tmp_path):
-    for d in range(4): add_file(tmp_path, columns_of([asked(d * DAY + 3_600_000), asked(d * DAY + 7_200_000)]))
-    for name, data in (("2026-03-01/000000-1-0.parquet", b""), ("2026-03-02/020000-1-0.parquet", b"PAR1 nothing PAR1"), ("2026-03-02/.x.parquet.part", b"half")):
-        (tmp_path/name).write_bytes(data)
-    whole = files(tmp_path)[-1].read_bytes()
-    (tmp_path/"2026-03-04/030000-1-0.parquet").write_bytes(whole[:-9])
-    pd.DataFrame({"at": [1]}).to_parquet(tmp_path/"2026-03-03/230000-1-0.parquet") # no log at all
-    bad = ["2026-03-01/000000-1-0.parquet", "2026-03-02/020000-1-0.parquet", "2026-03-03/230000-1-0.parquet", "2026-03-04/030000-1-0.parquet"]
-    read = lambda *a, **kw: (len(f := read_requests(tmp_path, *a, **kw)), f.attrs["broken"])
-    assert read() == (8, bad)
-    assert read("2026-03-02") == (6, bad[1:]) and read("2026-03-02", "2026-03-03") == (2, bad[1:2]) and read(until="2026-03-02T01:30") == (3, bad[:1])
-    assert read("2026-03-02T01:00Z", "2026-03-02T02:00:00+00:00") == (1, bad[1:2]) # [since, until)
-    assert read(pd.Timestamp("2026-03-02T02:00:00.000000001"), pd.Timestamp("2026-03-03T01:00:00.000000001")) == (1, bad[1:2])
-    assert read(pd.Timestamp("2026-03-04T03:00", tz="Asia/Kolkata")) == (2, bad[2:]) # 2026-03-03T21:30Z
-    assert read(version="2")[0] == 0
-
-def test_an_empty_log_has_its_columns_and_their_kinds(tmp_path):
-    for folder in (tmp_path, tmp_path/"nowhere"):
-        f = read_requests(folder, since="2026-01-01")
-        assert f.columns.tolist() == FIXED and f.dtypes.astype(str).tolist() == ["datetime64[ns, UTC]", "Int64", "object", "float64"] and f.attrs["broken"] == []
 
 # --- gauges ---
 

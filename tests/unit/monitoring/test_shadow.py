@@ -1,12 +1,13 @@
 "The challenger in shadow: answers stay what they are byte by byte, whatever becomes of it, and the log is whole."
 import json, os, shutil, subprocess, sys, threading
 from types import SimpleNamespace
-import httpx, numpy as np, pandas as pd, pytest
+import httpx, numpy as np, pytest
 from fastapi.testclient import TestClient
 import churn_nb.monitoring.shadow
 from churn_nb.registry.bundle import switch_shadow, write_bundle
 from churn_nb.serve import create_app
-from churn_nb.monitoring.shadow import Line, Shadow, append_lines, judge_live, read_shadow, with_labels
+from churn_nb.monitoring.logged_traffic import read_shadow
+from churn_nb.monitoring.shadow import Shadow, ShadowLine, append_lines
 from churn_nb.serving.http.telemetry import Metrics
 from deadlines import allow
 from serving import manifest, onnx_model, probability, put_live, serving, settings_for, wait_for
@@ -115,7 +116,7 @@ def test_a_hanging_challenger_delays_no_answer(app, tmp_path):
     def hang(X):
         assert gate.wait(allow(30))
         return probability(X, 1.).astype(np.float32)
-    shadow.challenger.model, shadow.most, c = Stand(hang), 7, TestClient(app)
+    shadow.challenger.model, shadow.writer.most_rows, c = Stand(hang), 7, TestClient(app)
     assert all(c.post("/predict", json=ROW).status_code == 200 for _ in range(5)) # answered, while none of them is scored
     assert c.post("/predict/batch", json=[ROW] * 3).status_code == 200            # three more find room for two: dropped whole
     assert c.post("/predict/batch", json=[ROW] * 2).status_code == 200
@@ -193,7 +194,7 @@ def test_a_challenger_is_verified_like_a_champion(tmp_path, caplog):
 
 # --- the log ---
 
-line = lambda i=0, at="2026-03-01T12:00:00.000+00:00": Line(at, i, "1", .25, "2", .5)
+line = lambda i=0, at="2026-03-01T12:00:00.000+00:00": ShadowLine(at, i, "1", .25, "2", .5)
 
 def test_a_disk_that_takes_a_part_leaves_whole_lines(tmp_path, monkeypatch):
     append_lines(tmp_path, "d", [line(1)])
@@ -236,59 +237,9 @@ def test_a_day_is_a_file(tmp_path):
     assert len([*tmp_path.iterdir()]) == 2 and read_shadow(tmp_path).customer_id.tolist() == [0, 1, 2]
 
 def test_two_processes_on_one_folder_write_whole_lines(tmp_path):
-    code = ("import sys\nfrom pathlib import Path\nfrom churn_nb.monitoring.shadow import Line, append_lines\n"
-            "for i in range(200): append_lines(Path(sys.argv[1]), 'd', [Line('2026-03-01T00:00:00+00:00', i, sys.argv[2], .5, '2', .5)] * 3)")
+    code = ("import sys\nfrom pathlib import Path\nfrom churn_nb.monitoring.shadow import ShadowLine, append_lines\n"
+            "for i in range(200): append_lines(Path(sys.argv[1]), 'd', [ShadowLine('2026-03-01T00:00:00+00:00', i, sys.argv[2], .5, '2', .5)] * 3)")
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), v]) for v in "ab"]
     assert [w.wait(allow(60)) for w in writers] == [0, 0]
     frame = read_shadow(tmp_path)
     assert frame.attrs["broken"] == 0 and frame.champion.value_counts().to_dict() == {"a": 600, "b": 600}
-
-def test_torn_and_foreign_lines_are_counted_when_reading(tmp_path):
-    "An empty log has its columns."
-    assert read_shadow(tmp_path).columns.tolist() == FIELDS and len(read_shadow(tmp_path/"nowhere")) == 0
-    append_lines(tmp_path, "a", [line(1)])
-    with open(tmp_path/"a.jsonl", "ab") as f: f.write(b'\xff\n{"at": 7}\n{"at": "2026')
-    append_lines(tmp_path, "a", [line(2)])
-    frame = read_shadow(tmp_path)
-    assert frame.customer_id.tolist() == [1, 2] and frame.attrs["broken"] == 3 and str(frame["at"].dtype) == "datetime64[ns, UTC]"
-
-# --- the outcomes ---
-
-def test_each_outcome_gets_the_last_prediction_before_it(tmp_path):
-    rng = np.random.default_rng(0)
-    days = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(rng.integers(0, 60 * 24, 400), "h")
-    asked = pd.DataFrame(dict(at=days, customer_id=pd.array(rng.integers(0, 30, 400), "Int64"), champion="1", p_champion=rng.random(400),
-                              challenger="2", p_challenger=rng.random(400)))
-    asked.loc[::7, "customer_id"] = pd.NA
-    labels = pd.DataFrame([dict(customer_id=i, event_timestamp=d, churn=float(rng.integers(2))) for i in range(35) for d in ("2026-01-20", "2026-02-10")])
-    labels.loc[5, "churn"] = np.nan # not known yet
-    got, want = with_labels(asked, labels, "5D"), []
-    for _, outcome in labels.iterrows():
-        a = pd.Timestamp(outcome.event_timestamp, tz="UTC")
-        ours = asked[(asked.customer_id == outcome.customer_id).fillna(False) & (asked["at"] <= a) & (asked["at"] >= a - pd.Timedelta("5D"))]
-        if len(ours) and outcome.churn == outcome.churn: want.append((a, outcome.customer_id, outcome.churn, ours.sort_values("at")["at"].iloc[-1]))
-    assert sorted(want) == [*got[["as_of", "customer_id", "churn", "at"]].itertuples(index=False, name=None)] and len(got) > 20
-    assert not got.duplicated(["customer_id", "as_of"]).any() and got.customer_id.dtype == got.churn.dtype == np.int64
-
-def test_two_outcomes_of_one_customer_and_moment_are_refused():
-    labels = pd.DataFrame({"customer_id": [1, 1], "as_of": [pd.Timestamp("2026-01-01"), pd.Timestamp("2026-01-01")], "churn": [0, 1]})
-    asked = pd.DataFrame(dict(at=pd.to_datetime(["2025-12-31"], utc=True), customer_id=pd.array([1], "Int64")))
-    with pytest.raises(ValueError, match="two outcomes for one as_of"): with_labels(asked, labels)
-
-def live(n=400, seed=0):
-    rng = np.random.default_rng(seed)
-    p = rng.random(n)
-    return pd.DataFrame(dict(customer_id=np.arange(n) // 2, champion="1", p_champion=.5, challenger="2", p_challenger=p, churn=(rng.random(n) < p).astype(int)))
-
-def test_the_verdict_is_the_gates_comparison():
-    from churn_nb.evaluation.metrics import compare
-    f = live()
-    for how in ({}, {"metric": "auc"}, {"metric": "brier", "margin": .01, "alpha": .01}):
-        assert judge_live(f, **how) == compare(f.churn.to_numpy(), f.p_challenger.to_numpy(), f.p_champion.to_numpy(), f.customer_id.to_numpy(), **how)
-    assert judge_live(f).better and judge_live(f).difference > 0
-    assert judge_live(f, clusters=np.arange(len(f))).se != judge_live(f).se
-    assert not judge_live(f.assign(p_champion=f.p_challenger, p_challenger=f.p_champion)).better
-
-def test_one_pair_at_a_time():
-    for bad, n in ((live().assign(challenger=["2", "3"] * 200), 2), (live().iloc[:0], 0)):
-        with pytest.raises(ValueError, match=f"^{n} pairs of champion and challenger"): judge_live(bad)

@@ -52,7 +52,7 @@ def test_refusals_are_one_line(call, words):
 COLUMNS = ["transactions_90d", "spend_90d", "transactions_total", "spend_total", "recency_days", "mean_gap_days"]
 
 def pvalues(a, b, columns=COLUMNS, rounds=99):
-    return permutation_pvalues(a[columns], b[columns], a.customer_id, b.customer_id, rounds)[1]
+    return permutation_pvalues(a[columns], b[columns], (a.customer_id, b.customer_id), rounds)[1]
 
 def test_age_alone_raises_no_alarm_in_the_cohort_comparison():
     "The raw comparison does raise one."

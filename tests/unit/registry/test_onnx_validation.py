@@ -28,7 +28,7 @@ def exports():
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from churn_nb.modeling.onnx_export import LogScale, to_onnx
-    from churn_nb.modeling.quantization import quantise_static
+    from churn_nb.modeling.quantization import quantize_static
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3)).astype(np.float32)
     X[::7, 2] = np.nan
@@ -37,7 +37,7 @@ def exports():
                         (make_pipeline(StandardScaler(), LogisticRegression()), Z), (make_pipeline(LogScale(), MLPClassifier((32, 32, 16), max_iter=5)), X)):
         with warnings.catch_warnings(action="ignore"): f = to_onnx(model.fit(data, y), 3) # five iterations are enough here
         yield f
-    yield quantise_static(f, X)
+    yield quantize_static(f, X)
 
 def test_every_kind_of_model_that_we_export_passes():
     for f in exports(): check_onnx(f, manifest())

@@ -1,11 +1,11 @@
-"""Eight bits against floats: time, size and decisions of a network in static int8 (this project's), dynamic int8 (the tutorials') and float32.
+"""INT8 against floats: time, size and decisions of a network in static int8 (this project's), dynamic int8 (the tutorials') and float32.
 
-    python bench/quantise.py            all of it
-    python bench/quantise.py --quick    the smallest network, two batches, one round, into a temporary folder
+    python bench/quantize.py            all of it
+    python bench/quantize.py --quick    the smallest network, two batches, one round, into a temporary folder
 
 The ceiling is the CPU's own: one bare product of matrices in 8 bits (`MatMulInteger`) against the same one in floats, shape by shape, in the same round. A network
 can't gain more than its products do. One thread; in a round all files and both products take turns, and ratios are taken within it. Networks are
-trained for two passes on CDNOW's customers: enough for their decisions to be compared, too little to serve. Writes quantise.json, quantise.md and quantise.png.
+trained for two passes on CDNOW's customers: enough for their decisions to be compared, too little to serve. Writes quantize.json, quantize.md and quantize.png.
 """
 import json, statistics, subprocess, sys, tempfile, warnings
 from pathlib import Path
@@ -45,7 +45,7 @@ def rounds(width:int, batches, times:int, at_least:float=.05) -> dict:
     from sklearn.pipeline import make_pipeline
     from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
     from churn_nb.features import feature_names, training_rows
-    from churn_nb.modeling.quantization import instruction_sets, precision_cost, quantise_dynamic, quantise_static
+    from churn_nb.modeling.quantization import instruction_sets, precision_cost, quantize_dynamic, quantize_static
     from churn_nb.core.settings import load_settings
     from churn_nb.train import fit, matrices
     with tempfile.TemporaryDirectory() as ws:
@@ -55,7 +55,7 @@ def rounds(width:int, batches, times:int, at_least:float=.05) -> dict:
     (X, y), (T, t) = data["train"][:2], data["test"][:2]
     net = fit(make_pipeline(LogScale(), MLPClassifier((width, width), batch_size=256, max_iter=2, random_state=0)), X, y)
     files = {"float32": to_onnx(net, len(names))}
-    files |= {"static": quantise_static(files["float32"], X), "dynamic": quantise_dynamic(files["float32"])}
+    files |= {"static": quantize_static(files["float32"], X), "dynamic": quantize_dynamic(files["float32"])}
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.log_severity_level = 1, 3
     threshold, p = s.train.decision_threshold(), onnx_predict(files["float32"], T)
@@ -84,7 +84,7 @@ def goals(found:dict) -> list[list]:
     return [*out, goal(f"static int8 against float32, {names}, batch {batch:,}", f">= 0.75 of what the CPU's own product gains ({most:.2f} x)", f"{ours:.2f} x", ours >= .75*most)]
 
 def markdown(found:dict) -> str:
-    out = ["<!-- made by bench/quantise.py -->", "### Goals, quantise", table(["", "goal", "measured", ""], goals(found)), "### Times faster than float32, one thread",
+    out = ["<!-- made by bench/quantize.py -->", "### Goals, quantize", table(["", "goal", "measured", ""], goals(found)), "### Times faster than float32, one thread",
         table(["hidden layers", "batch", "float32, us", *(f"{KINDS[k]}: median (min..max)" for k in ("static", "dynamic")), "ceiling: the bare product"],
               [["{0} x {0}".format(p["width"]), f"{int(b):,}", f"{statistics.median(r['float32'] for r in rs)*1e6:.0f}", *(spread(times_faster(p, b, k)) for k in ("static", "dynamic")),
                 spread(times_faster(p, b, "product int8", "product float32"))] for p in found["parts"] for b, rs in p["took"].items()]),
@@ -129,13 +129,13 @@ def main():
     if a.run:
         warnings.simplefilter("ignore")
         return print(json.dumps(rounds(int(a.run[0]), json.loads(a.run[1]), int(a.run[2]))))
-    out, found, parts = folder(a), recorded("quantise", p, a), []
+    out, found, parts = folder(a), recorded("quantize", p, a), []
     for width in WIDTHS[:1] if a.quick else WIDTHS:
         job = [str(width), json.dumps(BATCHES[1:3] if a.quick else BATCHES), str(1 if a.quick else a.rounds)]
         r = subprocess.run([sys.executable, __file__, "--run", *job], capture_output=True, text=True, check=False)
         if r.returncode: sys.exit(f"{width} x {width} failed:\n{r.stderr[-3000:]}")
         parts.append(json.loads(r.stdout.splitlines()[-1]))
         print(f"{width} x {width}: " + ", ".join(f"{k} {statistics.median(x):.2f}" for k in ("static", "dynamic") for x in [times_faster(parts[-1], [*parts[-1]['took']][-1], k)]), flush=True)
-    write(out, "quantise", found | {"parts": parts, "growth": growth(parts)}, markdown, plot)
+    write(out, "quantize", found | {"parts": parts, "growth": growth(parts)}, markdown, plot)
 
 if __name__ == "__main__": main()

@@ -1,0 +1,78 @@
+"Slices and gains: every row once, and nothing that the order of equal scores decides."
+import inspect
+import numpy as np, pandas as pd, pytest
+from hypothesis import given, strategies as st
+from sklearn.metrics import roc_auc_score
+from churn_nb.evaluation import metrics as e, slicing
+from scores import few, quick, scored, world
+
+def tenure_bands(days): return pd.cut(days, [0, 90, 180, 365, np.inf], right=False, labels=["under 90 days", "90-179 days", "180-364 days", "1 year or more"])
+
+def test_slices_cover_all_rows_and_name_what_is_missing():
+    y, p, _, who = world()
+    frame = pd.DataFrame({"country": ["DE", "FR", None, "DE"]*100, "days": np.arange(400.)})
+    by = {"country": "country", "tenure": tenure_bands(frame.days), "d": slicing.deciles(frame.days, 4)}
+    t = slicing.slices(frame, y, p, by, who)
+    assert t.groupby("slice").n.sum().eq(400).all() and t.value.tolist()[:3] == ["DE", "FR", "missing"]
+    assert t.value[t.slice == "tenure"].tolist() == ["under 90 days", "90-179 days", "180-364 days", "1 year or more"]
+    assert ((t.low < t.log_loss) & (t.log_loss < t.high)).all()
+    whole = slicing.slices(frame, y, p, {"all": np.zeros(400)}, who).iloc[0]
+    assert np.isclose(whole.auc, roc_auc_score(y, p)) and np.isclose(whole.log_loss, e.evaluate(y, p)["log_loss"])
+
+def test_too_small_slices_have_no_auc_or_interval(recwarn):
+    "A slice of one class has no AUC, and a slice of one customer has no interval."
+    t = slicing.slices(pd.DataFrame({"g": list("aabb")}), [1, 1, 0, 1], [.9, .8, .1, .7], {"g": "g"}, [1, 1, 2, 3])
+    assert np.isnan(t.auc[0]) and t.auc[1] == 1 and np.isnan(t.low[0]) and np.isfinite(t.low[1])
+    assert not recwarn
+
+@quick
+@given(scored(), st.integers(1, 12))
+def test_gain_reaches_one_with_all_customers(case, groups):
+    y, p, _, _ = case
+    t = slicing.gain_table(y, p, groups)
+    assert t.n.sum() == len(y) and np.isclose(t.gain.iloc[-1], 1) and np.isclose((t.lift*t.n).sum(), len(y))
+    assert (t.gain >= t.targeted - 1e-12).all() or roc_auc_score(y, p) < 1
+
+def test_equal_scores_have_no_order():
+    assert slicing.gain_table([1, 1, 0, 0], [.3]*4, 2).lift.tolist() == [1, 1]
+
+def test_deciles_are_of_equal_size_and_keep_ties_together():
+    assert np.bincount(slicing.deciles(np.arange(100)))[1:].tolist() == [10]*10
+    assert len(set(slicing.deciles([5]*9))) == 1 and slicing.deciles([]).tolist() == []
+
+@few
+@given(scored(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(case, random):
+    y, a, _, _ = case
+    mixed = np.array(random.sample(range(len(y)), len(y)))
+    pd.testing.assert_frame_equal(slicing.gain_table(y, a, 3), slicing.gain_table(y[mixed], a[mixed], 3))
+
+# What can't be measured is an error, in one line
+
+def calls(y, p):
+    "Every function that takes labels and predictions."
+    frame = pd.DataFrame({"g": [0]*len(p)})
+    return {"gain_table": lambda: slicing.gain_table(y, p), "slices": lambda: slicing.slices(frame, y, p, {"g": "g"})}
+
+@pytest.mark.parametrize("y,p,says", [
+    ([], [], "0 rows with 0 class(es); two classes are needed"), ([1, 1], [.1, .2], "2 rows with 1 class(es)"),
+    ([0, 1, 2], [.1, .2, .3], "the label of row 2 is 2"), ([0, 1, np.nan], [.1, .2, .3], "the label of row 2 is nan"),
+    ([0, 1], [.1, np.nan], "1 predictions are not finite"), ([0, 1], [.1, np.inf], "1 predictions are not finite"),
+    ([0, 1], [.1, .2, .3], "2 labels, predictions of shape (3,)"), ([[0, 1]], [[.1, .2]], "one dimension is needed")])
+def test_bad_input_is_a_value_error_of_one_line(y, p, says):
+    for name, call in calls(y, p).items():
+        with pytest.raises(ValueError) as error: call()
+        assert says in str(error.value) and "\n" not in str(error.value), name
+
+@pytest.mark.parametrize("call,says", [
+    (lambda y, p, q, c: slicing.deciles([1, np.nan]), "row 1 is nan"),
+    (lambda y, p, q, c: slicing.slices(pd.DataFrame(index=range(3)), y, p, {}), "3 rows, 400 labels"),
+    (lambda y, p, q, c: slicing.slices(pd.DataFrame(index=range(400)), y, p, {"g": [1, 2]}), "g has 2 labels for 400 rows")])
+def test_bad_arguments_are_value_errors_of_one_line(call, says):
+    with pytest.raises(ValueError) as error: call(*world())
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+def test_every_public_function_has_a_docstring():
+    for name in slicing.__all__:
+        thing = getattr(slicing, name)
+        if callable(thing): assert inspect.getdoc(thing), name
