@@ -13,7 +13,7 @@ SMALL = d.Simulation(customers=2500, days=100, label_days=40, seed=7)
 DAILY = d.Simulation(customers=3000, days=60, label_days=10, late=.1, as_of=tuple(date(2025, 1, 1) + timedelta(t) for t in range(1, 61)))
 
 def sha(out): return {f.relative_to(out).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(out.rglob("*")) if f.is_file()}
-def made(out, sim, **k): return d.simulate(out, sim, **k) and out
+def made(out, sim, **k): return d.write_simulation(out, sim, **k) and out
 def read(out): return [pd.read_parquet(out/f) for f in ("customers.parquet", "events", "truth.parquet")]
 def blocks(sim, *tables): return [pa.concat_tables(ts).to_pandas() for ts in zip(*([b[x] for x in tables] for b in d.simulated_blocks(sim)))]
 
@@ -28,7 +28,7 @@ def daily(tmp_path_factory):
 # The same bytes
 
 def test_two_processes_write_the_same_bytes(small, tmp_path):
-    code = "import sys; from churn_nb.data.simulator import *; simulate(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
+    code = "import sys; from churn_nb.data.simulator import *; write_simulation(sys.argv[1], Simulation(customers=2500, days=100, label_days=40, seed=7), chunk=1000)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path/"again")], cwd=ROOT, env={"PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo", "PATH": ""}, check=True)
     assert sha(tmp_path/"again") == sha(small)
     assert [*sha(small)] == ["customers.parquet", *(f"events/part-{k:05}.parquet" for k in range(3)), "truth.parquet"]
@@ -209,7 +209,7 @@ def test_an_effect_acts_in_its_direction():
 
 def test_memory_does_not_grow_with_the_number_of_customers(tmp_path):
     code = ("import resource, sys; from churn_nb.data.simulator import *; n = int(sys.argv[1])\n"
-            "r = simulate(sys.argv[2], Simulation(customers=n, days=180)); print(r['events'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)")
+            "r = write_simulation(sys.argv[2], Simulation(customers=n, days=180)); print(r['events'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)")
     got = [subprocess.run([sys.executable, "-c", code, str(n), str(tmp_path/str(n))], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for n in (5000, 20_000)]
     (n1, mb1), (n4, mb4) = [(int(n), float(mb)) for n, mb in got]
     assert n4 > 3.9*n1 and mb4 < mb1 + 40, got # 1.5 million more events, 90 MB as arrays
@@ -224,7 +224,7 @@ def test_a_bad_parameter_is_named(name, value): refused(lambda: replace(SMALL, *
 
 @pytest.mark.parametrize("chunk", [0, 999, 1500, 2e4, "1000", None])
 def test_a_bad_chunk_is_named_and_nothing_is_written(tmp_path, chunk):
-    refused(lambda: d.simulate(tmp_path/"out", SMALL, chunk), "chunk", "expected")
+    refused(lambda: d.write_simulation(tmp_path/"out", SMALL, chunk), "chunk", "expected")
     assert not [*tmp_path.iterdir()]
 
 def test_numbers_of_numpy_are_numbers(): assert replace(SMALL, customers=np.int64(3), late=np.float32(.5), days=np.int32(50)).as_of_days == [10]
@@ -234,14 +234,14 @@ def test_the_default_dates_have_a_full_horizon(): assert d.Simulation().as_of_da
 def test_what_is_there_is_not_written_over(tmp_path):
     tiny = d.Simulation(customers=3, days=5, label_days=2)
     (there := tmp_path/"out").mkdir()
-    assert d.simulate(str(there), tiny)["customers"] == 3 # an empty folder will do
+    assert d.write_simulation(str(there), tiny)["customers"] == 3 # an empty folder will do
     before = sha(there)
-    refused(lambda: d.simulate(there, tiny), str(there), "not empty")
+    refused(lambda: d.write_simulation(there, tiny), str(there), "not empty")
     (tmp_path/"file").write_text("x")
-    refused(lambda: d.simulate(tmp_path/"file", tiny), "file")
-    refused(lambda: d.simulate(tmp_path/"file/out", tiny), "file/out")
+    refused(lambda: d.write_simulation(tmp_path/"file", tiny), "file")
+    refused(lambda: d.write_simulation(tmp_path/"file/out", tiny), "file/out")
     assert sha(there) == before and sorted(f.name for f in tmp_path.iterdir()) == ["file", "out"]
-    assert d.simulate(tmp_path/"new/deep/er", tiny) and (tmp_path/"new/deep/er").stat().st_mode & 0o777 == 0o755
+    assert d.write_simulation(tmp_path/"new/deep/er", tiny) and (tmp_path/"new/deep/er").stat().st_mode & 0o777 == 0o755
 
 @pytest.mark.parametrize("fault, seen", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), d.DataError)])
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, fault, seen):
@@ -250,7 +250,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, fault, seen):
         raise fault
     real = d.simulated_blocks
     monkeypatch.setattr(d, "simulated_blocks", blocks)
-    with pytest.raises(seen): d.simulate(tmp_path/"out", SMALL, chunk=1000)
+    with pytest.raises(seen): d.write_simulation(tmp_path/"out", SMALL, chunk=1000)
     assert not [*tmp_path.iterdir()]
 
 def test_one_who_comes_first_keeps_the_name(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_one_who_comes_first_keeps_the_name(tmp_path, monkeypatch):
         (tmp_path/"out/mine").write_text("x")
         yield from real(sim)
     monkeypatch.setattr(d, "simulated_blocks", blocks)
-    refused(lambda: d.simulate(tmp_path/"out", tiny), "out")
+    refused(lambda: d.write_simulation(tmp_path/"out", tiny), "out")
     assert sorted(f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*")) == ["out", "out/mine"]
 
 # The contract's upper end
