@@ -1,4 +1,4 @@
-"Guard rails: one file a rail, and the sentence it prints; a file without faults has none."
+"Leakage and data-quality checks: one file per check, and the sentence it reports; a file without faults has none."
 import numpy as np, pandas as pd, pytest
 from churn_nb.core.errors import DataError
 from churn_nb.data.schema_inference import DescribeOptions, infer_description
@@ -7,7 +7,7 @@ from churn_nb.data.typed_table import prepare
 N = 600
 
 def clean(seed=0, n=N, rate=.3):
-    "A table that no rail objects to."
+    "A table that no check objects to."
     rng = np.random.default_rng(seed)
     left = rng.random(n) < rate
     return pd.DataFrame({"customer_id": np.arange(n), "tenure": rng.integers(1, 500, n), "fee": rng.normal(50 + 5*left, 10).round(4),
