@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 import msgspec
 import uvicorn
+from .serving.http.docs_page import docs_routes
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import Route
@@ -44,7 +45,7 @@ from .serving.model_reloader import Challenger, CurrentModel
 from .serving.open_inference import v2_routes
 from .serving.predictor import Model as Model  # what users import from here
 from .serving.scoring import CustomerLookup, RowScorer
-from .serving.status_page import page_routes
+from .serving.status_page import status_page_routes
 from .serving.triton import TritonBackend
 
 
@@ -163,7 +164,8 @@ def _add_routes(app: Api, state: AppState):
         model_routes(state.current),
         event_routes(state.events, state.limits.max_body_bytes),
         metrics_routes(state.recorder),
-        page_routes(state.current, state.drift, state.backend),
+        docs_routes(),
+        status_page_routes(state.current, state.drift, state.backend),
         v2_routes(state.limits, state.current, [state.request_log] if state.request_log else []),
     ):
         app.include_router(routes)

@@ -3,7 +3,8 @@ import json, re
 import httpx, msgspec, pytest
 from churn_nb.serving import status_page as page_module
 from churn_nb.core.manifest import ModelCard, Feature, GateRow, Group, Interval, SelfTest
-from churn_nb.serving.status_page import docs_page, swagger_ui
+from churn_nb.serving.http import docs_page as docs_module
+from churn_nb.serving.http.docs_page import docs_page, swagger_ui
 from deadlines import allow
 from browser import needs_chromium
 from own_columns import EXAMPLE, FEATURES, own_manifest, put_own
@@ -260,7 +261,7 @@ def test_values_are_escaped_in_a_select(tmp_path):
 
 def test_docs_are_served_locally_or_name_the_missing_package(site):
     assert swagger_ui() is not None
-    for name, kind in page_module._ui_files.items():
+    for name, kind in docs_module._UI_FILES.items():
         r = httpx.get(f"{site.url}/docs/{name}", timeout=allow(90))
         assert r.status_code == 200 and r.headers["content-type"].startswith(kind) and len(r.content) > 100_000
     assert httpx.get(site.url + "/docs/other.js", timeout=allow(90)).status_code == httpx.get(site.url + "/docs/..%2f__init__.py", timeout=allow(90)).status_code == 404
