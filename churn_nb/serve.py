@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 import msgspec
 import uvicorn
-from .serving.http.docs_page import docs_routes
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import Route
@@ -33,10 +32,11 @@ from .monitoring.request_log import DriftGauges, RequestLog, RequestLogOptions
 from .monitoring.shadow import Shadow
 from .registry.onnx_validation import trust
 from .serving.endpoints import PredictEndpoint, event_routes, metrics_routes, model_routes
-from .serving.event_endpoint import EventsIn
+from .serving.event_endpoint import EventReceiver
 from .serving.explanations import Explainer
 from .serving.http.auth import ApiKeyMiddleware, ApiKeys, read_api_keys
 from .serving.http.connection_limits import ConnectionLimiter, is_loopback, limited_protocol, listen
+from .serving.http.docs_page import docs_routes
 from .serving.http.fast_path import FastPath, fast_path_protocol
 from .serving.http.openapi import predict_paths
 from .serving.http.problem_details import install_problem_handlers
@@ -84,7 +84,11 @@ class AppState:
         self.recorder = RequestRecorder(self.metrics)
         load = {"threads": self.limits.threads, "metrics": self.metrics, **trust(self.limits)}
         self.current = CurrentModel(bundle_dir or workspace.bundles / "current", **load).refresh()
-        self.store, self.events, self.explainer = FeastOnline(settings), EventsIn(settings, self.metrics), Explainer()
+        self.store, self.events, self.explainer = (
+            FeastOnline(settings),
+            EventReceiver(settings, self.metrics),
+            Explainer(),
+        )
         self.shadow = self._shadow(workspace, load) if self.limits.shadow else None
         self.request_log = self._request_log(workspace) if self.limits.request_log else None
         self.consumers = [part for part in (self.shadow, self.request_log) if part]  # get the rows that were scored
@@ -127,7 +131,7 @@ async def _reload_loop(state: AppState):
         state.recorder.flush()
         try:
             await asyncio.to_thread(state.current.refresh)
-            await state.events.again()
+            await state.events.refresh_late()
         except Exception:  # the loop must go on
             _logger.error("reloading from %s failed; trying again", state.current.path, exc_info=True)
 

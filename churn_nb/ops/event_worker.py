@@ -27,7 +27,7 @@ from typing import Annotated
 import msgspec, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from msgspec import Meta
 from ..features import apply_store, refresh
-from ..serving.event_endpoint import frame, unframe
+from ..serving.event_endpoint import encode_frame, read_frame
 from ..core.storage import compact, connection
 from ..feature_store.event_log import log_sql, event_batches
 from ..core.settings import Settings
@@ -254,11 +254,11 @@ def work(read, write, settings: Settings):
             store.append(apply_store(settings))
         return store[0]
 
-    while (batch := unframe(read)) is not None:
+    while (batch := read_frame(read)) is not None:
         out, why = push_rows(settings, opened, msgspec.json.decode(batch, type=list[msgspec.Raw]))
         if why:
             store.clear()
-        write(frame(msgspec.json.encode([out, why])))
+        write(encode_frame(msgspec.json.encode([out, why])))
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #ccc13f13
@@ -272,7 +272,7 @@ def main():
     logging.getLogger("feast").setLevel("ERROR")
     warnings.simplefilter("ignore")
     read = sys.stdin.buffer.read
-    work(read, write, Settings.model_validate_json(unframe(read)))
+    work(read, write, Settings.model_validate_json(read_frame(read)))
 
 
 if __name__ == "__main__" and "__file__" in globals():

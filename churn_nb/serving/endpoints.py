@@ -17,7 +17,7 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from ..core.errors import ChurnError, InvalidRequest
-from .event_endpoint import EventsIn
+from .event_endpoint import EventReceiver
 from .explanations import Explainer, wants_explanation
 from .http.openapi import events_body
 from .http.problem_details import ProblemDetails, read_body, require_json
@@ -147,7 +147,7 @@ def model_routes(current: CurrentModel) -> APIRouter:
 
 # %% ../../nbs/serving/24_endpoints.ipynb #e38e8f61
 def event_routes(
-    receiver: EventsIn,
+    receiver: EventReceiver,
     max_body_bytes: int,
 ) -> APIRouter:
     "POST /events."

@@ -7,7 +7,7 @@ __all__ = ["inputs_of", "infer", "v2_routes"]
 
 # %% ../../nbs/serving/30_open_inference.ipynb #8792046e
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -105,7 +105,8 @@ def _texts_in(t: _Tensor, raw: bytes) -> np.ndarray:  # object, flat: texts, Non
         if raw:
             raise ProblemDetails(400, "binary data without binary_data_size")
         return _objects(_texts(bytes(t.data)))
-    cells, at, texts = t.shape[0] * t.shape[1], 0, []
+    cells, at = t.shape[0] * t.shape[1], 0
+    texts: list[bytes] = []
     while at + 4 <= len(raw) and len(texts) < cells:
         end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
         texts.append(raw[at + 4 : end])
@@ -207,24 +208,73 @@ def infer(
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #e76bd4db
-def v2_routes(
-    limits,  # settings.serve
-    current,  # model_reloader.CurrentModel; the request's own model is in request.state.model
-    logs: list = (),  # request_log.RequestLog: gets the rows that were answered, without ids
-) -> APIRouter:
-    "The Open Inference Protocol v2 over REST: health, metadata, inference with the binary-tensor extension."
-    r = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+class _V2:
+    "What the routes under /v2 share: limits, the model that answers, and what gets the scored rows."
 
-    def named(request: Request, name: str, version: str | None = None):
+    def __init__(self, limits, current, consumers: Sequence[Any]):
+        self.limits, self.current, self.consumers = limits, current, consumers
+
+    def model(self, request: Request, name: str, version: str | None = None):
         "The model that a URL names. Raises ProblemDetails 404 or 503."
         if name != "churn":
             raise ProblemDetails(404, f"no model {name[:99]}; the model is called churn")
         if not (model := request.state.model):
-            raise current.trouble()
+            raise self.current.trouble()
         if version not in (None, model.manifest.version):
             raise ProblemDetails(404, f"version {version[:99]} is not loaded; version {model.manifest.version} is")
         return model
 
+    async def infer(self, request: Request, name: str, version: str | None) -> Response:
+        "Score the tensor of one inference request. Raises ProblemDetails."
+        model, json_bytes = self.model(request, name, version), request.headers.get("inference-header-content-length")
+        if json_bytes is not None and not re.fullmatch(r"\d{1,12}", json_bytes, re.A):
+            raise ProblemDetails(400, "Inference-Header-Content-Length: expected a number of bytes")
+        body = await read_body(request.scope, request.receive, self.limits.max_body_bytes)
+        scored = []
+
+        def score(X: np.ndarray) -> np.ndarray:
+            p = model.predict_proba(model.schema.encoder.require_valid(X))
+            scored.append((X, p))
+            return p
+
+        length = None if json_bytes is None else int(json_bytes)
+        answer, json_part, rows = infer(model.manifest, score, body, length, self.limits.max_batch, model.dictionary)
+        request.state.rows = rows
+        for consumer in self.consumers:
+            for X, p in scored:
+                consumer.put(model, X, p.tolist(), [None] * len(p))
+        if json_part is None:
+            return Response(answer, media_type="application/json")
+        headers = {"Inference-Header-Content-Length": str(json_part)}
+        return Response(answer, headers=headers, media_type="application/octet-stream")
+
+
+def _metadata(m: Manifest) -> dict:
+    return {
+        "name": "churn",
+        "versions": [m.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": n, "datatype": kind, "shape": [-1, k]} for n, kind, k in inputs_of(m)],
+        "outputs": [{"name": m.output, "datatype": "FP32", "shape": [-1, 1]}],
+    }
+
+
+def _config(m: Manifest, max_batch: int) -> dict:
+    return {
+        "name": "churn",
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": max_batch,
+        "input": [
+            {"name": n, "data_type": f"TYPE_{'STRING' if kind == 'BYTES' else kind}", "dims": [k]}
+            for n, kind, k in inputs_of(m)
+        ],
+        "output": [{"name": m.output, "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
+    }
+
+
+# %% ../../nbs/serving/30_open_inference.ipynb #72c9a231
+def _add_server_routes(r: APIRouter, v2: _V2):
     @r.get("", summary="Server metadata")
     async def server():
         return {"name": "churn_nb", "version": __version__, "extensions": ["binary_tensor_data", "model_configuration"]}
@@ -235,65 +285,38 @@ def v2_routes(
 
     @r.get("/health/ready", summary="A model is loaded")
     async def ready(request: Request):
-        return {"ready": bool(named(request, "churn"))}
+        return {"ready": bool(v2.model(request, "churn"))}
 
+
+def _add_model_routes(r: APIRouter, v2: _V2):
     @r.get("/models/{name}/versions/{version}/ready", summary="This model is loaded")
     @r.get("/models/{name}/ready", summary="This model is loaded")
     async def model_ready(request: Request, name: str, version: str | None = None):
-        return {"name": "churn", "ready": bool(named(request, name, version))}
+        return {"name": "churn", "ready": bool(v2.model(request, name, version))}
 
     @r.get("/models/{name}/versions/{version}", summary="Inputs and outputs of the model")
     @r.get("/models/{name}", summary="Inputs and outputs of the model")
     async def metadata(request: Request, name: str, version: str | None = None):
-        m = named(request, name, version).manifest
-        return {
-            "name": "churn",
-            "versions": [m.version],
-            "platform": "onnxruntime_onnx",
-            "inputs": [{"name": n, "datatype": kind, "shape": [-1, k]} for n, kind, k in inputs_of(m)],
-            "outputs": [{"name": m.output, "datatype": "FP32", "shape": [-1, 1]}],
-        }
+        return _metadata(v2.model(request, name, version).manifest)
 
     @r.get("/models/{name}/versions/{version}/config", summary="The model as Triton would be told of it")
     @r.get("/models/{name}/config", summary="The model as Triton would be told of it")
     async def config(request: Request, name: str, version: str | None = None):
-        m = named(request, name, version).manifest
-        return {
-            "name": "churn",
-            "platform": "onnxruntime_onnx",
-            "backend": "onnxruntime",
-            "max_batch_size": limits.max_batch,
-            "input": [
-                {"name": n, "data_type": f"TYPE_{'STRING' if kind == 'BYTES' else kind}", "dims": [k]}
-                for n, kind, k in inputs_of(m)
-            ],
-            "output": [{"name": m.output, "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
-        }
+        return _config(v2.model(request, name, version).manifest, v2.limits.max_batch)
 
     @r.post("/models/{name}/versions/{version}/infer", summary="Score a tensor")
     @r.post("/models/{name}/infer", summary="Score a tensor")
     async def score(request: Request, name: str, version: str | None = None):
-        model, n = named(request, name, version), request.headers.get("inference-header-content-length")
-        if n is not None and not re.fullmatch(r"\d{1,12}", n, re.A):
-            raise ProblemDetails(400, "Inference-Header-Content-Length: expected a number of bytes")
-        sent = await read_body(request.scope, request.receive, limits.max_body_bytes)
-        asked = []
+        return await v2.infer(request, name, version)
 
-        def answer(X):
-            asked.append((X, p := model.predict_proba(model.schema.encoder.require_valid(X))))
-            return p
 
-        body, json_part, rows = infer(
-            model.manifest, answer, sent, None if n is None else int(n), limits.max_batch, model.dictionary
-        )
-        request.state.rows = rows
-        for log in logs:
-            for X, p in asked:
-                log.put(model, X, p.tolist(), [None] * len(p))
-        if json_part is None:
-            return Response(body, media_type="application/json")
-        return Response(
-            body, headers={"Inference-Header-Content-Length": str(json_part)}, media_type="application/octet-stream"
-        )
-
-    return r
+def v2_routes(
+    limits,  # settings.serve
+    current,  # model_reloader.CurrentModel; the request's own model is in request.state.model
+    consumers: Sequence[Any] = (),  # request_log.RequestLog: gets the rows that were answered, without ids
+) -> APIRouter:
+    "The Open Inference Protocol v2 over REST: health, metadata, inference with the binary-tensor extension."
+    router, v2 = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"]), _V2(limits, current, consumers)
+    _add_server_routes(router, v2)
+    _add_model_routes(router, v2)
+    return router

@@ -32,12 +32,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from .http.docs_page import csp_hash, html_page, page_policy, static_text
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
 from ..core.manifest import Feature, Group, Manifest, ModelCard
 from ..monitoring.request_log import DriftGauges, _Report
+from .http.docs_page import csp_hash, html_page, page_policy, static_text
 
 
 # %% ../../nbs/serving/50_status_page.ipynb #b5010bb1
