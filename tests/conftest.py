@@ -53,13 +53,15 @@ def configured():
 def fill(configured):
     "Make a feature store of about so many customers (0: all), without the labelled rows that only training needs; its settings."
     from churn_nb import features as f
+    from churn_nb.feature_store.event_log import write_base
+    from churn_nb.core.workspace import Workspace
     from churn_nb.data.datasets import load_events
     def filled(ws, customers, **over):
         s = configured(ws, **over)
-        f.Workspace(s.paths.workspace).open()
-        f.write_base(s, load_events(s, customers))
+        Workspace(s.paths.workspace).open()
+        write_base(s, load_events(s, customers))
         f.write_windows(s)
-        f.materialize(s, f.apply_store(s), portion=8000, keep=False)
+        f.materialize(s, f.apply_store(s), chunk=8000, keep=False)
         return s
     return filled
 

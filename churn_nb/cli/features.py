@@ -20,6 +20,7 @@ from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..features import apply_store, materialize
 from ..ops.event_worker import push_rows, read_event_rows
+from ..feature_store.sources import source_of
 
 
 # %% ../../nbs/cli/70_features.ipynb #9c51b56e
@@ -53,7 +54,7 @@ def push_command(
     "Add events to the log and refresh the features of their customers; exit code 2 where a row is refused."
     settings = command_settings(workspace)
     require_features(settings)
-    if settings.data.kind == "snapshot":
+    if not source_of(settings).accepts_events:
         raise UsageError(f"{settings.data.dataset} is a table, not a log; run `churn run` on a new file")
     try:
         rows = read_event_rows(events)
@@ -86,5 +87,5 @@ def materialize_command(
     require_features(settings)
     if as_of:
         advance_clock(settings, as_of)
-    n = materialize(settings, apply_store(settings), say=_print_progress)
+    n = materialize(settings, apply_store(settings), progress=_print_progress)
     typer.echo(f"{n:,} customers as of {current_time(settings):%FT%TZ}")

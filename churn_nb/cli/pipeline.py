@@ -50,7 +50,7 @@ from ..core.workspace import Workspace
 from ..data.dataset_toml import read_description, write_description
 from ..data.datasets import dataset_file
 from ..data.description import Description
-from ..data.typed_table import prepare
+from ..data.typed_table import prepare_events
 from ..feature_store.split_planning import plan
 from ..ops.pipeline_runner import STEPS, run_pipeline
 from ..ops.retraining import retrain
@@ -68,7 +68,7 @@ def _require_free(ws: Workspace, name: str) -> Path:
 
 def _with_planned_features(d: Description, ws: Workspace) -> Description:
     "The description of an event log with windows and dates that fit it; each decision is printed."
-    prepare(d, log := ws.feast / "described.parquet")
+    prepare_events(d, log := ws.feast / "described.parquet")
     planned = plan(log, d.horizon)
     log.unlink()
     for sentence in planned.sentences:

@@ -97,7 +97,7 @@ class Data(Section):
 
     dataset: str  # Its name
     description: Path | None = None  # Its dataset.toml; None: CDNOW, whose form is the project's own
-    kind: Literal["events", "snapshot"] = "events"
+    kind: str = "events"
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70b4

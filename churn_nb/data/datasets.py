@@ -41,7 +41,7 @@ from ..core.workspace import open_duckdb
 from ..core.workspace import Workspace
 from .dataset_toml import read_description
 from .simulator import make_snapshot
-from .typed_table import prepare
+from .typed_table import prepare_events
 
 # %% ../../nbs/data/10_datasets.ipynb #7d0c11a5
 NAMES = {1: "Ann", 2: "Ben", 3: "Cleo"}  # customer_id -> the name the lessons give
@@ -264,7 +264,7 @@ def prepared_event_log(
     "The log of a described data set as parquet, prepared again where file or description changed. Raises DataError."
     out = Workspace(settings.paths.workspace).feast / f"log-{data_hash(settings)[4:12]}.parquet"
     if not out.exists():
-        prepare(read_description(description), out)
+        prepare_events(read_description(description), out)
         for older in {*out.parent.glob("log-*.parquet")} - {out}:
             older.unlink()
     return out

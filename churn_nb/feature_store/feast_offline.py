@@ -14,10 +14,10 @@ __all__ = [
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #be75331b
 from ..core.storage import ParquetLog
 from ..core.workspace import atomic_write
-from .online import spare_feast
+from .online import import_feast
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #8cf07ec2
-spare_feast()  # before Feast's import, see 50_online
+import_feast()  # before the imports below: without typeguard, see 50_online
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #21eb30d5
 import uuid

@@ -9,17 +9,18 @@ __all__ = [
     "read_watermark",
     "write_watermark",
     "request_time",
+    "at_request",
     "served_values",
     "stored_values",
     "quiet",
     "store_errors",
     "FeastOnline",
-    "spare_feast",
+    "import_feast",
     "write_config",
 ]
 
 # %% ../../nbs/feature_store/50_online.ipynb #91165456
-import asyncio, contextlib, io, json, logging, os, warnings
+import asyncio, contextlib, importlib, importlib.util, io, json, logging, os, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from ..data.encoding import column_name
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
 from ..core.clock import current_time
-from ..core.errors import StoreUnavailable
+from ..core.errors import StoreUnavailable, UsageError
+from ..core.optional import optional
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #bbfc7068
@@ -72,6 +74,12 @@ def request_time(
         return dict(zip(REQUEST_TIME_FEATURES, (recency, tenure, gap, recency / gap)))
 
 
+def at_request(inputs: dict) -> dict:  # Columns by name -> columns by name
+    "The function of Feast's on-demand view: `request_time` of the stored facts and `request_timestamp`."
+    given = [inputs[n] for n in [*STORED_FACTS, "request_timestamp"]]
+    return {name: values.tolist() for name, values in request_time(*given).items()}
+
+
 # %% ../../nbs/feature_store/50_online.ipynb #8c8e2418
 def served_values(
     got: dict,  # Feast's answer: name -> values, and name__ts -> seconds since 1970
@@ -105,11 +113,10 @@ def stored_values(
     ids: list[int],  # Each once
 ) -> dict:  # Name -> values, None for a gap, and name__ts -> seconds since 1970, as Feast's own to_dict
     "Values of some features of one view, as they are stored."
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.type_map import python_values_to_proto_values
-
+    feast = import_feast()
+    EntityKey, to_proto = feast.protos.feast.types.EntityKey_pb2.EntityKey, feast.type_map.python_values_to_proto_values
     kind = next(c.dtype for c in view.entity_columns if c.name == entity).to_value_type()
-    keys = [EntityKey(join_keys=[entity], entity_values=[v]) for v in python_values_to_proto_values(ids, kind)]
+    keys = [EntityKey(join_keys=[entity], entity_values=[v]) for v in to_proto(ids, kind)]
     rows = store.provider.online_read(store.config, view, keys, [*names])
     times = [int(t.timestamp()) if t else 0 for t, _ in rows]
 
@@ -154,8 +161,7 @@ def store_errors():
 def _wiring(path: Path, settings: Settings) -> dict:
     """feature_store.yaml as the API needs it: of the online store only, since the offline one would want the
     pipeline's packages; and a Redis by the address that it has from here."""
-    import yaml  # Feast's
-
+    yaml = optional("yaml", why="The online store")  # Feast's
     raw = yaml.safe_load(path.read_text())
     registry = raw["registry"] if isinstance(raw["registry"], dict) else {"path": raw["registry"]}
     registry.pop("registry_store_type", None)  # who only reads needs none of ours
@@ -186,17 +192,16 @@ class FeastOnline:
         if not (self.repo / "feature_store.yaml").is_file():
             raise StoreUnavailable(f"no feature store at {self.repo}; make one with `churn run`, or send the features")
         logging.getLogger("feast").setLevel("ERROR")  # it advises at each opening
-        spare_feast()
         try:
-            from feast import FeatureStore, RepoConfig
-        except ImportError:
+            feast = import_feast()
+        except UsageError:
             raise StoreUnavailable(
                 "Feast is not installed here: install churn-nb[online], or send the features"
             ) from None
         raw = _wiring(self.repo / "feature_store.yaml", self.settings)
-        config = RepoConfig(**raw)
+        config = feast.RepoConfig(**raw)
         config.repo_path = self.repo
-        return FeatureStore(config=config)
+        return feast.FeatureStore(config=config)
 
     def _service(self, name: str):
         "The views of a service with their features, and how old a value of each may be, in seconds; looked up once."
@@ -269,24 +274,24 @@ class FeastOnline:
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #b3dd808d
-def spare_feast():
-    """To be called before Feast is imported: typeguard leaves Feast's classes as they are.
-    Without typeguard, nothing happens."""
-    try:
-        import typeguard
-    except ImportError:
-        return  # where Feast is not installed either
+def import_feast() -> Any:
+    """The package `feast`, whose classes typeguard leaves as they are. typeguard itself is changed only while Feast is
+    imported. Raises UsageError, with the command that installs it, where Feast is missing."""
+    if "feast" in sys.modules or not importlib.util.find_spec("typeguard"):
+        return optional("feast", why="The feature store")
+    typeguard: Any = importlib.import_module("typeguard")
     check = typeguard.typechecked
-    if getattr(check, "spares", None):
-        return
 
     def typechecked(target=None, **kw):
         if target is None:
             return lambda t: typechecked(t, **kw)
         return target if target.__module__.split(".")[0] == "feast" else check(target, **kw)
 
-    typechecked.spares = "feast"
     typeguard.typechecked = typechecked
+    try:
+        return optional("feast", why="The feature store")
+    finally:
+        typeguard.typechecked = check
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #bb7d388b

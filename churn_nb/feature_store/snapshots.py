@@ -4,92 +4,40 @@
 
 # %% auto #0
 __all__ = [
-    "TIMELESS",
     "ABOUT",
-    "uniform",
-    "by_time",
-    "split_rows",
     "table_file",
     "names_of",
     "read_rows",
-    "horizon",
-    "key_of",
+    "label_horizon",
     "snapshot_objects",
     "write_offline",
     "newest_rows",
-    "publish",
+    "publish_rows",
     "online_rows",
-    "same_online",
+    "snapshot_parity",
     "build_snapshot",
     "check_splits",
+    "SnapshotSource",
 ]
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #3e7dd1de
 import tomllib
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 import numpy as np, pandas as pd, pyarrow.parquet as pq
-from ..data.encoding import column_name, quoted_name
 from ..core.errors import DataError
-from ..data.dataset_toml import read_description
-from ..data.datasets import prepared_event_log
-from ..data.typed_table import prepare
-from ..core.storage import connection, copy_parquet, quoted, write_parquet
 from ..core.settings import Settings
+from ..core.storage import connection, copy_parquet, quoted, write_parquet
 from ..core.workspace import Workspace
-from .online import quiet, spare_feast, store_errors, write_config
-
-
-# %% ../../nbs/feature_store/30_snapshots.ipynb #96d926b8
-def uniform(
-    keys: np.ndarray,  # int64 (n,)
-) -> np.ndarray:  # float64 in [0, 1): the same for the same key
-    "A number for every key that looks random, and isn't."
-    z = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2**53
-
-
-# %% ../../nbs/feature_store/30_snapshots.ipynb #31c12d0e
-def by_time(
-    dates: pd.Series,  # Of each row, UTC
-    horizon_days: int = 0,  # How far a label looks ahead
-) -> np.ndarray:  # object (n,): train, validation, test, or None for a row whose label came too late
-    "Splits in the order of time. Raises DataError where nothing is left of one."
-    days = dates.value_counts().sort_index()
-    left = len(dates) - days.cumsum().shift(fill_value=0)  # rows from each date on
-    test = max(left.index[5 * left >= len(dates)].max(), days.index[2])
-    validation = min(left.index[5 * left >= 2 * len(dates)].max(), days.index[days.index < test].max())
-    L, out = timedelta(days=horizon_days), np.full(len(dates), None, object)
-    out[dates >= test] = "test"
-    out[(dates >= validation) & (dates < test) & (dates + L <= test)] = "validation"
-    out[(dates < validation) & (dates + L <= validation)] = "train"
-    for split in ("train", "validation"):
-        if not (out == split).any():
-            raise DataError(
-                f"{split}: no row of it has a label that is known before "
-                f"{(validation if split == 'train' else test):%F}; "
-                f"the dates are too close together for a horizon of {horizon_days} days"
-            )
-    return out
-
-
-# %% ../../nbs/feature_store/30_snapshots.ipynb #e1717241
-TIMELESS = pd.Timestamp("2000-01-01", tz="UTC")  # the date of a row that has none: the stores ask for one
-
-
-def split_rows(
-    rows: pd.DataFrame,  # customer_id, event_timestamp, twin
-    horizon_days: int = 0,
-) -> np.ndarray:  # object (n,), as in `by_time`
-    "The split of each row. Raises DataError."
-    if rows.event_timestamp.nunique() >= 3:
-        return by_time(rows.event_timestamp, horizon_days)
-    u = uniform(rows.groupby("twin").customer_id.transform("min").to_numpy())
-    return np.where(u < 0.6, "train", np.where(u < 0.8, "validation", "test")).astype(object)
-
+from ..data.encoding import column_name, quoted_name
+from ..data.dataset_toml import read_description
+from ..data.typed_table import prepare
+from .event_log import customer_key_type, log_hash
+from .feast_store import StoreParity, apply_objects, customer_entity, file_source, offline_folder
+from .online import import_feast, quiet, store_errors
+from .split_planning import TIMELESS, customer_folds, split_rows, time_folds
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #7aa6c387
 ABOUT = ["row", "customer_id", "entity", "event_timestamp", "churn", "twin"]  # columns that are no features
@@ -127,66 +75,38 @@ def read_rows(
         df[n] = (
             df[n].astype("float32") if df[n].dtype.kind in "biuf" else df[n].astype(object).where(df[n].notna(), None)
         )
-    df["split"] = split_rows(df, horizon(settings))
+    df["split"] = split_rows(df, label_horizon(settings))
     return df[df.split.notna()].reset_index(drop=True)[["customer_id", "event_timestamp", "churn", "split", *names]]
 
 
-def horizon(settings: Settings) -> int:
+def label_horizon(settings: Settings) -> int:
     "How many days ahead the labels of a snapshot with dates look; 0 where its description says nothing."
     d = settings.data.description
     return int(tomllib.loads(d.read_text(encoding="utf-8")).get("horizon", 0)) if d else 0
 
 
-# %% ../../nbs/feature_store/30_snapshots.ipynb #8a45ecd1
-def key_of(settings: Settings) -> Literal["int", "text"] | None:  # None where nobody is named
-    "How the API is told of a customer: by his number, or by the text of the file."
-    if settings.data.description is None:
-        return "int"
-    f = (
-        table_file(settings)
-        if settings.data.kind == "snapshot"
-        else prepared_event_log(settings, settings.data.description)
-    )
-    named, same = (
-        connection()
-        .execute(f"""SELECT count(entity) > 0, bool_and(entity = CAST(customer_id AS VARCHAR))
-        FROM read_parquet({quoted(f)})""")
-        .fetchone()
-    )
-    return None if not named else "int" if same else "text"
-
-
 # %% ../../nbs/feature_store/30_snapshots.ipynb #12fba4a5
 def snapshot_objects(settings: Settings) -> list:
     "Entity, source, view and services of a snapshot, as Feast objects."
-    spare_feast()
-    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType  # slow import, see features
-    from feast.data_format import ParquetFormat
-    from feast.types import Float32, String
-
+    feast = import_feast()
     types = {f.name: f.type for f in pq.read_schema(table_file(settings))}
-    folder = str((Workspace(settings.paths.workspace).feast / "customer_features").resolve())
-    source = FileSource(
-        name="customer_table",
-        path=folder + ("/*.parquet" if settings.stores.offline == "duckdb" else ""),
-        timestamp_field="event_timestamp",
-        created_timestamp_column="created_timestamp",
-        file_format=ParquetFormat(),
-    )
-    customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+    float32, string = feast.types.Float32, feast.types.String
+    source, customer = file_source("customer_table", settings), customer_entity()
     schema = [
-        Field(name=column_name(n), dtype=Float32 if "float" in str(types[n]) else String) for n in names_of(settings)
+        feast.Field(name=column_name(n), dtype=float32 if "float" in str(types[n]) else string)
+        for n in names_of(settings)
     ]
-    view = FeatureView(
+    view = feast.FeatureView(
         name="customer_snapshot", entities=[customer], source=source, schema=schema, online=True, ttl=timedelta(0)
     )
-    return [customer, source, view, *(FeatureService(name=n, features=[view]) for n in ("churn_v1", "churn_v1_stored"))]
+    services = [feast.FeatureService(name=n, features=[view]) for n in ("churn_v1", "churn_v1_stored")]
+    return [customer, source, view, *services]
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #7bd1ba61
 def write_offline(settings: Settings) -> Path:
     "The table as the offline store wants it: every row, under the store's names."
-    folder = Workspace(settings.paths.workspace).feast / "customer_features"
+    folder = offline_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     for f in folder.glob("*.parquet"):
         f.unlink()
@@ -207,7 +127,7 @@ def newest_rows(
     settings: Settings,
 ) -> pd.DataFrame:  # customer_id, event_timestamp, created_timestamp, features under their own names
     "The newest row of each customer."
-    f, names = Workspace(settings.paths.workspace).feast / "customer_features" / "snapshot.parquet", names_of(settings)
+    f, names = offline_folder(settings) / "snapshot.parquet", names_of(settings)
     columns = ", ".join(f"{column_name(n)} AS {quoted_name(n)}" for n in names)
     df = (
         connection(settings.features.memory_limit)
@@ -224,18 +144,18 @@ def newest_rows(
 
 
 @store_errors()
-def publish(
+def publish_rows(
     settings: Settings,
-    store,
-    portion: int = 5000,  # Customers at a time
-    say=lambda done, of: None,
+    store,  # feast.FeatureStore
+    chunk: int = 5000,  # Customers at a time
+    progress: Callable[[int, int], object] = lambda done, of: None,
 ) -> int:  # Customers
     "Put the newest row of each customer online. Raises StoreUnavailable."
     df = newest_rows(settings).rename(columns={n: column_name(n) for n in names_of(settings)})
-    for i in range(0, len(df), portion):
+    for i in range(0, len(df), chunk):
         with quiet():
-            store.write_to_online_store("customer_snapshot", df[i : i + portion])
-        say(min(i + portion, len(df)), len(df))
+            store.write_to_online_store("customer_snapshot", df[i : i + chunk])
+        progress(min(i + chunk, len(df)), len(df))
     return len(df)
 
 
@@ -254,44 +174,40 @@ def online_rows(settings: Settings, store, customer_ids: list[int]) -> pd.DataFr
     return got.astype({n: "float32" for n in got if got[n].dtype.kind in "biuf" or got[n].isna().all()})
 
 
-def same_online(
+def snapshot_parity(
     settings: Settings,
-    store,
+    store,  # feast.FeatureStore
     some: int = 0,  # About how many customers; 0: all
-) -> tuple[int, list[int]]:  # Customers compared; those whose values differ
+) -> StoreParity:
     "Compare the online store with the table."
     want = newest_rows(settings).set_index("customer_id")[names_of(settings)]
     want = want[:: max(len(want) // some, 1) if some else 1]
-    got = pd.concat(
-        [online_rows(settings, store, want.index[i : i + 2000].tolist()) for i in range(0, len(want), 2000)]
-    )
+    parts = [online_rows(settings, store, want.index[i : i + 2000].tolist()) for i in range(0, len(want), 2000)]
+    got = pd.concat(parts)
     same = ((got == want) | (got.isna() & want.isna())).all(axis=1)
-    return len(same), same.index[~same].tolist()
+    return StoreParity(len(same), same.index[~same].tolist(), 0)
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #f20ed8e2
 def build_snapshot(
     settings: Settings,
     customers: int = 0,  # About how many customers; 0: all
-) -> dict:  # As `features.build`
+) -> dict:  # As `FeatureSource.build`
     "File -> prepared table -> Feast -> labelled rows -> online store. Raises DataError."
-    spare_feast()
-    from feast import FeatureStore  # slow import, see features
-
-    ws = Workspace(settings.paths.workspace)
+    data_hash = log_hash(settings)
+    assert settings.data.description  # a table without one is refused where the settings are read
     made = prepare(read_description(settings.data.description), table_file(settings))
     if customers:
         _keep_some(settings, max(made["customers"] // customers, 1))
     rows = read_rows(settings)
     check_splits(rows, settings.data.dataset)
     write_offline(settings)
-    with quiet():
-        store = FeatureStore(repo_path=str(write_config(settings).parent))
-        store.apply(snapshot_objects(settings))
-    write_parquet(rows, ws.feast / "training_rows.parquet")
+    store = apply_objects(settings, snapshot_objects(settings))
+    write_parquet(rows, Workspace(settings.paths.workspace).feast / "training_rows.parquet")
     return {
+        "data_hash": data_hash,
         "events": len(rows),
-        "customers": publish(settings, store),
+        "customers": publish_rows(settings, store),
         "features": names_of(settings),
         "rows": {s: int((rows.split == s).sum()) for s in ("train", "validation", "test")},
         "churn_rate": {s: round(float(rows.churn[rows.split == s].mean()), 6) for s in ("train", "validation", "test")},
@@ -321,3 +237,76 @@ def check_splits(
                 f"{name}: {split} has {n[1]} customers who churned and {n[0]} who stayed; "
                 f"at least {few} of each are needed, bring more rows"
             )
+
+
+# %% ../../nbs/feature_store/30_snapshots.ipynb #ba8a8aef
+class SnapshotSource:
+    "A table that has its features: one row per customer, or per customer and date. See `FeatureSource`."
+
+    accepts_events = False
+    has_purchases = False
+    min_samples_leaf = 10
+    max_leaf_nodes = 31
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def names(self) -> list[str]:
+        "The columns of the table that are features. Raises DataError where there is no table yet."
+        return names_of(self.settings)
+
+    def expiring(self) -> list[str]:
+        "None: a table does not change by itself."
+        return []
+
+    def descriptions(self) -> dict[str, str]:
+        "Which column each feature is."
+        return {n: f"column {n} of {self.settings.data.dataset}" for n in self.names()}
+
+    def customer_key(self) -> Literal["int", "text"] | None:
+        "As the column of customers is filled; None where there is none."
+        return customer_key_type(table_file(self.settings)) if self.settings.data.description else "int"
+
+    def is_built(self) -> bool:
+        "Whether there is a configured store."
+        return (Workspace(self.settings.paths.workspace).feast / "feature_store.yaml").exists()
+
+    def build(self, customers: int = 0) -> dict:
+        "See `build_snapshot`."
+        return build_snapshot(self.settings, customers)
+
+    def training_rows(self) -> pd.DataFrame:
+        "The rows of all splits, as the last build read them."
+        return pd.read_parquet(Workspace(self.settings.paths.workspace).feast / "training_rows.parquet")
+
+    def latest_rows(self) -> pd.DataFrame:
+        "The newest row of each customer."
+        return newest_rows(self.settings)
+
+    def apply_store(self) -> Any:
+        "Configure Feast and register the view of the table."
+        return apply_objects(self.settings, snapshot_objects(self.settings))
+
+    def online_rows(self, store, customer_ids: list[int], now: datetime | None = None) -> pd.DataFrame:
+        "See `online_rows`; a table does not depend on the moment of the request."
+        return online_rows(self.settings, store, customer_ids)
+
+    def refresh(self, store, customers: list[int] | None = None, keep: bool = True) -> int:
+        "Put the rows online again: all of them, as one file holds them."
+        return publish_rows(self.settings, store)
+
+    def materialize(self, store, keep: bool = True, **options) -> int:
+        "See `publish_rows`."
+        return publish_rows(self.settings, store, **options)
+
+    def parity(self, store, some: int = 0) -> StoreParity:
+        "See `snapshot_parity`."
+        return snapshot_parity(self.settings, store, some)
+
+    def folds(self, dates: np.ndarray, customers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        "Folds in time where rows have dates, else by customer."
+        return time_folds(dates, max(label_horizon(self.settings), 1)) or customer_folds(customers)
+
+    def baseline(self) -> str:
+        "The model to beat predicts the share of customers who left."
+        return "base_rate"

@@ -12,7 +12,6 @@ __all__ = [
     "candidates",
     "variant",
     "folds_of",
-    "time_folds",
     "early_stopping",
     "set_n_rounds",
     "Trial",
@@ -44,10 +43,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 from ..core.settings import Settings
 from ..data.encoding import Dictionary
-from ..feature_store.snapshots import horizon
+from ..feature_store.sources import source_of
 from .calibration import Platt, core, cross_fitted, log_loss
 from .onnx_export import LogScale, predict
-from .tabular import customer_folds, encoded
+from .tabular import encoded
 
 
 # %% ../../nbs/modeling/10_search.ipynb #235cccdf
@@ -150,7 +149,8 @@ def _network(layers: tuple[int, ...], seed: int) -> BaseEstimator:
 def candidates(settings: Settings, dictionary: Dictionary | None = None) -> dict[str, list[BaseEstimator]]:
     "Variants to try by kind of model, unfitted. Smaller leaves for a table, which has fewer rows than a log has dates."
     seed = settings.train.seed
-    least, large = (10, 31) if settings.data.kind == "snapshot" else (100, 8)
+    source = source_of(settings)
+    least, large = source.min_samples_leaf, source.max_leaf_nodes
     kinds: dict[str, list[BaseEstimator]] = {
         "logistic_regression": [_logistic(C, weight) for C, weight in _LOGISTIC],
         "random_forest": [_forest(seed, settings.train.n_jobs)],
@@ -177,20 +177,7 @@ def variant(model: BaseEstimator) -> str:
 # %% ../../nbs/modeling/10_search.ipynb #3db4f182
 def folds_of(part: Split, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
     "Folds in time, or by customer where a table has no dates."
-    if settings.data.kind == "events":
-        return time_folds(part.date, settings.features.label_days)
-    return time_folds(part.date, max(horizon(settings), 1)) or customer_folds(part.customer)
-
-
-def time_folds(
-    dates: np.ndarray,  # As-of date of each row
-    label_days: int,  # How far a label looks ahead
-    n: int = 2,  # At most so many folds, the latest
-) -> list[tuple[np.ndarray, np.ndarray]]:  # (rows to train on, rows to judge on), oldest first
-    "Folds whose training labels were all known on the date that is judged. None where no date is late enough."
-    L = np.timedelta64(label_days, "D")
-    judged = [d for d in np.unique(dates) if (dates + L <= d).any()]
-    return [(np.flatnonzero(dates + L <= d), np.flatnonzero(dates == d)) for d in judged[-n:]]
+    return source_of(settings).folds(part.date, part.customer)
 
 
 # %% ../../nbs/modeling/10_search.ipynb #d1662890

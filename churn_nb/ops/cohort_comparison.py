@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ..feature_store.sources import source_of
 
 # %% ../../nbs/ops/40_cohort_comparison.ipynb #0fa382c3
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def same_age_today(
     fewest: int = 100,  # Rows a side; of less nothing is said
 ) -> tuple[tuple | None, str]:  # (reference, current) rows or None; what they are, or why there are none
     "Customers of an earlier date and of today, of the same age: to tell ageing from change in a drift report."
-    if settings.data.kind == "snapshot":
+    if not source_of(settings).accepts_events:
         return None, f"{settings.data.dataset} is a table, not a log: nobody's age can be chosen"
     from churn_nb.core.clock import current_time, utc
     from churn_nb.feature_store.event_log import load_log

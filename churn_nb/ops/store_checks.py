@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
 from ..core.settings import Settings
-from ..core.workspace import Workspace
 from ..data.datasets import data_hash
 from ..features import offline_folder, open_store, parity
+from ..feature_store.sources import source_of
 
 
 # %% ../../nbs/ops/64_store_checks.ipynb #b62e6aa5
@@ -59,8 +59,8 @@ def check_stores(settings: Settings) -> str:
 # %% ../../nbs/ops/64_store_checks.ipynb #10005514
 def check_features(settings: Settings) -> str:
     "The online store is the one of the settings and equals the log. Raises CheckFailed."
-    ws, todo = Workspace(settings.paths.workspace), "; run `churn materialize`"
-    if not (ws.feast / "feature_store.yaml").exists() or (settings.data.kind == "events" and not ws.base.exists()):
+    todo = "; run `churn materialize`"
+    if not source_of(settings).is_built():
         return "empty; `churn run` fills it"
     store = open_store(settings)
     there = getattr(store.config.online_store, "connection_string", "").partition(",")[0]

@@ -13,7 +13,7 @@ from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
-from churn_nb.feature_store.snapshots import key_of
+from churn_nb.feature_store.sources import source_of
 from churn_nb.train import train
 from deadlines import allow
 from serving import serving
@@ -189,7 +189,7 @@ def test_describe_writes_what_run_then_reads(own, tmp_path):
     (tmp_path/"kunden.toml").write_text(text)
     s = load_settings({"data.dataset": str(file), "paths.workspace": tmp_path/"work"}, environ={})
     build(s)
-    assert feature_names(s) == ["Größe (cm)", "Vertrag"] and key_of(s) == "text" and s.gate_for("kunden").beat_baseline == ["log_loss"]
+    assert feature_names(s) == ["Größe (cm)", "Vertrag"] and source_of(s).customer_key() == "text" and s.gate_for("kunden").beat_baseline == ["log_loss"]
 
 @pytest.mark.parametrize("args, says", [
     (["run", "--data", "no.csv"], "no.csv: no such file"), (["run", "--label", "x"], "--label is for --data and --events"),
@@ -210,7 +210,7 @@ def test_a_log_gets_dates_windows_and_features(tmp_path):
     s = own_data_settings(tmp_path/"orders.parquet", "events", flags, str(tmp_path/"work"))
     assert (s.data.kind, s.features.label_days, str(s.features.test_as_of), str(s.features.serve_as_of)) == ("events", 60, "1998-05-02", "1998-07-01")
     made = build(s)
-    assert key_of(s) == "text" and made["customers"] == d.customer_id.nunique() and {*made["rows"]} == {"train", "validation", "test"}
+    assert source_of(s).customer_key() == "text" and made["customers"] == d.customer_id.nunique() and {*made["rows"]} == {"train", "validation", "test"}
     one = d.customer_id.iloc[0]
     got = online(open_store(s), [entity_key(f"C-{one}")], s).iloc[0]
     assert got.transactions_total == (d.customer_id == one).sum() and got.spend_total == pytest.approx(d[d.customer_id == one].amount.sum(), abs=.01)

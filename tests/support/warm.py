@@ -134,8 +134,8 @@ def ended(job:dict):
 def import_slow_modules():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from churn_nb.feature_store.online import spare_feast
-        spare_feast()
+        from churn_nb.feature_store.online import import_feast
+        import_feast()
         for m in MODULES: importlib.import_module(m)
 
 def serve(path:str):

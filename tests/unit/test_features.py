@@ -17,6 +17,7 @@ from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
 from churn_nb import features as f
+from churn_nb.feature_store import event_source
 from churn_nb.core.errors import DataError
 from churn_nb.core.manifest import Store
 from churn_nb.data.datasets import load_events, file_md5
@@ -196,7 +197,7 @@ def test_online_equals_history_at_serve_as_of(small):
     names = f.feature_names(s)
     assert (bits(online.iloc[:-1], names) == bits(latest, names)).all() and [*online.columns] == names
     assert online.index[-1] == 10**9 and online.iloc[-1].isna().all()
-    asked = f.history(store, latest[["customer_id", "event_timestamp"]], s)
+    asked = f.historical_features(store, latest[["customer_id", "event_timestamp"]], s)
     assert (bits(asked.sort_values("customer_id"), names) == bits(latest.sort_values("customer_id"), names)).all()
 
 def stored(s, a):
@@ -210,7 +211,7 @@ def test_a_value_written_later_is_not_used_for_the_past(small, tmp_path, engine)
     at, written = last.event_timestamp.max(), last.created_timestamp.max() + pd.Timedelta(days=3)
     ParquetLog(f.offline_folder(s)).append(last.assign(spend_total=np.float32(-999), created_timestamp=written))
     store = f.apply_store(s)
-    ask = lambda t: f.history(store, last[["customer_id"]].assign(event_timestamp=t), s).spend_total
+    ask = lambda t: f.historical_features(store, last[["customer_id"]].assign(event_timestamp=t), s).spend_total
     assert ask(at).tolist() == last.spend_total.tolist() == ask(written - pd.Timedelta(seconds=1)).tolist()
     later = ask(written) == -999 # from then on it may be; Dask takes either of two rows that differ only in `created_timestamp`
     assert later.any() and (engine == "file" or later.all())
@@ -222,7 +223,7 @@ def test_feasts_history_is_not_moved_by_planted_rows(small, tmp_path, engine):
     "Rows of the future, rows that became known too late, and rows that are there twice, in the folder that Feast joins."
     s, rng = copy_of(small, tmp_path, stores__offline=engine), np.random.default_rng(7)
     asked = small[1].sample(700, random_state=7)[["customer_id", "event_timestamp", "churn"]] # of all splits
-    clean = f.history(store := f.apply_store(s), asked, s)
+    clean = f.historical_features(store := f.apply_store(s), asked, s)
     pd.testing.assert_frame_equal(clean, small[1].merge(asked, on=[*asked]).sort_values(["event_timestamp", "customer_id"], ignore_index=True)[clean.columns])
     moments, folder = sorted(asked.event_timestamp.unique()), ParquetLog(f.offline_folder(s))
     names = [*f.expiring_features(s), *f.LIFETIME]
@@ -237,13 +238,13 @@ def test_feasts_history_is_not_moved_by_planted_rows(small, tmp_path, engine):
         folder.append(rows.sample(frac=.5, random_state=2))
         folder.append(rows.sample(frac=.5, random_state=3))
     # what was planted after one moment was known before the next: there, the row of that very moment wins
-    pd.testing.assert_frame_equal(f.history(store, asked, s), clean, check_exact=True)
-    assert (f.history(store, asked.assign(event_timestamp=pd.Timestamp("2000-01-01", tz="UTC")).drop_duplicates("customer_id"), s).spend_total == -7).any()
+    pd.testing.assert_frame_equal(f.historical_features(store, asked, s), clean, check_exact=True)
+    assert (f.historical_features(store, asked.assign(event_timestamp=pd.Timestamp("2000-01-01", tz="UTC")).drop_duplicates("customer_id"), s).spend_total == -7).any()
 
 def test_old_windows_are_missing_and_nothing_else(small):
     s, _, log = small
     store, last = f.apply_store(s), f.latest_rows(s, N).sort_values("customer_id")
-    ask = lambda after: f.history(store, last[["customer_id"]].assign(event_timestamp=last.event_timestamp + after), s)
+    ask = lambda after: f.historical_features(store, last[["customer_id"]].assign(event_timestamp=last.event_timestamp + after), s)
     ttl, second = pd.Timedelta(days=s.features.ttl_days), pd.Timedelta(seconds=1)
     assert (bits(ask(ttl), f.expiring_features(s)) == bits(last, f.expiring_features(s))).all()
     for after in (ttl + second, pd.Timedelta(days=1000)):
@@ -266,7 +267,7 @@ def test_request_time_features_are_equal_in_all_places(small):
     rows = pd.concat(parts).sort_values(names[::-1], ignore_index=True)
     direct = rows[names].merge(f.point_in_time(log, sorted(rows.event_timestamp.unique()), s.features.windows_hours), on=names)
     made = pd.DataFrame(request_time(*(rows[n] for n in STORED_FACTS), [t.timestamp() for t in rows.event_timestamp]))
-    asked = f.history(store, rows[names], s)
+    asked = f.historical_features(store, rows[names], s)
     assert (bits(direct, REQUEST_TIME_FEATURES) == bits(made)).all() and (bits(asked, REQUEST_TIME_FEATURES) == bits(made)).all() and len(made) == 400
     assert made.recency_days.nunique() > 100 and made.gap_ratio.isna().any() and made.gap_ratio.notna().any()
 
@@ -282,7 +283,7 @@ def test_duckdb_joins_as_the_file_store_does(small, tmp_path):
         assert len(ParquetLog(f.offline_folder(one)).files()) == 2
         asked = pd.concat([small[1][["customer_id", "event_timestamp"]].sample(500, random_state=1),
                            pd.DataFrame({"customer_id": ids[:60], "event_timestamp": pd.Timestamp("1998-07-01 06:00", tz="UTC")})])
-        got[engine] = f.history(store, asked, one)
+        got[engine] = f.historical_features(store, asked, one)
         assert f.online(store, ids[:60], one).notna().any(axis=1).all()
     pd.testing.assert_frame_equal(got["file"], got["duckdb"], check_exact=True)
     assert got["file"].transactions_total.notna().all()
@@ -361,7 +362,7 @@ def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
     c = int(latest.customer_id[7])
     assert push_rows(s, store, [{"event_id": 10**7, "customer_id": c, "event_timestamp": now.isoformat(), "amount": 5.}]) == (["new"], "")
     assert f.parity(s, store) == (60, [], 0)
-    monkeypatch.setattr(f, "current_time", lambda s: now + dt.timedelta(hours=25))
+    monkeypatch.setattr(event_source, "current_time", lambda s: now + dt.timedelta(hours=25))
     seen = f.online(store, [c], s).iloc[0]
     assert seen.transactions_24h == 1 and seen.recency_days == np.float32(25/24)
     assert f.parity(s, store) == f.parity(s, f.open_store(s)) == (60, [], 0)
@@ -371,18 +372,19 @@ def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
 
 def test_a_build_holds_the_lock_of_the_log(tmp_path, monkeypatch):
     "While the log is read and the notes beside the features are changed, nobody adds to it."
-    s, real, seen = configured(tmp_path/"ws"), f.write_windows, []
+    s, real, seen = configured(tmp_path/"ws"), event_source.write_windows, []
     def look(*a):
         with pytest.raises(filelock.Timeout): filelock.FileLock(Workspace(s.paths.workspace).events/".lock").acquire(timeout=0)
         seen.append(1)
         return real(*a)
-    monkeypatch.setattr(f, "write_windows", look)
+    monkeypatch.setattr(event_source, "write_windows", look)
     f.training_rows(s, 60)
     assert seen and "tracking_uri" not in (Workspace(s.paths.workspace).feast/"made_from.json").read_text()
 
 KILLED = '''
 import contextlib, json, os, signal, sys
-import feast.infra.online_stores.sqlite as sqlite, churn_nb.features as f, churn_nb.core.settings as settings
+import feast.infra.online_stores.sqlite as sqlite, churn_nb.features as f
+from churn_nb.feature_store import event_source
 from churn_nb.core.settings import load_settings
 def die_at(owner, name, nth, after):
     "Make the nth call of owner.name end the process: before it does anything, or right after."
@@ -394,7 +396,7 @@ def die_at(owner, name, nth, after):
         if len(calls) == nth: os.kill(os.getpid(), signal.SIGKILL)
         return out
     setattr(owner, name, dying)
-owners = {"f": f, "os": os, "online": sqlite.SqliteOnlineStore}
+owners = {"module": event_source, "source": event_source.EventLogSource, "os": os, "online": sqlite.SqliteOnlineStore}
 for over, (owner, *moment), n in json.loads(sys.argv[1]):
     if (pid := os.fork()) == 0:
         die_at(owners[owner], *moment)
@@ -402,9 +404,9 @@ for over, (owner, *moment), n in json.loads(sys.argv[1]):
         os._exit(0)
     print(os.waitpid(pid, 0)[1])
 '''
-MOMENTS = [("f", "write_windows", 1, False), ("os", "replace", 1, True), ("os", "replace", 5, False), ("os", "replace", 5, True), ("f", "apply_store", 1, True),
-           ("f", "write_parquet", 1, False), ("f", "write_parquet", 1, True), ("online", "online_write_batch", 1, False),
-           ("online", "online_write_batch", 1, True), ("f", "materialize", 1, True)]
+MOMENTS = [("module", "write_windows", 1, False), ("os", "replace", 1, True), ("os", "replace", 5, False), ("os", "replace", 5, True), ("source", "apply_store", 1, True),
+           ("module", "write_parquet", 1, False), ("module", "write_parquet", 1, True), ("online", "online_write_batch", 1, False),
+           ("online", "online_write_batch", 1, True), ("source", "materialize", 1, True)]
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
@@ -443,7 +445,7 @@ def test_materialize_brings_an_earlier_store_up_to_date(earlier):
     assert f.parity(earlier, f.open_store(earlier)) == (40, [], 0)
 
 def test_the_api_reads_an_earlier_store(earlier):
-    names, ids = f.feature_names(earlier), sorted(set(pd.read_parquet(f.Workspace(earlier.paths.workspace).base).customer_id))
+    names, ids = f.feature_names(earlier), sorted(set(pd.read_parquet(Workspace(earlier.paths.workspace).base).customer_id))
     before = FeastOnline(earlier).read(Store(entity="customer_id", feature_service="churn_v1_stored"), names, ids)
     f.materialize(earlier, f.apply_store(earlier), keep=False)
     assert None not in before and before == FeastOnline(earlier).read(Store(entity="customer_id", feature_service="churn_v1_stored"), names, ids)

@@ -6,7 +6,7 @@ from churn_nb.core.errors import DataError
 from churn_nb.data.dataset_toml import read_description, write_description
 from churn_nb.data.description import normalise_names
 from churn_nb.data.schema_inference import DescribeOptions, infer_description
-from churn_nb.data.typed_table import prepare
+from churn_nb.data.typed_table import prepare, prepare_events
 
 N = 300
 
@@ -30,7 +30,7 @@ def read(tmp_path):
         if name.endswith(".parquet"): df.to_parquet(file)
         else: df.to_csv(file, index=False, **(write or {}))
         d = infer_description(file, DescribeOptions(**how))
-        made = prepare(d, tmp_path/"out.parquet")
+        made = (prepare_events if how.get("kind") == "events" else prepare)(d, tmp_path/"out.parquet")
         return d, pd.read_parquet(tmp_path/"out.parquet"), made
     return of
 

@@ -72,7 +72,7 @@ def test_online_equals_history_for_every_customer(everyone):
     ids = sorted(set(load_events(s).customer_id))
     asked = pd.DataFrame({"customer_id": ids, "event_timestamp": pd.Timestamp(current_time(s))})
     store = f.apply_store(s)
-    historical = f.history(store, asked, s).set_index("customer_id").loc[ids]
+    historical = f.historical_features(store, asked, s).set_index("customer_id").loc[ids]
     assert len(historical) == 23_570 and historical.recency_days.notna().all() and historical.transactions_90d.sum() > 5_000
     want = bits(historical, names)
     for i in range(0, len(ids), 4000):
@@ -215,7 +215,7 @@ def test_the_password_stays_in_the_environment(copied, monkeypatch, valkey):
     finally: redis.Redis(port=valkey.port, password=secret).config_set("requirepass", "")
 
 def test_the_config_is_written_only_where_it_changes(tmp_path, configured):
-    f.Workspace(tmp_path).open()
+    Workspace(tmp_path).open()
     path = stores_.write_config(s := configured(tmp_path))
     before = path.stat().st_mtime_ns, config(s)
     assert stores_.write_config(s).stat().st_mtime_ns == before[0] and config(s)["online_store"] == {"type": "sqlite", "path": "online.db"}
@@ -271,9 +271,9 @@ def test_only_the_first_opening_may_take_long(copied):
 def test_typeguard_skips_feast_and_nothing_else(tmp_path):
     (tmp_path/"guarded.py").write_text("from typeguard import typechecked\n@typechecked\ndef double(n:int): return 2*n\n@typechecked(collection_check_strategy=None)\nclass Other:\n    def __init__(self, n:int): self.n = n\n")
     code = """import typeguard
-from churn_nb.feature_store.online import spare_feast
-spare_feast(); spare_feast()
-import feast, guarded
+from churn_nb.feature_store.online import import_feast
+feast, again = import_feast(), import_feast()
+import guarded
 print("typeguard" in str(feast.Entity.__init__.__code__.co_names), end=" ")
 for f in (guarded.double, guarded.Other):
     try: f("three")

@@ -100,9 +100,11 @@ def test_same_age_today_gives_the_reason_for_no_result(cdnow, configured, tmp_pa
 
 def test_the_rows_are_those_of_the_offline_store(cdnow):
     from churn_nb import features as f
+    from churn_nb.feature_store.event_log import write_base
+    from churn_nb.core.workspace import Workspace
     from churn_nb.data.datasets import load_events
-    f.Workspace(cdnow.paths.workspace).open()
-    f.write_base(cdnow, load_events(cdnow, 500))
+    Workspace(cdnow.paths.workspace).open()
+    write_base(cdnow, load_events(cdnow, 500))
     store = f.with_request_time(pd.read_parquet(max(f.write_windows(cdnow), key=lambda p: p.name)), f.feature_names(cdnow))
     (_, b), _ = g.same_age_today(cdnow, 500, fewest=1)
     got = b.set_index("customer_id")[f.feature_names(cdnow)]
