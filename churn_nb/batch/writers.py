@@ -18,11 +18,12 @@ __all__ = [
 ]
 
 # %% ../../nbs/batch/30_writers.ipynb #7dad436d
-import contextlib
 import csv
+import io
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -106,13 +107,16 @@ def csv_lines(table: pa.Table, delimiter: str = ",") -> str:
 
 
 # %% ../../nbs/batch/30_writers.ipynb #053de69f
+def _create(path: Path) -> BinaryIO:
+    return open(path, "wb")
+
+
 class TableWriter:
     "A file that is written chunk by chunk; `close` sees it onto the disk."
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema = schema
-        self._files = contextlib.ExitStack()
-        self._file = self._files.enter_context(open(path, "wb"))
+        self._file = _create(path)
 
     def write(self, table: pa.Table) -> None:
         "Add rows. Raises OSError where the disk is full."
@@ -125,7 +129,7 @@ class TableWriter:
         "End the file. A second call does nothing. Raises OSError where the disk is full."
         if self._file.closed:
             return
-        with self._files:
+        with self._file:
             self._finish()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -183,9 +187,8 @@ class RejectsWriter:
     ):
         self.path, self.malformed, self.n, self._passed = path, malformed, 0, 0
         self._unfinished = path.with_name(f".{path.name}.unfinished")
-        self._files = contextlib.ExitStack()
-        file = self._files.enter_context(open(self._unfinished, "w", newline="", encoding="utf-8"))
-        self._csv = csv.writer(file)
+        self._file = io.TextIOWrapper(_create(self._unfinished), encoding="utf-8", newline="")
+        self._csv = csv.writer(self._file)
         self._csv.writerow(REJECT_COLUMNS)
 
     def add(self, chunk: Chunk, scored: pa.Table) -> None:
@@ -201,7 +204,7 @@ class RejectsWriter:
         "Put the file, with the malformed lines that are left, in its place; keep=False: throw it away."
         if keep:
             self._write(self._lines_before(float("inf")))
-        self._files.close()
+        self._file.close()
         if keep and self.n:
             os.replace(self._unfinished, self.path)
             return self.path

@@ -21,8 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from .column_profiles import ColumnProfile
-from .csv_dialect import native_columns
+from .column_profiles import ColumnProfile, native_columns
 from .description import Description, Finding, TableColumn
 from .encoding import quoted_name
 from .typed_table import twin_sql, typed_sql

@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from .column_profiles import ColumnProfile, find_positive, missing_spellings, profile_columns, show_values
-from .csv_dialect import native_columns, raw_table, read_header
+from churn_nb.data.column_profiles import (
+    ColumnProfile,
+    find_positive,
+    missing_spellings,
+    native_columns,
+    profile_columns,
+    raw_table,
+    show_values,
+)
+from .csv_dialect import read_header
 from .description import ROLES, Description, Finding, TableColumn, normalise_names, rename_reserved
 from .leakage_checks import check_columns, check_label, check_twins
 from .typed_table import label_index, role_sql

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from .column_profiles import find_positive
-from .csv_dialect import native_columns, raw_table, sql_path
+from .column_profiles import find_positive, native_columns, raw_table, sql_path
 from .description import Description, TableColumn, require_columns
 from .encoding import quoted_name
 from .value_parsing import cell_sql, number_cell_sql, number_sql, text_sql, time_sql
