@@ -22,29 +22,34 @@ __all__ = [
 ]
 
 # %% ../nbs/02_promote.ipynb #4efd9af0
-import html, tempfile, time
+import html
+import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-import msgspec, numpy as np, pandas as pd
+
+import msgspec
+import numpy as np
+import pandas as pd
+
 from .core.errors import BundleError, RegistryError
 from .core.manifest import Manifest
-from .registry.bundle import write_bundle
-from .registry.signatures import signing_key
+from .core.settings import Criterion, Gate, Settings
 from .data.encoding import Dictionary
 from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, compare
 from .evaluation.metrics import evaluate
 from .modeling.onnx_export import onnx_predict
-from .registry.onnx_validation import check_onnx
 from .modeling.quantization import INT8_ROW, precision_cost
+from .modeling.tabular import as_values
+from .registry.bundle import write_bundle
 from .registry.decision_log import read_history  # noqa: F401 # users import it from here
 from .registry.deployment import decision_history as history  # noqa: F401 # users import it from here
 from .registry.deployment import deploy_champion, rollback  # noqa: F401 # users import them from here
 from .registry.model_registry import ModelRegistry
+from .registry.onnx_validation import check_onnx
+from .registry.signatures import signing_key
 from .serving.predictor import Model
-from .core.settings import Criterion, Gate, Settings
-from .core.workspace import Workspace
-from .modeling.tabular import as_values
 
 
 # %% ../nbs/02_promote.ipynb #1918dc46

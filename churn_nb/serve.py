@@ -30,7 +30,7 @@ from .core.workspace import Workspace
 from .feature_store.online import FeastOnline
 from .monitoring.request_log import DriftGauges, RequestLog, RequestLogOptions
 from .monitoring.shadow import Shadow
-from .registry.onnx_validation import trust
+from .registry.onnx_validation import bundle_requirements
 from .serving.endpoints import PredictEndpoint, event_routes, metrics_routes, model_routes
 from .serving.event_endpoint import EventReceiver
 from .serving.explanations import Explainer
@@ -82,7 +82,7 @@ class AppState:
         workspace, self.limits = Workspace(settings.paths.workspace), settings.serve
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics)
-        load = {"threads": self.limits.threads, "metrics": self.metrics, **trust(self.limits)}
+        load = {"threads": self.limits.threads, "metrics": self.metrics, **bundle_requirements(self.limits)}
         self.current = CurrentModel(bundle_dir or workspace.bundles / "current", **load).refresh()
         self.store, self.events, self.explainer = (
             FeastOnline(settings),

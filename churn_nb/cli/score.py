@@ -16,14 +16,14 @@ from .app import app, end_command
 from .options import WorkspaceOption, command_settings, served_bundle
 from ..core.errors import UsageError
 from ..core.settings import Settings
-from ..registry.onnx_validation import trust
+from ..registry.onnx_validation import bundle_requirements
 from ..serving.predictor import Model
 
 
 # %% ../../nbs/cli/85_score.ipynb #3c6de727
 def load_served_model(settings: Settings) -> Model:
     "The served model, under the same checks as the API's. Raises UsageError and BundleError."
-    return Model.load(served_bundle(settings), settings.serve.threads, **trust(settings.serve))
+    return Model.load(served_bundle(settings), settings.serve.threads, **bundle_requirements(settings.serve))
 
 
 # %% ../../nbs/cli/85_score.ipynb #b694f788

@@ -19,11 +19,16 @@ __all__ = [
 ]
 
 # %% ../../nbs/core/50_manifest.ipynb #b2530df7
-import itertools, json, re, unicodedata
+import itertools
+import json
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
+
 import msgspec
+
 from .errors import BundleError
 
 # %% ../../nbs/core/50_manifest.ipynb #da58b400
@@ -150,7 +155,7 @@ def _name_contradictions(m: Manifest) -> Iterator[str]:
         yield f"features: {taken.pop()!r} can't be the name of a feature"
     for n in m.names:
         if re.search(r'["\\]', n) or not n.isprintable():
-            yield f"features: {ascii(n)} holds a quote, a backslash or an invisible character; rename the column"
+            yield f"features: {n!a} holds a quote, a backslash or an invisible character; rename the column"
     for n in (*m.files, m.serves):
         if not _plain_name.match(n) or n.startswith("manifest."):
             yield f"files: {ascii(n)[:80]} is not a plain file in the folder"

@@ -25,12 +25,18 @@ __all__ = [
 ]
 
 # %% ../../nbs/core/20_settings.ipynb #3de17b37
-import configparser, operator, os, re, tomllib
+import configparser
+import operator
+import os
+import re
+import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
 from .errors import SettingsError
 from .workspace import temporary_workspace
 

@@ -6,9 +6,15 @@
 __all__ = ["temporary_workspace", "atomic_write", "read_plain_file", "Workspace", "open_duckdb"]
 
 # %% ../../nbs/core/30_workspace.ipynb #abe31223
-import atexit, json, os, shutil, stat, tempfile
+import atexit
+import json
+import os
+import shutil
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
+
 from .errors import WorkspaceError
 from .optional import optional
 
@@ -46,17 +52,18 @@ def read_plain_file(
     max_bytes: int,
 ) -> bytes:
     "The content of a plain file; no link is followed, no pipe waited for. Raises WorkspaceError, also for a longer file."
+    data = None
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
-            data = open(fd, "rb", closefd=False).read(max_bytes + 1) if regular else None
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                with open(fd, "rb", closefd=False) as f:
+                    data = f.read(max_bytes + 1)
         finally:
             os.close(fd)
     except OSError as e:
         if not path.is_symlink():
             raise WorkspaceError(f"{path}: {e.strerror}") from None
-        data = None
     if data is None:
         raise WorkspaceError(f"{path}: not a plain file")
     if len(data) > max_bytes:

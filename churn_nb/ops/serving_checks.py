@@ -18,7 +18,7 @@ from ..core.settings import Settings
 from ..core.workspace import Workspace
 from .diagnostics import missing_package
 from ..registry.bundle import current_bundle
-from ..registry.onnx_validation import trust
+from ..registry.onnx_validation import bundle_requirements
 from ..serving.predictor import Model
 
 
@@ -54,7 +54,7 @@ def check_bundle(settings: Settings) -> str:
     "Files, signature and self test of the served bundle hold, and it is the champion. Raises BundleError, CheckFailed."
     if (bundle := current_bundle(Workspace(settings.paths.workspace).bundles)) is None:
         return "none yet; `churn run` makes one"
-    version = Model.load(bundle, settings.serve.threads, **trust(settings.serve)).manifest.version
+    version = Model.load(bundle, settings.serve.threads, **bundle_requirements(settings.serve)).manifest.version
     what = f"version {version}, {'hashes, signature' if settings.serve.public_key else 'hashes'} and self test hold"
     try:
         champion = (_champion_by(settings) or {}).get("champion")

@@ -6,10 +6,17 @@
 __all__ = ["read_bundle", "verify_bundle", "write_bundle", "switch_current", "current_bundle", "switch_shadow"]
 
 # %% ../../nbs/registry/20_bundle.ipynb #75f74633
-import contextlib, fcntl, hashlib, os, shutil, tempfile
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
 import msgspec
+
 from ..core.errors import BundleError, WorkspaceError
 from ..core.manifest import REWRITE, FileHash, Manifest, manifest_json, parse_manifest
 from ..core.workspace import read_plain_file

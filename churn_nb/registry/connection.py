@@ -15,10 +15,14 @@ __all__ = [
 ]
 
 # %% ../../nbs/registry/05_connection.ipynb #6c48c78a
-import contextlib, os
+import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
-import requests, sqlalchemy
+
+import requests
+import sqlalchemy
+
 from ..core.errors import ChurnError, RegistryError, RegistryUnavailable
 from ..core.optional import optional
 from ..core.settings import Settings

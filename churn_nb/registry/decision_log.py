@@ -16,10 +16,16 @@ __all__ = [
 ]
 
 # %% ../../nbs/registry/08_decision_log.ipynb #eab6a237
-import json, os, random, time, uuid
+import json
+import os
+import random
+import time
+import uuid
 from datetime import UTC, datetime
 from typing import Any
+
 import filelock
+
 from ..core.errors import RegistryError
 from ..core.workspace import Workspace, atomic_write
 from .connection import is_unavailable, list_versions, mlflow_error

@@ -9,7 +9,10 @@ __all__ = ["with_precision", "with_gate_rows", "deploy_champion", "rollback", "d
 import logging
 from pathlib import Path
 from typing import Any
-import msgspec, numpy as np
+
+import msgspec
+import numpy as np
+
 from ..core.errors import BundleError, RegistryError
 from ..core.manifest import GateRow, Manifest
 from ..core.settings import Serve, Settings

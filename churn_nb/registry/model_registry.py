@@ -6,12 +6,19 @@
 __all__ = ["VersionFiles", "VersionAliases", "GateVerdict", "ModelRegistry", "rollback_target"]
 
 # %% ../../nbs/registry/10_model_registry.ipynb #7bff8eb8
-import contextlib, hashlib, json, random, tempfile, time
+import contextlib
+import hashlib
+import json
+import random
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+
 import msgspec
+
 from ..core.errors import RegistryError
 from ..core.manifest import Manifest, parse_manifest
 from ..core.optional import optional
@@ -19,14 +26,7 @@ from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..modeling.quantization import INT8_FILE
 from .connection import connect, is_unavailable, list_versions, mlflow_error, registry_session
-from churn_nb.registry.decision_log import (
-    CHANGES,
-    DecisionLog,
-    copy_history,
-    latest_promotion,
-    lineage,
-    new_entry,
-)
+from .decision_log import CHANGES, DecisionLog, copy_history, latest_promotion, lineage, new_entry
 
 
 # %% ../../nbs/registry/10_model_registry.ipynb #c3d0874e

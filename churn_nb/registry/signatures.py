@@ -6,14 +6,19 @@
 __all__ = ["public_keys", "signing_key", "check_signature"]
 
 # %% ../../nbs/registry/15_signatures.ipynb #1d33e6b3
-import contextlib, os, re
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from typing import Any
+
 from ..core.errors import BundleError, WorkspaceError
+from ..core.optional import optional
 from ..core.workspace import read_plain_file
 
 # %% ../../nbs/registry/15_signatures.ipynb #4d956e9f
+_serialization = "cryptography.hazmat.primitives.serialization"  # imported where signatures are used
 _make_key = "make one with openssl genpkey -algorithm ed25519"
 
 
@@ -31,10 +36,10 @@ def _pem(text: str, what: str, kind: bytes) -> list[bytes]:
     return blocks
 
 
-def _key(load, block: bytes, what: str, **how):
+def _key(load: Callable, block: bytes, what: str, **options) -> Any:  # Ed25519PrivateKey or Ed25519PublicKey
     "One Ed25519 key from a PEM block. Raises BundleError."
     try:
-        key = load(block, **how)
+        key = load(block, **options)
     except (ValueError, TypeError):
         key = None
     if "Ed25519" in type(key).__name__:
@@ -47,22 +52,23 @@ def public_keys(
     where: str,  # `[serve] public_key`
 ) -> list:  # Ed25519PublicKey
     "The keys that may vouch for a bundle. Raises BundleError."
-    what = "[serve] public_key"
+    what, load = "[serve] public_key", optional(_serialization, "A signature").load_pem_public_key
     blocks = [b for part in where.split(",") if part.strip() for b in _pem(part, what, b"PUBLIC")]
-    return [_key(load_pem_public_key, b, what) for b in blocks]
+    return [_key(load, b, what) for b in blocks]
 
 
 def signing_key(
     public_key: str | None = None,  # `[serve] public_key`: what a server will ask for
-    environ=None,
-):  # Ed25519PrivateKey, or None where bundles are not signed
+    environ: Mapping[str, str] | None = None,  # Default: os.environ
+) -> Any:  # Ed25519PrivateKey, or None where bundles are not signed
     "The pipeline's key, `CHURN_SIGNING_KEY`. Raises BundleError where a server of these settings would not take it."
     what, text = "CHURN_SIGNING_KEY", (os.environ if environ is None else environ).get("CHURN_SIGNING_KEY", "")
     if not text and not public_key:
         return None
     if not text:
         raise BundleError(f"{what}: not set, but [serve] public_key is; set it to a private key's file")
-    key = _key(load_pem_private_key, _pem(text, what, b"PRIVATE")[0], what, password=None)
+    load = optional(_serialization, "A signature").load_pem_private_key
+    key = _key(load, _pem(text, what, b"PRIVATE")[0], what, password=None)
     if public_key and key.public_key() not in public_keys(public_key):
         raise BundleError(f"{what}: its public key is not in [serve] public_key; add it there first")
     return key
@@ -71,8 +77,8 @@ def signing_key(
 # %% ../../nbs/registry/15_signatures.ipynb #42f0f6f1
 def check_signature(
     path: Path,  # Of the signature
-    data: bytes,
-    keys: list,
+    data: bytes,  # That was signed
+    keys: list,  # Ed25519PublicKey; one of them is enough
 ):
     "Raise BundleError unless one of the keys signed the data."
     todo = "sign it: `churn step 04_serve` with CHURN_SIGNING_KEY"
@@ -82,7 +88,9 @@ def check_signature(
         signature = read_plain_file(path, 64)
     except WorkspaceError as e:
         raise BundleError(f"{e}; {todo}") from None
+    InvalidSignature = optional("cryptography.exceptions", "A signature").InvalidSignature
     for key in keys:
         with contextlib.suppress(InvalidSignature):
-            return key.verify(signature, data)
+            key.verify(signature, data)
+            return
     raise BundleError(f"{path}: not a signature of this manifest by a key of [serve] public_key; {todo}")

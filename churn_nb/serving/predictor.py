@@ -17,7 +17,7 @@ import onnxruntime as ort
 from ..core.errors import BundleError, InvalidRequest
 from ..core.manifest import Manifest
 from ..registry.bundle import read_bundle
-from ..registry.onnx_validation import check_onnx, memory_bound, room_for
+from ..registry.onnx_validation import check_onnx, memory_bound, memory_allowance
 from .batching import Batcher
 from .request_schema import FeatureEncoder, RequestSchema
 
@@ -117,7 +117,7 @@ class Model:
         manifest, files = read_bundle(bundle_dir, public_key, max_mb)
         data = files[manifest.serves]
         try:
-            with memory_bound(room_for(data)):
+            with memory_bound(memory_allowance(data)):
                 check_onnx(data, manifest, manifest.serves, max_mb)
                 model = cls(manifest, _new_session(data, threads))
                 run_self_test(model, max_batch)

@@ -4,7 +4,7 @@ import numpy as np, onnx, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from onnx import TensorProto, helper as h
 from churn_nb.core.errors import BundleError
-from churn_nb.registry.onnx_validation import check_onnx, memory_bound, parse_onnx, parts, room_for, trust
+from churn_nb.registry.onnx_validation import check_onnx, memory_bound, parse_onnx, walk_messages, memory_allowance, bundle_requirements
 from deadlines import allow
 from paths import SUPPORT
 from serving import manifest, onnx_model, settings_for
@@ -204,10 +204,10 @@ def test_the_bound_holds_inside_and_is_gone_after():
 
 def test_trust_is_what_load_takes(tmp_path):
     s = settings_for(tmp_path, max_model_mb=7, max_batch=9)
-    assert trust(s.serve) == {"public_key": "", "max_mb": 7., "max_batch": 9} and room_for(b"x" * 10**6) == 1010
+    assert bundle_requirements(s.serve) == {"public_key": "", "max_mb": 7., "max_batch": 9} and memory_allowance(b"x" * 10**6) == 1010
 
 def test_parts_stop_at_the_limit_without_recursion():
     m = parse_onnx(onnx_model())
-    n = len([*parts(m)])
-    assert len([*parts(m, n)]) == n
-    with pytest.raises(BundleError): [*parts(m, n - 1)]
+    n = len([*walk_messages(m)])
+    assert len([*walk_messages(m, n)]) == n
+    with pytest.raises(BundleError): [*walk_messages(m, n - 1)]
