@@ -22,7 +22,7 @@ from ..core.workspace import atomic_write
 from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
 from ..data.value_parsing import read_format
 from ..monitoring.sketches import sketch_file, sketch_table
-from ..ops.monitor import watch
+from ..ops.monitor import monitor
 
 
 # %% ../../nbs/cli/80_monitoring.ipynb #f40d4e34
@@ -100,7 +100,7 @@ def _print_report(found: dict[str, Any]) -> None:
         r |= {"D": r["statistic"], "p adjusted": r["qvalue"]}
     print_table(shown, ["name", "level", "psi", "D", "p adjusted", "note"])
     typer.echo(f"{found['reference_rows']:,} reference rows, {found['current_rows']:,} current rows")
-    if "auc" in (t := found.get("together") or {}):
+    if "auc" in (t := found.get("joint_drift") or {}):
         typer.echo(
             f"joint drift: a classifier separates the windows with AUC {t['auc']:.3f} ({t['low']:.3f} to {t['high']:.3f})"
         )
@@ -172,7 +172,7 @@ def drift_command(
     _require_consistent(reference, current, for_files, stream, keeps_rows)
     settings, names = command_settings(workspace), columns.split(",") if columns else []
     if reference is None or current is None:
-        seen = watch(settings)
+        seen = monitor(settings)
         c = _Comparison(seen.report, seen.to_dict(), seen.level, seen.frames)
     elif stream:
         c = _compare_streams(reference, current, names, settings)

@@ -25,7 +25,7 @@ from serving import free_port, wait_for
 
 from churn_nb import features as f
 from churn_nb.core.errors import StoreUnavailable
-from churn_nb.ops.event_worker import add, behind, catch_up, parse_event, push_rows
+from churn_nb.ops.event_worker import catch_up, log_events, parse_event, push_rows, stale_customers
 from churn_nb.core.storage import compact
 from churn_nb.feature_store.event_log import load_log, event_batches
 from churn_nb.serve import create_app
@@ -88,16 +88,16 @@ def test_any_sequence_of_pushes_and_retries_is_a_set(stores, configured, tmp_pat
             if before is None: want[r["event_id"]] = r
             expected.append("new" if before is None else "known" if before == r else "event_id")
         said = None
-        if what == "add": said = add(s, [parse_event(r) for r in rows])
+        if what == "add": said = log_events(s, [parse_event(r) for r in rows])
         elif what == "push":
             said, why = push_rows(s, store, rows)
-            assert why == "" and behind(s) == []
+            assert why == "" and stale_customers(s) == []
         elif what == "push away":
             said, why = push_rows(s, AwayStore(), rows)
-            assert ("ConnectionError" in why) == bool(behind(s))
+            assert ("ConnectionError" in why) == bool(stale_customers(s))
         elif what == "compact": compact(event_batches(s))
-        elif what == "catch up": catch_up(s, store); assert behind(s) == []
-        else: f.materialize(s, store); assert behind(s) == []
+        elif what == "catch up": catch_up(s, store); assert stale_customers(s) == []
+        else: f.materialize(s, store); assert stale_customers(s) == []
         if said is not None: assert [v if isinstance(v, str) else v["field"] for v in said] == expected
         assert logged(s) == {i: (r["customer_id"], 899208000., r["amount"], 1) for i, r in want.items()}
     catch_up(s, store)
@@ -160,7 +160,7 @@ def test_killed_between_any_two_writes(stores, configured, tmp_path):
         said, why = push_rows(s, store, rows) # who was not answered sends again
         assert why == "" and set(said) == ({"new"} if len(have) == 3 else {"known"}) and len(logged(s)) == 13
         found[said[0]] += 1
-        assert behind(s) == [] and exact(s)
+        assert stale_customers(s) == [] and exact(s)
     assert found["new"] >= 2 and found["known"] >= 6
 
 # Several processes
@@ -442,14 +442,14 @@ def test_push_without_the_store_is_logged_and_materialize_heals(copied, own_valk
     own_valkey.stop()
     code, out, err = churn(capsys, "push", file, *ws)
     assert code == 4 and out.startswith("1 logged, 0 known already, 0 refused; the online store failed") and logged(s).keys() == {10**7}, (code, out, err)
-    assert churn(capsys, "push", file, *ws)[0] == 4 and len(logged(s)) == 1 and behind(s) == [customers(s)[0]]
+    assert churn(capsys, "push", file, *ws)[0] == 4 and len(logged(s)) == 1 and stale_customers(s) == [customers(s)[0]]
     code, _, err = churn(capsys, "materialize", *ws)
     assert code == 4 and err.count("\n") == 1
     code, out, _ = churn(capsys, "doctor", *ws)
     assert code == 4 and "!!  features   StoreUnavailable: the online store failed (ConnectionError)" in out, out
     with pytest.raises(StoreUnavailable): f.online(f.open_store(s), customers(s), s) # what a step's kernel would leave by name
     own_valkey.start()
-    assert churn(capsys, "materialize", *ws)[0] == 0 and behind(s) == [] and exact(s)
+    assert churn(capsys, "materialize", *ws)[0] == 0 and stale_customers(s) == [] and exact(s)
     assert churn(capsys, "doctor", *ws)[0] == 0
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
@@ -484,7 +484,7 @@ def test_the_api_serves_while_the_store_is_unavailable(copied, own_valkey, serve
     totals = load_log(s, 40).customer_id.value_counts()
     ask = lambda i: (r := c.post("/predict", json={"customer_id": i})).status_code == 200 and total_in(r.json())
     for i in ids[1:3]: assert wait_for(lambda i=i: ask(i) == totals[i]), (i, c.post("/predict", json={"customer_id": i}).text)
-    assert wait_for(lambda: not behind(s)) # noted right after the values are there
+    assert wait_for(lambda: not stale_customers(s)) # noted right after the values are there
     if how == "stopped": # what was in the store is gone with it
         assert c.post("/predict", json={"customer_id": ids[9]}).status_code == 404
         f.materialize(s, f.apply_store(s))
@@ -495,7 +495,7 @@ def test_what_was_logged_before_a_restart_becomes_fresh_by_itself(copied, serve)
     s = copied("few")
     model_of(s.paths.workspace, ["transactions_total"])
     i = customers(s)[0]
-    add(s, [parse_event(event(10**7, i))])
+    log_events(s, [parse_event(event(10**7, i))])
     _, c = serve(s)
     total = load_log(s, 40).customer_id.value_counts()[i]
     assert wait_for(lambda: of(c, i) == total), "the features stay behind the log until another event comes"

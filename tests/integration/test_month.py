@@ -11,7 +11,7 @@ from churn_nb.drift import drift_report
 from churn_nb.features import feature_names, training_rows
 from churn_nb.monitoring.logged_traffic import read_requests
 from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
-from churn_nb.ops.retraining import history, ready, retrain
+from churn_nb.ops.retraining import can_retrain, retrain, retrain_history
 from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -123,11 +123,11 @@ def test_the_alarm_goes_on_and_exactly_one_retrain_starts(month):
     assert len(rings) >= 1 + TRAINING and rings[:1 + TRAINING] == list(range(first, first + 1 + TRAINING))
     actions = [t["action"] for t in month.timeline if t["action"]]
     assert actions[:1 + TRAINING] == ["done"] + ["in flight"]*TRAINING and set(actions[1:]) <= {"in flight", "cooling down"}
-    records = history(month.s)
+    records = retrain_history(month.s)
     assert [r["action"] for r in records if r["action"] != "declined"] == ["started", "finished"]
     assert records[0]["why"] == f"drift on day {first}" and [r["exit_code"] for r in records if r["action"] == "finished"] == [0]
     cooled = at(first + 1) + timedelta(hours=month.s.drift.cooldown_hours)
-    assert not ready(month.s, cooled - timedelta(seconds=1))[0] and ready(month.s, cooled)[0]
+    assert not can_retrain(month.s, cooled - timedelta(seconds=1))[0] and can_retrain(month.s, cooled)[0]
 
 def test_the_gate_promotes_the_better_model_after_the_shift(month):
     first, second = month.gates

@@ -134,7 +134,7 @@ def test_wheel_carries_the_settings_and_every_module(tmp_path):
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     names = set(wheel.namelist())
     assert {n for n in names if n.startswith("churn_nb/") and n.endswith(".py")} == set(sources.files(ROOT, "churn_nb", "*.py"))
-    assert {"churn_nb/py.typed", "churn_nb/ops/run_report.html"} <= names
+    assert {"churn_nb/py.typed", "churn_nb/ops/run_report.html", "churn_nb/ops/post-receive.sh", "churn_nb/ops/churn-api.service"} <= names
     assert wheel.read("churn_nb/core/settings.ini") == (ROOT/"settings.ini").read_bytes()
     wheel.extractall(tmp_path/"bare")
     shown = subprocess.run([sys.executable, "-c", "from churn_nb.core.settings import load_settings; import churn_nb; s = load_settings(environ={}); print(churn_nb.__file__, s.serve.port, s.paths.workspace)"],

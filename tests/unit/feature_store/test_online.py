@@ -145,7 +145,7 @@ def test_doctor_compares_online_with_the_log(cli, capsys):
 def test_doctor_sees_what_was_logged_and_not_refreshed(cli, capsys):
     s = cli
     c = customers(s)[3]
-    assert ev.add(s, [ev.parse_event({"event_id": 10**7, "customer_id": c, "event_timestamp": "1998-06-30T12:00:00", "amount": 9})]) == ["new"]
+    assert ev.log_events(s, [ev.parse_event({"event_id": 10**7, "customer_id": c, "event_timestamp": "1998-06-30T12:00:00", "amount": 9})]) == ["new"]
     code, out, _ = churn(capsys, "doctor", "--workspace", s.paths.workspace)
     assert features_line(out).startswith("!!") and code == 2
     assert f.parity(s, f.apply_store(s))[1:] == ([c], 1)

@@ -18,7 +18,7 @@ def world(root=None, cooldown=72): return load_settings({"paths.workspace": str(
 @pytest.fixture
 def s(tmp_path): return world(tmp_path/"ws")
 
-def actions(s): return [(x["action"], x["exit_code"]) for x in r.history(s)]
+def actions(s): return [(x["action"], x["exit_code"]) for x in r.retrain_history(s)]
 def file(s): return Path(s.paths.workspace)/"retrains.jsonl"
 
 # Real processes
@@ -78,7 +78,7 @@ def test_concurrent_retrains_never_overlap_and_lose_no_record(tmp_path):
     for t in threads: t.start()
     for t in threads: t.join()
     assert max(worst) == 1 and len(outcomes) == 100 and set(outcomes) <= {"done", "in flight"}
-    found = [x["action"] for x in r.history(s)]
+    found = [x["action"] for x in r.retrain_history(s)]
     assert found.count("started") == found.count("finished") == outcomes.count("done") == len(worst)
     assert found.count("declined") == outcomes.count("in flight")
 
@@ -89,19 +89,19 @@ def test_a_killed_retrain_is_marked_lost_and_blocks_nothing(tmp_path, cooldown, 
     p = ask(s, 60.)
     go(p)
     assert p.stdout.readline() == "running\n" # so `started` is on the disk
-    assert actions(s) == [("started", None)] and r.ready(s) == (False, r.IN_FLIGHT)
+    assert actions(s) == [("started", None)] and r.can_retrain(s) == (False, r.IN_FLIGHT)
     assert r.retrain(s, "drift", lambda: pytest.fail("two at once"), force=True).action == "in flight"
     p.send_signal(signal.SIGKILL)
     assert p.wait() == -signal.SIGKILL
     p.stdout.close(); p.stdin.close()
     out = r.retrain(s, "drift", lambda: 0)
     assert out.action == then
-    found = r.history(s)
+    found = r.retrain_history(s)
     assert [x["action"] for x in found][:3] == ["started", "declined", "lost"] and found[2]["id"] == found[0]["id"]
     if then == "cooling down":
         assert "was lost: its process died" in out.reason and r.retrain(s, "by hand", lambda: 0, force=True).action == "done"
     r.retrain(s, "drift", lambda: 0)
-    assert [x["action"] for x in r.history(s)].count("lost") == 1 # buried once
+    assert [x["action"] for x in r.retrain_history(s)].count("lost") == 1 # marked once
 
 @pytest.mark.parametrize("die_at", ["before run", "after run"])
 def test_killed_between_run_and_the_lines_around_it(tmp_path, die_at):
@@ -119,16 +119,16 @@ def test_killed_between_run_and_the_lines_around_it(tmp_path, die_at):
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert r.retrain(s, "drift", lambda: 0, hours(71)).action == "cooling down"
     assert r.retrain(s, "drift", lambda: 0, hours(72)).exit_code == 0
-    assert [x["action"] for x in r.history(s)] == ["started", "lost", "declined", "started", "finished"]
+    assert [x["action"] for x in r.retrain_history(s)] == ["started", "lost", "declined", "started", "finished"]
 
 def test_a_run_by_hand_comes_first_and_starts_no_cooldown(s):
     from churn_nb.ops.pipeline_runner import exclusive_run
     with exclusive_run(s):
-        assert r.ready(s, T0) == (False, r.IN_FLIGHT)
+        assert r.can_retrain(s, T0) == (False, r.IN_FLIGHT)
         assert r.retrain(s, "drift", lambda: pytest.fail("two at once"), T0, force=True).action == "in flight"
     def run():
         with exclusive_run(s): return 0 # what is run in production takes that lock itself
-    assert r.retrain(s, "drift", run, hours(1)).exit_code == 0 and [x["action"] for x in r.history(s)] == ["declined", "started", "finished"]
+    assert r.retrain(s, "drift", run, hours(1)).exit_code == 0 and [x["action"] for x in r.retrain_history(s)] == ["declined", "started", "finished"]
 
 # The file
 
@@ -138,23 +138,23 @@ def test_a_torn_last_line_is_skipped_with_a_warning(s, caplog, cut):
     r.retrain(s, "drift", lambda: 1, T0)
     before = file(s).read_bytes()
     file(s).write_bytes(before + before[:cut])
-    assert [x["action"] for x in r.history(s)] == ["started", "finished"]
+    assert [x["action"] for x in r.retrain_history(s)] == ["started", "finished"]
     assert "retrains.jsonl: line 3 can't be read and is left out" in caplog.text
     assert r.retrain(s, "drift", lambda: 0, hours(100)).exit_code == 0
     assert file(s).read_bytes().startswith(before + before[:cut] + b"\n") # nothing is taken away
-    assert [x["action"] for x in r.history(s)] == ["started", "finished", "started", "finished"]
+    assert [x["action"] for x in r.retrain_history(s)] == ["started", "finished", "started", "finished"]
 
 def test_a_torn_finished_is_a_lost_one(s):
     r.retrain(s, "drift", lambda: 0, T0)
     file(s).write_bytes(file(s).read_bytes()[:-30])
     assert r.retrain(s, "drift", lambda: 0, hours(80)).action == "done"
-    assert [x["action"] for x in r.history(s)] == ["started", "lost", "started", "finished"]
+    assert [x["action"] for x in r.retrain_history(s)] == ["started", "lost", "started", "finished"]
 
 @pytest.mark.parametrize("line", [b"null", b"[]", b"7", b"{}", b'{"id": "a", "action": "started"}', b'{"id": "a", "action": "started", "at": "2026-03-01T06:00:00"}', b'{"id": "a", "action": "started", "at": "soon"}', b"\xff\xfe", b'"x"'])
 def test_a_line_that_is_no_record_stops_nothing(s, caplog, line):
     s.paths.workspace.mkdir()
     file(s).write_bytes(line + b"\n")
-    assert r.history(s) == [] and "line 1" in caplog.text
+    assert r.retrain_history(s) == [] and "line 1" in caplog.text
     assert r.retrain(s, "drift", lambda: 0, T0).action == "done"
 
 def test_lines_only_grow_and_one_line_stays_one_line(s):
@@ -164,14 +164,14 @@ def test_lines_only_grow_and_one_line_stays_one_line(s):
         now = file(s).read_bytes()
         assert now.startswith(seen) and now.endswith(b"\n") and now.count(b"\n") == 2*(i + 1)
         seen = now
-    assert [x["why"] for x in r.history(s)][::2] == ["drift", "prices new", "ä" * 10, ""]
+    assert [x["why"] for x in r.retrain_history(s)][::2] == ["drift", "prices new", "ä" * 10, ""]
 
 def test_a_full_disk_is_not_hidden(s, monkeypatch):
     def full(fd): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"): r.retrain(s, "drift", lambda: pytest.fail("ran without a line"), T0)
     monkeypatch.undo()
-    assert r.ready(s, hours(100))[0] # the lock is free again
+    assert r.can_retrain(s, hours(100))[0] # the lock is free again
 
 # The cool-down
 
@@ -179,7 +179,7 @@ def test_a_full_disk_is_not_hidden(s, monkeypatch):
 @pytest.mark.parametrize("code", [0, 1, 70])
 def test_boundaries_also_where_the_clock_goes_backwards(s, after, may, code):
     r.retrain(s, "drift", lambda: code, T0)
-    said = r.ready(s, hours(after))
+    said = r.can_retrain(s, hours(after))
     out = r.retrain(s, "drift", lambda: 0, hours(after))
     assert said[0] is may and (out.action == "done") is may
     if not may:
@@ -194,21 +194,21 @@ def test_a_wrong_clock_costs_at_most_one_retrain(s):
 
 def test_other_time_zones_and_none(s):
     r.retrain(s, "drift", lambda: 0, datetime(2026, 3, 1, 8, tzinfo=timezone(timedelta(hours=2))))
-    assert r.history(s)[0]["at"] == "2026-03-01T06:00:00+00:00" and not r.ready(s, hours(71.9))[0] and r.ready(s, hours(72))[0]
-    for f in (lambda: r.ready(s, datetime(2026, 3, 9)), lambda: r.retrain(s, "x", lambda: 0, datetime(2026, 3, 9))):
+    assert r.retrain_history(s)[0]["at"] == "2026-03-01T06:00:00+00:00" and not r.can_retrain(s, hours(71.9))[0] and r.can_retrain(s, hours(72))[0]
+    for f in (lambda: r.can_retrain(s, datetime(2026, 3, 9)), lambda: r.retrain(s, "x", lambda: 0, datetime(2026, 3, 9))):
         with pytest.raises(ValueError, match="no time zone"): f()
 
 def test_the_real_clock_is_the_default(s):
     before = datetime.now(timezone.utc)
     assert r.retrain(s, "drift", lambda: 0).action == "done" and r.retrain(s, "drift", lambda: 0).action == "cooling down"
-    assert before <= datetime.fromisoformat(r.history(s)[0]["at"]) <= datetime.fromisoformat(r.history(s)[1]["at"]) <= datetime.now(timezone.utc)
+    assert before <= datetime.fromisoformat(r.retrain_history(s)[0]["at"]) <= datetime.fromisoformat(r.retrain_history(s)[1]["at"]) <= datetime.now(timezone.utc)
 
 def test_only_started_retrains_move_the_cooldown(s):
     r.retrain(s, "drift", lambda: 1, T0)
     for h in range(1, 71): assert r.retrain(s, "drift", lambda: 0, hours(h)).action == "cooling down"
-    assert r.ready(s, hours(72))[0]
+    assert r.can_retrain(s, hours(72))[0]
     assert r.retrain(s, "by hand", lambda: 0, hours(71), force=True).action == "done"
-    assert not r.ready(s, hours(72))[0] and r.ready(s, hours(71 + 72))[0]
+    assert not r.can_retrain(s, hours(72))[0] and r.can_retrain(s, hours(71 + 72))[0]
 
 @hyp(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.floats(.5, 60), min_size=1, max_size=25), st.sampled_from([0., 5., 24., 72.]))
@@ -238,7 +238,7 @@ def test_what_run_raises_is_recorded_and_raised(s, e):
     def run(): raise e
     with pytest.raises(type(e)) as got: r.retrain(s, "drift", run, T0)
     assert got.value is e
-    last = r.history(s)[-1]
+    last = r.retrain_history(s)[-1]
     assert (last["action"], last["exit_code"]) == ("finished", None) and last["said"].startswith(type(e).__name__) and "\n" not in last["said"]
     assert r.retrain(s, "drift", lambda: 0, hours(1)).action == "cooling down" and r.retrain(s, "drift", lambda: 0, hours(72)).action == "done"
 
@@ -250,19 +250,19 @@ def test_no_exit_code_is_an_error(s, given):
 def test_started_is_recorded_before_the_run_begins(s):
     "Asking whether a retrain may start writes nothing."
     seen = []
-    def run(): seen.append(file(s).read_bytes()); seen.append(r.ready(s, hours(500))); return 0
+    def run(): seen.append(file(s).read_bytes()); seen.append(r.can_retrain(s, hours(500))); return 0
     r.retrain(s, "drift", run, T0)
     assert json.loads(seen[0])["action"] == "started" and seen[1] == (False, r.IN_FLIGHT)
     before = file(s).read_bytes()
-    for h in (0, 71, 72, 1000): r.ready(s, hours(h))
+    for h in (0, 71, 72, 1000): r.can_retrain(s, hours(h))
     assert file(s).read_bytes() == before
     empty = world()
-    assert r.ready(empty, T0) == (True, "no retrain is in flight, and the last one is long enough ago") and r.history(empty) == [] and not file(empty).exists()
+    assert r.can_retrain(empty, T0) == (True, "no retrain is in flight, and the last one is long enough ago") and r.retrain_history(empty) == [] and not file(empty).exists()
 
 def test_readiness_checks_block_no_retrain(tmp_path):
     s, stop, said = world(tmp_path/"ws", 0), threading.Event(), []
     def look():
-        while not stop.is_set(): r.ready(s)
+        while not stop.is_set(): r.can_retrain(s)
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for t in lookers: t.start()
     try: said = [r.retrain(s, "drift", lambda: 0).action for _ in range(50)]
