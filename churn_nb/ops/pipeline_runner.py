@@ -8,7 +8,7 @@ __all__ = ["STEPS", "exclusive_run", "new_run_dir", "run_pipeline"]
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #6694bfa5
 import contextlib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 

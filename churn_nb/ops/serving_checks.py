@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import socket
-from contextlib import closing
 
 from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
