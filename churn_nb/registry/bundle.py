@@ -70,7 +70,7 @@ def read_bundle(
 
 
 def verify_bundle(path: str | Path, public_key: str | None = None, max_mb: float = 200) -> Manifest:
-    "The manifest of a bundle whose hashes all hold, and its signature where one is asked for. Raises BundleError."
+    "The manifest of a bundle whose hashes all hold, and its signature where a key is given. Raises BundleError."
     return read_bundle(path, public_key, max_mb)[0]
 
 

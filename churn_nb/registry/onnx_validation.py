@@ -248,7 +248,7 @@ def _address_space() -> int | None:
 def memory_bound(
     mb: float,  # How much the process may grow
 ) -> Iterator[None]:
-    "What is allocated inside beyond the bound raises MemoryError, or an error of the library that asked for it."
+    "What is allocated inside beyond the bound raises MemoryError, or an error of the library that allocated it."
     with _one_bound:
         if (used := _address_space()) is None:
             yield
