@@ -55,7 +55,7 @@ from churn_nb.modeling.inspection import (
     slice_groups,
 )
 from .modeling.model_card import model_card
-from .modeling.onnx_export import hushed, onnx_predict, parity, predict, probes, to_onnx
+from .modeling.onnx_export import hushed, onnx_parity, onnx_predict, predict, probes, to_onnx
 from .modeling.quantization import int8_of
 from churn_nb.modeling.search import (  # noqa: F401 # `churn_nb.train` offers the search beside the training
     Split,
@@ -204,7 +204,7 @@ def make_manifest(
     exported: bytes,  # ONNX
     data: dict[str, Split],
     settings: Settings,
-    metrics: dict[str, float],  # On the test rows
+    metrics: dict[str, float | None],  # On the test rows
 ) -> Manifest:
     "What the API must know of the model. The version is filled in when it is deployed, the model card beside it."
     names, s = feature_names(settings), settings.train
@@ -365,7 +365,7 @@ def _largest_difference(c: Candidate, exported: bytes, X: np.ndarray, settings: 
     expired = masked(X, feature_names(settings), expiring_features(settings))
     threshold = settings.train.decision_threshold()
     checked = (X, probes(c.model, X), expired)
-    return max(parity(c.model, exported, Z, threshold=threshold, dictionary=c.dictionary) for Z in checked)
+    return max(onnx_parity(c.model, exported, Z, threshold=threshold, dictionary=c.dictionary) for Z in checked)
 
 
 def train(
@@ -373,14 +373,16 @@ def train(
     rows: pd.DataFrame,  # Of all splits, as `features.training_rows` gives them
 ) -> dict[str, Any]:  # Winner, version, metrics of all candidates and of the baseline
     """Search, fit and calibrate, choose on validation, evaluate the winner on test,
-    export, prove parity, register as challenger. Raises RegistryUnavailable and RegistryError."""
+    export, prove onnx_parity, register as challenger. Raises RegistryUnavailable and RegistryError."""
     with registry_errors(settings.stores.tracking_uri):
         return _train(settings, rows)
 
 
 # %% ../nbs/01_train.ipynb #e407951b
-def _ship(winner: Candidate, metrics: dict[str, float], data: dict[str, Split], rows: pd.DataFrame, settings: Settings):
-    "Export, prove parity, register. Version, manifest, facts, the largest difference, and the bytes of the graph."
+def _ship(
+    winner: Candidate, metrics: dict[str, float | None], data: dict[str, Split], rows: pd.DataFrame, settings: Settings
+) -> tuple[str, Manifest, dict[str, Any], float, int]:
+    "Export, prove onnx_parity, register. Version, manifest, facts, the largest difference, and the bytes of the graph."
     names = feature_names(settings)
     exported = to_onnx(winner.model, len(names))
     difference = _largest_difference(winner, exported, data["test"].X, settings)
@@ -405,7 +407,7 @@ def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
     baseline, tried = train_all(data, rows, settings, dictionary)
     winner = min(tried, key=lambda c: c.metrics["log_loss"])
     base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
-    metrics = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
+    metrics: dict[str, float | None] = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
     version, manifest, facts, difference, size = _ship(winner, metrics, data, rows, settings)
     return {
         "winner": winner.name,

@@ -13,7 +13,7 @@ __all__ = [
     "summary",
     "fit_bgnbd",
     "from_features",
-    "simulate",
+    "simulate_histories",
 ]
 
 # %% ../../nbs/modeling/40_bgnbd.ipynb #da80b624
@@ -66,10 +66,11 @@ def log_likelihood(
     T: ArrayLike,  # Weeks from the first purchase to the moment of asking
 ) -> np.ndarray:  # log L of each customer, natural logarithm
     "Log-likelihood of each history (Fader, Hardie and Lee, 2005). Raises ValueError."
-    return _log_likelihood(params.r, params.alpha, params.a, params.b, *_histories(x, t_x, T))
+    return _log_likelihood(params, _histories(x, t_x, T))
 
 
-def _log_likelihood(r, alpha, a, b, x, t_x, T):
+def _log_likelihood(params: BGNBD, histories: tuple[np.ndarray, ...]) -> np.ndarray:
+    (x, t_x, T), r, alpha, a, b = histories, params.r, params.alpha, params.a, params.b
     alive = betaln(a, b + x) - (r + x) * np.log(alpha + T)
     left = np.where(x > 0, betaln(a + 1, b + np.maximum(x, 1) - 1) - (r + x) * np.log(alpha + t_x), -np.inf)
     return gammaln(r + x) - gammaln(r) + r * np.log(alpha) - betaln(a, b) + np.logaddexp(alive, left)
@@ -139,7 +140,10 @@ def fit_bgnbd(
         raise ValueError("bgnbd: none of the customers bought again; there is no rate to learn")
     rows, n = np.unique(np.column_stack([x, t_x, T]), axis=0, return_counts=True)
     start = np.array([0.0, np.log(T.mean()), 0.0, 0.0])
-    loss = lambda z: -np.average(_log_likelihood(*np.exp(start + z), *rows.T), weights=n)
+
+    def loss(z: np.ndarray) -> float:
+        return -np.average(_log_likelihood(BGNBD(*np.exp(start + z)), tuple(rows.T)), weights=n)
+
     found = minimize(
         loss,
         np.zeros(4),
@@ -173,7 +177,7 @@ def from_features(
 
 
 # %% ../../nbs/modeling/40_bgnbd.ipynb #23c6cdc6
-def simulate(
+def simulate_histories(
     params: BGNBD,
     T: ArrayLike,  # Weeks from first purchase to the moment of asking, one a customer
     weeks: float,  # How far to go on after that

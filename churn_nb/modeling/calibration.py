@@ -7,7 +7,6 @@ __all__ = [
     "CALIBRATORS",
     "reliability",
     "calibration_plot",
-    "brier_parts",
     "Platt",
     "Isotonic",
     "Uncalibrated",
@@ -66,23 +65,6 @@ def calibration_plot(y: np.ndarray, p: np.ndarray, title: str, bins: int = 10) -
     return fig
 
 
-# %% ../../nbs/modeling/30_calibration.ipynb #dd770213
-def brier_parts(
-    y: np.ndarray,
-    p: np.ndarray,  # Labels in {0, 1} and probabilities, shape (n,)
-) -> dict[str, float]:  # brier = miscalibration - discrimination + uncertainty
-    "The Brier score and its three parts (Dimitriadis, Gneiting and Jordan, 2021)."
-    y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
-    c = IsotonicRegression(y_min=0, y_max=1).fit(p, y).predict(p)
-    score = lambda q: float(((q - y) ** 2).mean())
-    return {
-        "brier": score(p),
-        "miscalibration": score(p) - score(c),
-        "discrimination": score(y.mean()) - score(c),
-        "uncertainty": score(y.mean()),
-    }
-
-
 # %% ../../nbs/modeling/30_calibration.ipynb #fb533860
 _EPS = 1e-4  # probabilities nearer to 0 or 1 are treated as this near
 
@@ -97,15 +79,17 @@ class Platt:
 
     @classmethod
     def fit(cls, y: np.ndarray, p: np.ndarray) -> "Platt":
+        "By maximum likelihood, on labels in {0, 1} and probabilities of shape (n,)."
         m = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(cls._logit(p)[:, None], y)
         return cls(float(m.coef_[0, 0]), float(m.intercept_[0]))
 
     @staticmethod
-    def _logit(p):
+    def _logit(p: np.ndarray) -> np.ndarray:
         p = np.clip(np.asarray(p, dtype=np.float64), _EPS, 1 - _EPS)
         return np.log(p / (1 - p))
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
+        "Calibrated probabilities, float64 (n,)."
         return 1 / (1 + np.exp(-(self.a * self._logit(p) + self.b)))
 
 
@@ -120,11 +104,13 @@ class Isotonic:
 
     @classmethod
     def fit(cls, y: np.ndarray, p: np.ndarray, groups: int = 25) -> "Isotonic":
+        "By isotonic regression of the observed shares of `groups` groups of equal size."
         r = reliability(y, p, groups)
         q = IsotonicRegression(y_min=0, y_max=1).fit(r.predicted, r.observed, sample_weight=r.n).predict(r.predicted)
         return cls(tuple(r.predicted.tolist()), tuple(q.tolist()))
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
+        "Calibrated probabilities, float64 (n,)."
         return np.interp(np.asarray(p, dtype=np.float64), self.p, self.q)
 
 
@@ -135,30 +121,33 @@ class Uncalibrated:
     name = "none"
 
     @classmethod
-    def fit(cls, y, p):
+    def fit(cls, y: np.ndarray, p: np.ndarray) -> "Uncalibrated":
+        "Nothing to learn."
         return cls()
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
+        "Calibrated probabilities, float64 (n,)."
         return np.asarray(p, dtype=np.float64)
 
 
 CALIBRATORS = {c.name: c for c in (Uncalibrated, Platt, Isotonic)}
 
-
 # %% ../../nbs/modeling/30_calibration.ipynb #d5bddbf6
+_FOLDS = 5  # of customers
+
+
 def cross_fitted(
-    kind,
-    y: np.ndarray,
-    p: np.ndarray,
+    kind: type[Platt | Isotonic | Uncalibrated],
+    y: np.ndarray,  # Labels in {0, 1}, shape (n,)
+    p: np.ndarray,  # Probabilities, shape (n,)
     customers: np.ndarray,  # Id of the customer of each row
-    folds: int = 5,
     seed: int = 0,
-) -> np.ndarray:  # Calibrated probabilities, each by the other folds' correction
-    "Correct each row by a calibrator that was fitted without its customer."
+) -> np.ndarray:  # Calibrated probabilities, each by the other folds' calibrator
+    "Calibrate each row by a calibrator that was fitted without its customer."
     ids, index = np.unique(customers, return_inverse=True)
-    fold = (np.random.default_rng(seed).permutation(len(ids)) % folds)[index]
+    fold = (np.random.default_rng(seed).permutation(len(ids)) % _FOLDS)[index]
     q = np.empty(len(p))
-    for f in range(folds):
+    for f in range(_FOLDS):
         out = fold == f
         if out.any() and len(set(y[~out].tolist())) > 1:
             q[out] = kind.fit(y[~out], p[~out])(p[out])
@@ -174,22 +163,21 @@ def log_loss(y: np.ndarray, p: np.ndarray) -> float:
 
 # %% ../../nbs/modeling/30_calibration.ipynb #90c8afd2
 def choose_calibration(
-    y: np.ndarray, p: np.ndarray, customers: np.ndarray, seed: int = 0
-) -> tuple[
-    Uncalibrated | Platt | Isotonic,  # Fitted on all rows; losses by name; q cross-fitted
-    dict[str, float],
-    np.ndarray,
-]:
-    "The correction with the smallest cross-fitted log-loss, fitted on all rows. Equal losses: the simpler one."
+    y: np.ndarray,  # Labels in {0, 1}, shape (n,)
+    p: np.ndarray,  # Probabilities, shape (n,)
+    customers: np.ndarray,  # Id of the customer of each row
+    seed: int = 0,
+) -> tuple[Uncalibrated | Platt | Isotonic, dict[str, float], np.ndarray]:  # Calibrator; losses by name; q cross-fitted
+    "The calibrator with the smallest cross-fitted log-loss, fitted on all rows. Equal losses: the simpler one."
     q = {n: cross_fitted(c, y, p, customers, seed=seed) for n, c in CALIBRATORS.items()}
     losses = {n: log_loss(y, v) for n, v in q.items()}
-    best = min(losses, key=losses.get)
+    best = min(losses, key=losses.__getitem__)
     return CALIBRATORS[best].fit(y, p), losses, q[best]
 
 
 # %% ../../nbs/modeling/30_calibration.ipynb #faafbb55
 class Calibrated(ClassifierMixin, BaseEstimator):
-    "A fitted classifier followed by a correction of its probabilities."
+    "A fitted classifier followed by a calibrator of its probabilities."
 
     def __init__(self, model=None, calibrator=None):
         self.model, self.calibrator = model, calibrator
@@ -200,14 +188,17 @@ class Calibrated(ClassifierMixin, BaseEstimator):
     classes_ = np.array([0, 1])
 
     def fit(self, X, y):
+        "Not to be used: raises TypeError, because the two parts are fitted on different rows."
         raise TypeError("Calibrated: fit the model on training rows and the calibrator on others")
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:  # Shape (n, 2)
+        "Calibrated probabilities of both classes, on one thread."
         with threadpool_limits(1):
             q = self.calibrator(self.model.predict_proba(X)[:, 1])
         return np.column_stack([1 - q, q])
 
-    def predict(self, X):
+    def predict(self, X: np.ndarray) -> np.ndarray:  # int (n,)
+        "1 where the calibrated probability is at least one half."
         return (self.predict_proba(X)[:, 1] >= 0.5).astype(int)
 
 

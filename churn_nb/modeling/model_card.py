@@ -9,8 +9,10 @@ __all__ = ["markdown_table", "model_card"]
 import pandas as pd
 from ..core.manifest import Manifest
 
+
 # %% ../../nbs/modeling/70_model_card.ipynb #d162689b
-_cell = lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)
+def _cell(v: object) -> str:
+    return f"{v:.4g}" if isinstance(v, float) else str(v)
 
 
 def markdown_table(records: list[dict]) -> str:

@@ -17,8 +17,9 @@ __all__ = [
 ]
 
 # %% ../../nbs/monitoring/25_empirical_cdf.ipynb #f1bc0c1b
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Literal, NamedTuple
+from typing import Literal, NamedTuple
 import numpy as np
 from .statistical_tests import drop_missing, ks_pvalue, psi_of_shares, shares
 
@@ -33,25 +34,43 @@ class EmpiricalCdf(NamedTuple):
     place: Callable  # Bucket of each value
 
     def rank(
-        self, z, side: Literal["left", "right"] = "right"
-    ) -> np.ndarray:  # `right`: at or below z; `left`: below z
+        self,
+        z: np.ndarray,  # In kept buckets
+        side: Literal["left", "right"] = "right",  # `right`: at or below z; `left`: below z
+    ) -> np.ndarray:  # int (len(z),)
+        "How many values of the sample lie at or below each z, or below it."
         return self.number[np.searchsorted(self.values, z, side)] + self.skipped[self.place(z)]
 
 
+_NOTHING_SKIPPED = np.zeros(1, np.int64)
+
+
 def one_bucket(v: np.ndarray) -> np.ndarray:
+    "The map that puts every value into bucket 0: everything is sorted."
     return np.zeros(len(v), np.int32)
 
 
-def empirical_cdf(v: np.ndarray, skipped=np.zeros(1, np.int64), place: Callable = one_bucket) -> EmpiricalCdf:
+def empirical_cdf(
+    v: np.ndarray,  # Kept values
+    skipped: np.ndarray = _NOTHING_SKIPPED,  # For each kept bucket, the values in lower buckets that weren't kept
+    place: Callable = one_bucket,  # Bucket of each value
+) -> EmpiricalCdf:
     "Sort what was kept; with nothing skipped, this is the whole sample."
     v = np.sort(v)
     first = np.flatnonzero(np.append(np.ones(min(len(v), 1), bool), v[1:] != v[:-1]))
     return EmpiricalCdf(v[first], np.append(first, len(v)), skipped, place)
 
 
-def candidate_buckets(F, G, F_before, G_before, n: int, m: int, known: int = 0) -> tuple[int, np.ndarray]:
-    "The widest gap at the ends of the buckets, or `known` if that is wider; which buckets may hold a wider one."
+def candidate_buckets(
+    F: np.ndarray,  # Rows of x in the buckets up to each one
+    G: np.ndarray,  # Rows of y
+    n: int,  # All rows of x
+    m: int,  # All rows of y
+    known: int = 0,  # A gap that is known already
+) -> tuple[int, np.ndarray]:  # Widest gap known; bool, which buckets may hold a wider one
+    "Compare the gaps at the ends of the buckets with what the buckets could hold inside."
     known = max(known, int(np.abs(F * m - G * n).max()))
+    F_before, G_before = np.append(0, F[:-1]), np.append(0, G[:-1])
     return known, np.maximum(F * m - G_before * n, G * n - F_before * m) > known
 
 
@@ -68,10 +87,11 @@ def bucket_map(x: np.ndarray, y: np.ndarray, half: int = 1 << 14) -> Callable:
         if not (w > 0 and np.isfinite([w * half, 4 * half / w, c]).all()):
             return one_bucket
     r = max(c - probe[1], probe[-2] - c)
-    if r < 4 * w:
-        squeeze = lambda off: np.clip(off * (half / r), -half, half)
-    else:
-        squeeze = lambda off: np.copysign(half - half * w / (np.abs(off) + w), off)
+
+    def squeeze(off: np.ndarray) -> np.ndarray:
+        if r < 4 * w:
+            return np.clip(off * (half / r), -half, half)
+        return np.copysign(half - half * w / (np.abs(off) + w), off)
 
     def place(v):
         bucket = np.empty(len(v), np.int32)
@@ -111,11 +131,12 @@ def empirical_cdfs(
         return empirical_cdf(x), empirical_cdf(y), 0
     sides = [(v, b, np.bincount(b, minlength=(1 << 15) + 1)) for v, b in ((x, place(x)), (y, place(y)))]
     F, G = (np.cumsum(count) for _, _, count in sides)
-    known, keep = candidate_buckets(F, G, F - sides[0][2], G - sides[1][2], n, m)
+    known, keep = candidate_buckets(F, G, n, m)
     keep[np.searchsorted(F, at, side="right")] = True
-    skipped = lambda count: np.cumsum(np.where(keep, 0, count))
-    kept = lambda v, b: v[np.flatnonzero(np.take(keep, b))]  # few are: quicker than v[np.take(keep, b)]
-    X, Y = (empirical_cdf(kept(v, b), skipped(count), place) for v, b, count in sides)
+    X, Y = (
+        empirical_cdf(v[np.flatnonzero(np.take(keep, b))], np.cumsum(np.where(keep, 0, count)), place)
+        for v, b, count in sides  # few are kept: quicker than v[np.take(keep, b)]
+    )
     return X, Y, known
 
 
@@ -127,7 +148,7 @@ def widest_gap(X: EmpiricalCdf, Y: EmpiricalCdf, n: int, m: int, known: int = 0)
     if len(z) > 4096:  # the same trick again: every 64th value first
         ends = np.append(np.arange(63, len(z) - 1, 64), len(z) - 1)
         F, G = up_to[ends], Y.rank(z[ends])
-        known, keep = candidate_buckets(F, G, np.append(0, F[:-1]), np.append(0, G[:-1]), n, m, known)
+        known, keep = candidate_buckets(F, G, n, m, known)
         z, up_to, below = (v[np.repeat(keep, 64)[: len(z)]] for v in (z, up_to, below))
     gaps = np.concatenate([[known], up_to * m - Y.rank(z) * n, Y.rank(z, "left") * n - below * m])
     return int(gaps.max())
@@ -147,14 +168,17 @@ class Tally(NamedTuple):
 
     @property
     def statistic(self) -> float | None:
+        "K-S distance D; None where a side has no values."
         return self.H / (self.n * self.m) if self.n and self.m else None
 
     @property
     def pvalue(self) -> float | None:
+        "p-value of D; None where a side has no values."
         return ks_pvalue(self.H, self.n, self.m) if self.n and self.m else None
 
     @property
     def psi(self) -> float:
+        "Population stability index of the bins, the missing among them."
         return psi_of_shares(*shares(self.counts_ref, self.counts_cur))
 
 
@@ -194,4 +218,4 @@ def tally_all(
     if threads < 2:
         return [tally(x, y, bins) for x, y in pairs]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: tally(*pair, bins=bins), pairs))
+        return list(pool.map(lambda pair: tally(pair[0], pair[1], bins), pairs))

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = [
-    "log",
     "FIXED_COLUMNS",
     "AnsweredRows",
     "concat_rows",
     "merge_rows",
     "columns_of",
-    "write_parquet",
+    "write_rows",
     "add_file",
     "delete_oldest",
     "RequestLogOptions",
@@ -44,7 +43,7 @@ from ..core.workspace import open_duckdb
 from .background_writer import BackgroundWriter, LossReport
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #0666b58a
-log = logging.getLogger("churn_nb.monitoring.request_log")
+_logger = logging.getLogger("churn_nb.monitoring.request_log")
 FIXED_COLUMNS = ("at", "customer_id", "model_version", "probability")  # before the features
 _DAY = 86_400_000  # milliseconds
 
@@ -130,7 +129,7 @@ def _quoted(text: str, quote: str) -> str:
     return quote + text.replace(quote, quote + quote) + quote
 
 
-def write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:
+def write_rows(path: Path, columns: dict[str, np.ndarray]) -> None:
     "Write columns, the first one UTC times, over a file. Raises OSError, and UsageError without DuckDB."
     duckdb = optional("duckdb", "The request log")  # a reader of the log doesn't need it
     cols = {f"c{i}": v for i, v in enumerate(columns.values())}
@@ -170,7 +169,7 @@ def add_file(
         try:
             if final.exists():
                 continue
-            write_parquet(part, columns)
+            write_rows(part, columns)
             os.fsync(fd)
             os.replace(part, final)
             return final
@@ -231,7 +230,7 @@ class RequestLog:
         self.answered: list[AnsweredRows] = []
         self.merged = 0  # so many of them are merged already
         self.lock, self.writing = threading.Lock(), threading.Lock()
-        self.losses = LossReport(log, self._count_lost, "request log: ")
+        self.losses = LossReport(_logger, self._count_lost, "request log: ")
         self.writer = BackgroundWriter(self._work, "request log", self.options.most_rows, self.close)
 
     def _count_lost(self, reason: str, rows: int) -> None:
@@ -251,7 +250,7 @@ class RequestLog:
         "Write what waits; give up on a disk that hangs."
         if self.writer.stop(seconds):
             return self.flush()
-        log.warning("request log: %s: the disk hangs; %d rows are not in the log", self.folder, self.waiting)
+        _logger.warning("request log: %s: the disk hangs; %d rows are not in the log", self.folder, self.waiting)
 
     def put(self, model, X: np.ndarray, p: list[float], ids: list[int | None]) -> None:
         "Hand over rows that `model` answered. Neither waits nor raises."
@@ -373,7 +372,7 @@ class DriftGauges(Collector):
             return
         except (OSError, ValueError) as e:  # ValueError: what msgspec raises, and text that is no UTF-8
             if not self.broken:
-                log.warning("%s: can't be read (%s); the last numbers stay", self.path, type(e).__name__)
+                _logger.warning("%s: can't be read (%s); the last numbers stay", self.path, type(e).__name__)
             self.broken = 1
             return
         at = report.at and (report.at if report.at.tzinfo else report.at.replace(tzinfo=UTC))

@@ -79,7 +79,7 @@ def log_wealth(
 
 # %% ../../nbs/monitoring/40_sequential_test.ipynb #3f3b8da7
 def _by_customer(x: np.ndarray, customers) -> np.ndarray:  # Mean loss of each customer, in the order of their ids
-    codes, ids = pd.factorize(np.asarray(customers), sort=True)
+    codes, _ = pd.factorize(np.asarray(customers), sort=True)
     if len(codes) != len(x):
         raise ValueError(f"LossWatch: {len(x)} rows, {len(codes)} customers; give one for each")
     if (codes < 0).any():
@@ -140,14 +140,17 @@ class LossWatch:
 
     @property
     def mu0(self) -> float:
+        "The mean loss under the null hypothesis: baseline + margin."
         return self.baseline + self.margin
 
     @property
     def alarm(self) -> bool:
+        "Whether the loss has proved to be worse, ever."
         return self.alarm_at is not None
 
     @property
     def wealth(self) -> float:
+        "The test martingale itself; 1 / alpha raises the alarm."
         return math.exp(min(self.log_wealth, 700))  # a float ends at e**709
 
     def update(
@@ -177,6 +180,7 @@ class LossWatch:
         return self
 
     def to_dict(self) -> dict:
+        "All of it in JSON types; `from_dict` reads it."
         return asdict(self)
 
     @classmethod
@@ -204,7 +208,8 @@ def once_per_window(
 ) -> np.ndarray:  # bool, shape (n,): the rows that count
     "Keep a customer's first row, and the next one that is at least `label_days` later, and so on."
     t = (pd.to_datetime(pd.Series(at), utc=True) - pd.Timestamp(0, tz="UTC")).dt.total_seconds().tolist()
-    last, keep = {}, np.zeros(len(t), bool)
+    last: dict = {}
+    keep = np.zeros(len(t), bool)
     for i, c in enumerate(np.asarray(customers).tolist()):
         if c not in last or t[i] - last[c] >= label_days * 86_400:
             last[c], keep[i] = t[i], True

@@ -81,10 +81,12 @@ class ColumnSketch:
 
     @property
     def n(self) -> int:
-        return self.kll.n  # values, without the missing
+        "Values that were added, without the missing."
+        return self.kll.n
 
     @property
     def k(self) -> int:
+        "Size of the sketch."
         return self.kll.k
 
     @property
@@ -197,6 +199,10 @@ def _reach(share: np.ndarray, missing: np.ndarray, s: ColumnSketch):  # Least an
 
 
 # %% ../../nbs/monitoring/50_sketches.ipynb #a9fdbe57
+def _psi_terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (p - q) * np.log(p / q)
+
+
 def sketch_psi(
     a: ColumnSketch,  # Reference
     b: ColumnSketch,  # Current
@@ -209,9 +215,8 @@ def sketch_psi(
     held = (sides[0] + sides[1]) > 0
     missing, (p, q) = (np.arange(len(held)) == len(held) - 1)[held], shares(*sides)
     (p0, p1), (q0, q1) = _reach(p, missing, a), _reach(q, missing, b)
-    term = lambda p, q: (p - q) * np.log(p / q)
-    value, most = psi_of_shares(p, q), np.maximum(term(p0, q1), term(p1, q0)).sum()
-    least = np.where(p0 > q1, term(p0, q1), np.where(q0 > p1, term(p1, q0), 0)).sum()
+    value, low, high = psi_of_shares(p, q), _psi_terms(p0, q1), _psi_terms(p1, q0)
+    most, least = np.maximum(low, high).sum(), np.where(p0 > q1, low, np.where(q0 > p1, high, 0)).sum()
     return value, float(max(most - value, value - least))
 
 
@@ -254,6 +259,7 @@ class FrameSketch:
         return self
 
     def to_bytes(self) -> bytes:
+        "A header and the sketches of all columns; `from_bytes` reads it."
         parts = {c: s.to_bytes() for c, s in self.columns.items()}
         return _pack(
             {"kind": "churn_nb frame sketch", "k": self.k, "columns": [[c, len(p)] for c, p in parts.items()]},
@@ -313,5 +319,6 @@ def sketch_table(reference: FrameSketch, current: FrameSketch, bins: int = 10) -
         b = current[c]
         D = (*sketch_ks(a, b), sketch_pvalue(a, b)) if a.n and b.n else (np.nan,) * 3
         rows.append((c, a.n + a.missing, b.n + b.missing, a.missing, b.missing, *D, *sketch_psi(a, b, bins)))
-    names = "column n_reference n_current missing_reference missing_current D D_bound pvalue psi psi_bound".split()
+    sides = ["n_reference", "n_current", "missing_reference", "missing_current"]
+    names = ["column", *sides, "D", "D_bound", "pvalue", "psi", "psi_bound"]
     return pd.DataFrame(rows, columns=names).set_index("column").sort_values("psi", ascending=False)

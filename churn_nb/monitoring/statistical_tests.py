@@ -140,8 +140,7 @@ def pool_rare(counts_ref, counts_cur, least: float = 5) -> tuple[np.ndarray, np.
     while rare < len(both) and both[order[-rare:]].sum() < need:
         rare += 1
     kept = np.sort(order[:-rare])
-    pooled = lambda v: np.append(v[kept], v[order[-rare:]].sum())
-    return pooled(r), pooled(c)
+    return np.append(r[kept], r[order[-rare:]].sum()), np.append(c[kept], c[order[-rare:]].sum())
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #1847f2a6
@@ -150,7 +149,8 @@ def _tally_names(x, side: str) -> Counter:
     x = np.asarray(x, None if hasattr(x, "dtype") else object)  # a list's nan would become text
     if x.ndim != 1 or not len(x):
         raise DriftInputError(f"{side}: categories must be one-dimensional, with at least a row; got shape {x.shape}")
-    values, counts = x.tolist(), Counter()
+    values = x.tolist()
+    counts: Counter = Counter()
     try:
         kinds = Counter(zip(map(type, values), values))  # 1, 1.0 and True are equal to Python
     except TypeError:
@@ -177,8 +177,8 @@ def category_counts(
 
 def unseen_and_vanished(names: list, counts_ref, counts_cur) -> tuple[list, list]:
     "Names that only the current side has, and names that only the reference has; missing is no category here."
-    only = lambda a, b: [k for k, i, j in zip(names, a, b) if i and not j and k is not None]
-    return only(counts_cur, counts_ref), only(counts_ref, counts_cur)
+    sides = [(name, bool(i), bool(j)) for name, i, j in zip(names, counts_ref, counts_cur) if name is not None]
+    return [n for n, i, j in sides if j and not i], [n for n, i, j in sides if i and not j]
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #241d9a9b
@@ -207,8 +207,8 @@ def jensen_shannon(
 ) -> float:  # Distance in [0, 1]
     "Jensen-Shannon distance in base 2 (Lin, 1991): the root of the divergence, `scipy.spatial.distance.jensenshannon`."
     p, q = (np.asarray(v, float) / np.sum(v) for v in (p, q))
-    to_middle = lambda v: float((v[v > 0] * np.log2(2 * v[v > 0] / (p + q)[v > 0])).sum())
-    return math.sqrt(min(max((to_middle(p) + to_middle(q)) / 2, 0), 1))
+    to_middle = [float((v[v > 0] * np.log2(2 * v[v > 0] / (p + q)[v > 0])).sum()) for v in (p, q)]
+    return math.sqrt(min(max(sum(to_middle) / 2, 0), 1))
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #79a571ce
@@ -243,7 +243,7 @@ def missing_change(
     k = np.arange(first, min(n, K), dtype=float)
     log_p = np.append(0, np.cumsum(np.log((K - k) * (n - k) / ((k + 1) * (m - K + k + 1)))))
     P = np.exp(log_p - log_p.max())
-    as_unlikely = P <= P[missing_ref - first] * (1 + 1e-9)  # equal ones differ by rounding
+    as_unlikely = P[missing_ref - first] * (1 + 1e-9) >= P  # equal ones differ by rounding
     return missing_cur / m - missing_ref / n, float(P[as_unlikely].sum() / P.sum())
 
 
@@ -252,9 +252,9 @@ def benjamini_hochberg(
     p: list[float],  # One p-value a feature
 ) -> np.ndarray:  # Adjusted p-values, in the same order
     "Reject where the result is <= alpha: a false discovery rate of alpha over all features (1995)."
-    p, k = np.asarray(p, float), len(p)
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * k / np.arange(1, k + 1)
+    values, k = np.asarray(p, float), len(p)
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * k / np.arange(1, k + 1)
     adjusted = np.empty(k)
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return np.minimum(adjusted, 1)

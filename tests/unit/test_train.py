@@ -101,7 +101,7 @@ def test_parity_on_every_split_threshold(fitted, name):
     assert len(X) > 10_000 and np.isnan(X).any(axis=1).sum() > 3000
     d = np.abs(t.predict(search._one_thread(model), X) - t.onnx_predict(exported, X))
     assert d.max() < 2e-6, f"row {d.argmax()}: {d.max()}"
-    assert t.parity(model, exported, X) == d.max()
+    assert t.onnx_parity(model, exported, X) == d.max()
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", list(CALIBRATORS))
@@ -111,7 +111,7 @@ def test_the_calibrated_graph_is_the_calibrated_model(fitted, name, kind):
     whole = t.Calibrated(models[name][0], CALIBRATORS[kind].fit(V.y, t.predict(models[name][0], V.X)))
     exported = t.to_onnx(whole, T.X.shape[1])
     for X in (T.X, t.probes(whole, T.X), np.where(np.isnan(T.X), T.X, T.X*np.float32(1e6))):
-        assert t.parity(whole, exported, X, threshold=.7512) <= 1e-5 # not .8: a forest says exactly that, and a tie may fall either way
+        assert t.onnx_parity(whole, exported, X, threshold=.7512) <= 1e-5 # not .8: a forest says exactly that, and a tie may fall either way
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_graph_has_the_promised_shape(fitted, name):
@@ -140,12 +140,12 @@ def test_parity_sees_one_nudged_threshold(fitted):
     X = on_the_splits(model, data["test"][0])
     assert t.onnx_predict(nudged(exported, lambda v: v), X).tolist() == t.onnx_predict(exported, X).tolist()
     for by in (lambda v: np.nextafter(np.float32(v), np.float32(np.inf)), lambda v: np.nextafter(np.float32(v), np.float32(-np.inf)), lambda v: v + 1):
-        with pytest.raises(ValueError, match=r"^ONNX differs from HistGradientBoostingClassifier on row \d+: .* don't ship it$"): t.parity(model, nudged(exported, by), X)
+        with pytest.raises(ValueError, match=r"^ONNX differs from HistGradientBoostingClassifier on row \d+: .* don't ship it$"): t.onnx_parity(model, nudged(exported, by), X)
 
 def test_parity_refuses_nan(fitted, monkeypatch):
     data, models = fitted
     monkeypatch.setattr(churn_nb.modeling.onnx_export, "onnx_predict", lambda exported, X, *more: np.full(len(X), np.nan))
-    with pytest.raises(ValueError, match="ONNX differs"): t.parity(*models["hist_gradient_boosting"], data["test"][0])
+    with pytest.raises(ValueError, match="ONNX differs"): t.onnx_parity(*models["hist_gradient_boosting"], data["test"][0])
 
 def test_the_probes_lie_on_thresholds(fitted):
     data, models = fitted

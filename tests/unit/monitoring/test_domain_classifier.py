@@ -53,7 +53,7 @@ def test_customers_are_never_on_both_sides_of_a_split(monkeypatch):
     assert seen == [True]*5
 
 def test_missing_values_and_a_cap(monkeypatch):
-    monkeypatch.setattr(c, "MOST_ROWS", 700)
+    monkeypatch.setattr(c, "MAX_CLASSIFIED_ROWS", 700)
     rng = np.random.default_rng(0)
     then, now = correlated(rng, 600, .5), correlated(rng, 600, .5)
     now.loc[rng.random(600) < .5, "c"] = np.nan # what went missing is seen as well

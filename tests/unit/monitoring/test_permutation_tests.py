@@ -117,7 +117,7 @@ def test_a_cap_draws_whole_customers_reproducibly(monkeypatch):
     kept = c.Clusters.of(1200, 300, (i, j)).drawn(500, np.random.default_rng(0))
     assert kept.sum() == 500 and set(np.bincount(np.r_[i, j][kept])) <= {0, 5}
     whole = c.permutation_pvalues(x, y, (i, j), rounds=19)[0]
-    monkeypatch.setattr(c, "MOST_ROWS", 500)
+    monkeypatch.setattr(c, "MAX_PERMUTED_ROWS", 500)
     got = [c.permutation_pvalues(x, y, (i, j), rounds=19) for _ in range(2)]
     assert np.array_equal(got[0], got[1]) and not np.array_equal(got[0][0], whole)
 

@@ -295,8 +295,8 @@ def test_concurrent_puts_lose_and_duplicate_no_row(tmp_path):
 
 def test_a_hanging_disk_blocks_neither_requests_nor_shutdown(tmp_path, monkeypatch, caplog):
     gate, log = threading.Event(), quiet(tmp_path, seconds=.01)
-    real = churn_nb.monitoring.request_log.write_parquet
-    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_parquet", lambda *a: gate.wait(allow(30)) and real(*a))
+    real = churn_nb.monitoring.request_log.write_rows
+    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_rows", lambda *a: gate.wait(allow(30)) and real(*a))
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1])
     time.sleep(.1)
     began = time.perf_counter()
@@ -344,7 +344,7 @@ def test_without_duckdb_the_message_names_what_to_install(tmp_path, monkeypatch,
 
 def test_an_unexpected_error_is_logged_by_its_type_alone(tmp_path, monkeypatch, caplog):
     def fail(*a): raise ArithmeticError("customer 8675309")
-    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_parquet", fail)
+    monkeypatch.setattr(churn_nb.monitoring.request_log, "write_rows", fail)
     log = quiet(tmp_path)
     log.put(model(), np.ones((1, 2), np.float32), [.5], [1]); log.close()
     assert dropped(log) == {"unwritten": 1} and "ArithmeticError" in caplog.text and "8675309" not in caplog.text and not [*tmp_path.glob("*/*")]
