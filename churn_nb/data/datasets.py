@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "NAMES",
     "EVENTS",
     "file_md5",
     "pointer_md5",
@@ -37,14 +36,10 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.settings import Settings
-from ..core.workspace import open_duckdb
-from ..core.workspace import Workspace
+from ..core.workspace import Workspace, open_duckdb
 from .dataset_toml import read_description
 from .simulator import make_snapshot
 from .typed_table import prepare_events
-
-# %% ../../nbs/data/10_datasets.ipynb #7d0c11a5
-NAMES = {1: "Ann", 2: "Ben", 3: "Cleo"}  # customer_id -> the name the lessons give
 
 
 # %% ../../nbs/data/10_datasets.ipynb #48b7903b
