@@ -1192,6 +1192,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'churn_nb/feature_store/split_planning.py'),
                                                        'churn_nb.feature_store.split_planning._classes': ( 'feature_store/split_planning.html#_classes',
                                                                                                            'churn_nb/feature_store/split_planning.py'),
+                                                       'churn_nb.feature_store.split_planning._explain': ( 'feature_store/split_planning.html#_explain',
+                                                                                                           'churn_nb/feature_store/split_planning.py'),
                                                        'churn_nb.feature_store.split_planning._span': ( 'feature_store/split_planning.html#_span',
                                                                                                         'churn_nb/feature_store/split_planning.py'),
                                                        'churn_nb.feature_store.split_planning.customer_folds': ( 'feature_store/split_planning.html#customer_folds',

@@ -36,10 +36,14 @@ __all__ = [
 ]
 
 # %% ../nbs/00_features.ipynb #ef53ae46
-import json, logging
+import json
+import logging
 from collections.abc import Callable
 from datetime import datetime
-import filelock, pandas as pd
+
+import filelock
+import pandas as pd
+
 from .core.clock import current_time
 from .core.settings import Settings
 from .core.workspace import Workspace, atomic_write

@@ -7,8 +7,9 @@ __all__ = ["utc", "current_time", "advance_clock"]
 
 # %% ../../nbs/core/30_clock.ipynb #6372deda
 import json
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
+
 from .errors import ClockError
 from .settings import Settings
 from .workspace import Workspace, atomic_write
@@ -23,7 +24,7 @@ def utc(
         d = datetime.fromisoformat(t) if isinstance(t, str) else t
         if not isinstance(d, datetime):
             d = datetime(d.year, d.month, d.day)
-        return d.astimezone(timezone.utc) if d.tzinfo else d.replace(tzinfo=timezone.utc)
+        return d.astimezone(UTC) if d.tzinfo else d.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ClockError(f"{t!r} is not a time; write 1998-07-01 or 1998-07-01T12:00:00Z") from None
 
@@ -36,7 +37,7 @@ def _clock(settings: Settings) -> Path:
 def current_time(settings: Settings) -> datetime:
     "The present of the data: the wall clock, or where a finished log's clock stands."
     if settings.features.serve_as_of == "now":
-        return datetime.now(timezone.utc)
+        return datetime.now(UTC)
     start = utc(settings.features.serve_as_of)
     try:
         return max(start, utc(json.loads(_clock(settings).read_text())["as_of"]))

@@ -6,11 +6,20 @@
 __all__ = ["write_parquet", "ParquetLog", "compact", "connection", "quoted", "copy_parquet"]
 
 # %% ../../nbs/core/40_storage.ipynb #9eabfaf3
-import contextlib, functools, os, re, uuid
+import contextlib
+import functools
+import os
+import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-import duckdb, filelock, pyarrow as pa, pyarrow.parquet as pq
+
+import duckdb
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from .workspace import open_duckdb
 
 
@@ -62,7 +71,7 @@ class ParquetLog:
 
     def segments(self) -> list[tuple[int, int, Path]]:
         "(first, last, file) in order, without those whose batches a wider segment holds too."
-        out = []
+        out: list[tuple[int, int, Path]] = []
         for s in self._all():
             if not out or s[1] > out[-1][1]:
                 out.append(s)

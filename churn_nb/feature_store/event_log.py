@@ -18,10 +18,12 @@ __all__ = [
 import hashlib
 from pathlib import Path
 from typing import Literal
+
 import pandas as pd
+
 from ..core.settings import Settings
-from ..core.workspace import Workspace
 from ..core.storage import ParquetLog, connection, quoted, write_parquet
+from ..core.workspace import Workspace
 from ..data.datasets import data_hash, load_events, sampling_interval
 from .online import read_watermark, write_watermark
 
@@ -51,14 +53,14 @@ def log_hash(settings: Settings) -> str:
     base = data_hash(settings)
     if not (files := event_batches(settings).files()):
         return base
-    n, mixed = (
+    [(n, mixed)] = (
         connection()
         .execute(
             """SELECT count(*), bit_xor(md5_number(concat_ws('|', event_id, customer_id,
         epoch_us(event_timestamp), quantity, amount))) FROM read_parquet(?)""",
             [files],
         )
-        .fetchone()
+        .fetchall()
     )
     return "md5:" + hashlib.md5(f"{base}+{n}+{mixed}".encode()).hexdigest()
 
@@ -85,11 +87,11 @@ def customer_key_type(
     file: Path,  # Parquet with `customer_id` and `entity`, the customer's name in the file that the user brought
 ) -> Literal["int", "text"] | None:
     "How the API's clients name a customer: by number, or by the text of the file; None where no customer is named."
-    named, same = (
+    [(named, same)] = (
         connection()
         .execute(f"""SELECT count(entity) > 0, bool_and(entity = CAST(customer_id AS VARCHAR))
         FROM read_parquet({quoted(file)})""")
-        .fetchone()
+        .fetchall()
     )
     if not named:
         return None

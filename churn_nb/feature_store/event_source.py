@@ -23,13 +23,16 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
+
 from ..core.clock import advance_clock, current_time, utc
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.storage import ParquetLog, compact, connection, copy_parquet, write_parquet
 from ..core.workspace import Workspace
-from ..data.datasets import load_events, sampling_interval, prepared_event_log, sample_customers
+from ..data.datasets import load_events, prepared_event_log, sample_customers, sampling_interval
 from churn_nb.feature_store.event_log import (
     customer_key_type,
     customers_of,
@@ -232,7 +235,7 @@ def log_parity(
 def _behind(settings: Settings, con) -> int:
     "Customers with events that came after the newest batch in the stores."
     sql = f"SELECT count(DISTINCT customer_id) FROM {log_sql(settings)} WHERE batch > ?"
-    return con.execute(sql, [read_watermark(settings)["batch"]]).fetchone()[0]
+    return con.execute(sql, [read_watermark(settings)["batch"]]).fetchall()[0][0]
 
 
 # %% ../../nbs/feature_store/25_event_source.ipynb #8d326e4c

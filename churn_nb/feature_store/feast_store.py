@@ -17,6 +17,7 @@ __all__ = [
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from ..core.errors import DataError
 from ..core.settings import Settings
 from ..core.workspace import Workspace

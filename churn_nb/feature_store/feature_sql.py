@@ -20,7 +20,10 @@ __all__ = [
 
 # %% ../../nbs/feature_store/22_feature_sql.ipynb #2e56b218
 from datetime import date, datetime
-import pandas as pd, sqlglot
+
+import pandas as pd
+import sqlglot
+
 from ..core.clock import utc
 from ..core.errors import DataError
 from ..core.storage import connection
@@ -116,9 +119,8 @@ def with_request_time(
 ) -> pd.DataFrame:  # customer_id, event_timestamp, created_timestamp, features as float32
     "Add the features of the moment, as of each row's `event_timestamp`."
     now = stored.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
-    df = stored.assign(
-        created_timestamp=stored.event_timestamp, **request_time(*(stored[n] for n in STORED_FACTS), now=now)
-    )
+    first, last, moments = (stored[n] for n in STORED_FACTS)
+    df = stored.assign(created_timestamp=stored.event_timestamp, **request_time(first, last, moments, now))
     return df[["customer_id", "event_timestamp", "created_timestamp", *names]].astype(dict.fromkeys(names, "float32"))
 
 

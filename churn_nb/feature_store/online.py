@@ -20,19 +20,30 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/50_online.ipynb #91165456
-import asyncio, contextlib, importlib, importlib.util, io, json, logging, os, sys, warnings
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
 import numpy as np
-from ..core.manifest import Store
-from ..data.encoding import column_name
-from ..core.settings import Settings
-from ..core.workspace import Workspace, atomic_write
+
 from ..core.clock import current_time
 from ..core.errors import StoreUnavailable, UsageError
+from ..core.manifest import Store
 from ..core.optional import optional
+from ..core.settings import Settings
+from ..core.workspace import Workspace, atomic_write
+from ..data.encoding import column_name
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #bbfc7068
@@ -96,7 +107,8 @@ def served_values(
 
     columns = {n: fresh(n) for n in got if not n.endswith("__ts")}
     if all(n in columns for n in STORED_FACTS):
-        made = request_time(*(columns[n] for n in STORED_FACTS), now=[now] * len(columns[STORED_FACTS[0]]))
+        first, last, moments = (columns[n] for n in STORED_FACTS)
+        made = request_time(first, last, moments, [now] * len(first))
         columns |= {n: [None if x != x else x for x in v.tolist()] for n, v in made.items()}
     known = zip(*(got[n] for n in ttl))
     return [
@@ -184,7 +196,8 @@ class FeastOnline:
     def __init__(self, settings: Settings):
         self.settings, self.repo = settings, Workspace(settings.paths.workspace).feast  # Folder of feature_store.yaml
         self.store: Any = None  # feast.FeatureStore
-        self.services, self.pool = {}, ThreadPoolExecutor(1, "feast")
+        self.services: dict[str, tuple[list, dict[str, float]]] = {}
+        self.pool = ThreadPoolExecutor(1, "feast")
         self.imported = False  # to open the store the first time takes seconds of imports
 
     def _open(self):
@@ -216,7 +229,8 @@ class FeastOnline:
         self.store = self.store or self._open()
         self.imported = True
         views, ttl = self._service(where.feature_service)
-        got, unique = {}, [*dict.fromkeys(ids)]
+        got: dict[str, list] = {}
+        unique = [*dict.fromkeys(ids)]
         for view, stored in views:
             got |= stored_values(self.store, view, where.entity, stored, unique)
         found = dict(
@@ -248,7 +262,7 @@ class FeastOnline:
         raise AssertionError("the last try answers or raises")
 
     async def warm(self, where: Store, names: list[str]):
-        "Open the store before anyone asks. One that is away is told in the log."
+        "Open the store before the first request. An unavailable one is logged."
         try:
             await asyncio.get_running_loop().run_in_executor(self.pool, self.read, where, names, [0])
         except StoreUnavailable as e:

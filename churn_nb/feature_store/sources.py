@@ -10,7 +10,10 @@ import importlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, Protocol
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
+
 from ..core.errors import SettingsError
 from ..core.settings import Settings
 from .event_source import EventLogSource
