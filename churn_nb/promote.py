@@ -214,9 +214,6 @@ class _Comparison:
 
 
 # %% ../nbs/02_promote.ipynb #2d1e463a
-_always_compared = ("log_loss", "auc", "average_precision_stayers", "profit")
-
-
 def _columns(manifest: Manifest) -> list[tuple[str, str]]:
     return [(f.name, f.type) for f in manifest.features]
 
@@ -232,6 +229,10 @@ def _champion_probabilities(champion: tuple[Manifest, bytes], scored: ScoredRows
         return check("champion", "can be scored", f"version {manifest.version}: {e}", False)
     dictionary = Dictionary.of(manifest.features)
     return onnx_predict(model, dictionary.encode(scored.rows), dictionary)
+
+
+# %% ../nbs/02_promote.ipynb #20f0de29
+_always_compared = ("log_loss", "auc", "average_precision_stayers", "profit")
 
 
 def champion_checks(

@@ -161,6 +161,7 @@ def _name_contradictions(m: Manifest) -> Iterator[str]:
             yield f"files: {ascii(n)[:80]} is not a plain file in the folder"
 
 
+# %% ../../nbs/core/50_manifest.ipynb #4e64eb7c
 def _row_contradictions(m: Manifest) -> Iterator[str]:
     "What is wrong with the example, the self test and the reference customer, by their lengths and gaps."
     k, nullable = len(m.features), {f.name for f in m.features if f.nullable}

@@ -436,6 +436,7 @@ def _validated(
         raise SettingsError(_one_line(e, file, layers)) from None
 
 
+# %% ../../nbs/core/20_settings.ipynb #780ff7b9
 def load_settings(
     overrides: Mapping[str, Any] | None = None,  # {"section.key": value}; the strongest layer
     path: str | Path | None = None,  # The file; default: `CHURN_SETTINGS`, else the nearest one upwards

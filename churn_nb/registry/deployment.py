@@ -42,6 +42,7 @@ def _checked_int8(registry: ModelRegistry, manifest: Manifest, max_model_mb: flo
     return int8
 
 
+# %% ../../nbs/registry/25_deployment.ipynb #6eb18176
 def with_precision(
     registry: ModelRegistry,
     manifest: Manifest,

@@ -68,7 +68,7 @@ def test_the_index_lists_every_notebook_by_its_title():
 def test_duckdb_is_opened_in_one_place():
     "`open_duckdb` switches off what makes a COPY that fails wait for ever."
     opened = [f for f in sources.modules(ROOT).values() if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", sources.read(ROOT, f))]
-    assert [Path(f).name for f in opened] == ["settings.py"]
+    assert [Path(f).name for f in opened] == ["workspace.py"]
 
 def logical_lines(source):
     "Lines of code however the formatter wraps them: a statement, or the head of a compound one."
