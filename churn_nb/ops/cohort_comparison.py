@@ -72,7 +72,7 @@ def same_age(
     rows: pd.DataFrame,  # one row per customer and as-of date
     earlier: Any,  # as-of date, or a list of them: the reference side
     later: Any,  # the current side
-    how: AgeMatching = AgeMatching(),  # noqa: B008  immutable
+    how: AgeMatching = AgeMatching(),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # reference and current: as many rows in each band of age
     "Rows of two dates with the same distribution of ages. Raises ValueError, one line, where no age is in both."
     sides = [_side(rows, dates, how) for dates in (earlier, later)]

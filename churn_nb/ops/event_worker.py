@@ -126,6 +126,7 @@ def _verdict(e: dict, before: tuple | None, unknown_customer: bool, now: datetim
     return "new"
 
 
+# %% ../../nbs/ops/80_event_worker.ipynb #e7a1b2c3
 def judge_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
     "For each event `new`, `known` (a retry), or why it is refused. Hold the log's lock."
     if not events:
