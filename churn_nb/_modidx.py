@@ -393,6 +393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'churn_nb/data/column_profiles.py'),
                                                'churn_nb.data.column_profiles._connect': ( 'data/column_profiles.html#_connect',
                                                                                            'churn_nb/data/column_profiles.py'),
+                                               'churn_nb.data.column_profiles._empty_as_null': ( 'data/column_profiles.html#_empty_as_null',
+                                                                                                 'churn_nb/data/column_profiles.py'),
                                                'churn_nb.data.column_profiles._guess_kind': ( 'data/column_profiles.html#_guess_kind',
                                                                                               'churn_nb/data/column_profiles.py'),
                                                'churn_nb.data.column_profiles._guess_kinds': ( 'data/column_profiles.html#_guess_kinds',

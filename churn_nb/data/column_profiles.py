@@ -77,15 +77,19 @@ def _connect(width: int, memory_limit: str, spill: str) -> duckdb.DuckDBPyConnec
 
 
 # %% ../../nbs/data/45_column_profiles.ipynb #51ba3412
+def _empty_as_null(text: pa.Array) -> pa.Array:
+    empty = pc.equal(text, "")
+    return pc.if_else(empty, pa.scalar(None, pa.string()), text) if pc.any(empty).as_py() else text
+
+
 def _write_texts(file: Path, dialect: CsvDialect, width: int, out: Path) -> None:
     "A CSV file as parquet, every field as text, null where it is empty. Raises DataError for an invalid row."
     reader = CsvReader(file, TableFormat(dialect.delimiter, dialect.encoding))
     schema = pa.schema([(f"c{i}", pa.string()) for i in range(width)])
     rows = max(1000, min(50_000, 2_000_000 // width))
-    with pq.ParquetWriter(out, schema) as writer:
+    with pq.ParquetWriter(out, schema, use_dictionary=False) as writer:  # twice as fast to write
         for chunk in valid_chunks(reader, rows):
-            texts = [plain_array(c) for c in chunk.table.columns]
-            columns = [pc.if_else(pc.equal(t, ""), pa.scalar(None, pa.string()), t) for t in texts]
+            columns = [_empty_as_null(plain_array(c)) for c in chunk.table.columns]
             writer.write_table(pa.table(columns, schema=schema))
 
 

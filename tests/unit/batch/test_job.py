@@ -186,8 +186,8 @@ def test_non_utf8_rows_are_rejected_unless_an_encoding_is_given(live, tmp_path):
     (tmp_path/"in.csv").write_bytes("age,usage_minutes,gap,city\n42,1.5,,Köln\n43,2,,Bonn\n".encode("cp1252"))
     assert [score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored, "not UTF-8" in (tmp_path/"out.rejects.csv").read_text()] == [1, True]
     (tmp_path/"dataset.toml").write_text('[csv]\nencoding = "cp1252"\n[columns.age]\nuse = "number"\nmissing = ["43"]\n')
-    told = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", ScoreOptions(description=tmp_path/"dataset.toml"))
-    assert (told.scored, told.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text() and "missing" in (tmp_path/"out.rejects.csv").read_text()
+    described = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", ScoreOptions(description=tmp_path/"dataset.toml"))
+    assert (described.scored, described.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text() and "missing" in (tmp_path/"out.rejects.csv").read_text()
     of = lambda name: SimpleNamespace(data=SimpleNamespace(dataset=name, description=tmp_path/"dataset.toml"))
     found = [score_file(of(name), model, tmp_path/"in.csv", tmp_path/"out.csv") and (tmp_path/"out.csv").read_text().splitlines()[1].split(",")[3] for name in ("demo", "other")]
     assert found == ["Köln", "Bonn"] # the model's own description, and none
