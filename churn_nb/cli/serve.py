@@ -6,6 +6,7 @@
 __all__ = ["serve_command", "triton_command"]
 
 # %% ../../nbs/cli/50_serve.ipynb #502f932e
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,4 +53,5 @@ def triton_command(
         served_bundle(settings)
     options: dict[str, Any] = {"public_key": settings.serve.public_key, "max_mb": settings.serve.max_model_mb}
     write = partial(write_model_repository, **(options | triton_options(settings)))
-    follow_bundle(Workspace(settings.paths.workspace).bundles / "current", repository, write, watch, typer.echo)
+    wait = partial(time.sleep, watch) if watch else None
+    follow_bundle(Workspace(settings.paths.workspace).bundles / "current", repository, write, wait, typer.echo)

@@ -44,7 +44,8 @@ def explained(
         raise ProblemDetails(
             409, f"model {m.version} has no reference to count contributions from; deploy one that has"
         )
-    r, how = model.encode_rows([m.reference])[0], {}
+    r: np.ndarray = model.encode_rows([m.reference])[0]
+    how: dict = {}
     try:
         if len(differing(x, r)) <= MOST_EXACT:
             phi = contributions(model.predict, x, r)
@@ -56,10 +57,13 @@ def explained(
     if not abs(phi.sum() - (p - p_reference)) <= 1e-5:
         raise ArithmeticError("contributions don't add up")
     order = np.argsort(-np.abs(phi), kind="stable").tolist()
-    named = lambda a: {m.names[j]: float(a[j]) for j in order}
+
+    def by_name(a: np.ndarray) -> dict[str, float]:
+        return {m.names[j]: float(a[j]) for j in order}
+
     if len(differing(x, r)) > MOST_EXACT:
-        how = {"method": "sampled", "standard_errors": named(se)}
-    return {"contributions": named(phi), "reference_probability": p_reference} | how
+        how = {"method": "sampled", "standard_errors": by_name(se)}
+    return {"contributions": by_name(phi), "reference_probability": p_reference} | how
 
 
 # %% ../../nbs/serving/70_explanations.ipynb #fc6af251

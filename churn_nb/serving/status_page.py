@@ -70,16 +70,21 @@ def facts(rows: dict[str, object]) -> str:
 _first = ("log_loss", "auc", "average_precision_churners", "average_precision_stayers")
 
 
+def _number(x: float | None) -> str:
+    return "unknown" if x is None else f"{x:.4g}"
+
+
 def metrics_table(m: Manifest) -> str:
     "The test metrics with their intervals and the baseline's, the ones that the gate rests on first."
-    show = lambda x: "unknown" if x is None else f"{x:.4g}"
     own = [k for k in m.metrics if not k.startswith("baseline_")]
 
     def line(k):
         i = m.card.intervals.get(k)
-        sure = "not recorded" if i is None or i.low is None or i.high is None else f"{show(i.low)} to {show(i.high)}"
+        sure = (
+            "not recorded" if i is None or i.low is None or i.high is None else f"{_number(i.low)} to {_number(i.high)}"
+        )
         base = m.metrics.get(f"baseline_{k}")
-        return [k, show(m.metrics[k]), sure, "" if base is None else show(base)]
+        return [k, _number(m.metrics[k]), sure, "" if base is None else _number(base)]
 
     ordered = [*(k for k in _first if k in own), *(k for k in own if k not in _first)]
     head = ["metric", "value", "95 % interval", "baseline"]
@@ -200,6 +205,10 @@ def ago(seconds: float) -> str:
 
 
 # %% ../../nbs/serving/50_status_page.ipynb #2e2aaad5
+def _short(x: float | None) -> str:
+    return "-" if x is None else f"{x:.3g}"
+
+
 def drift_part(server: ServerStatus) -> str:
     "Level and age of the last drift report, and the features that lead."
     broken = (
@@ -211,8 +220,10 @@ def drift_part(server: ServerStatus) -> str:
     if not (r := server.drift):
         return broken + "<p>No report yet. Make one with <code>churn step 03_drift</code>.</p>"
     moved = [f for f in r.features if f.level in ("warn", "retrain")]
-    show = lambda x: "-" if x is None else f"{x:.3g}"
-    rows = [[f.name, f.level or "-", show(f.psi), show(f.statistic), show(f.pvalue)] for f in (moved or r.features)[:5]]
+    rows = [
+        [f.name, f.level or "-", _short(f.psi), _short(f.statistic), _short(f.pvalue)]
+        for f in (moved or r.features)[:5]
+    ]
     says = f"{len(moved)} of {len(r.features)} features moved" + ("; those that matter most:" if rows else "")
     head = ["feature", "level", "PSI", "K-S distance", "p-value"]
     return broken + (
@@ -276,18 +287,33 @@ def card_part(m: Manifest) -> str:
 
 
 # %% ../../nbs/serving/50_status_page.ipynb #21a76c2f
-def _field(i: int | str, label: str, name: str, value: str, hint: str, more: str = 'inputmode="decimal"') -> str:
+@dataclass(frozen=True)
+class _Field:
+    "An input of a form, and the texts beside it."
+
+    id: int | str  # of the element: f<id>; its hint is h<id>, its error e<id>
+    label: str
+    name: str
+    value: str
+    hint: str
+    attributes: str = 'inputmode="decimal"'
+
+
+def _field(f: _Field) -> str:
     return (
-        f'<div><label for="f{i}">{escape(label)}</label>'
-        f'<input id="f{i}" name="{escape(name)}" value="{escape(value)}" {more} autocomplete="off" '
-        f'spellcheck="false" aria-describedby="h{i} e{i}"><small id="h{i}">{escape(hint)}</small>'
-        f'<small id="e{i}" class="bad"></small></div>'
+        f'<div><label for="f{f.id}">{escape(f.label)}</label>'
+        f'<input id="f{f.id}" name="{escape(f.name)}" value="{escape(f.value)}" {f.attributes} autocomplete="off" '
+        f'spellcheck="false" aria-describedby="h{f.id} e{f.id}"><small id="h{f.id}">{escape(f.hint)}</small>'
+        f'<small id="e{f.id}" class="bad"></small></div>'
     )
 
 
 def _choice(i: int, f: Feature, value: float | str | None, hint: str) -> str:
     "A select with the values of a category, and an input for a text that is none of them."
-    chosen = lambda v: " selected" * (v == value)
+
+    def chosen(v):
+        return " selected" * (v == value)
+
     options = "".join(f'<option value="{escape(v)}"{chosen(v)}>{escape(v)}</option>' for v in f.values)
     if f.nullable:
         options += f'<option value="" data-is="missing"{chosen(None)}>missing</option>'
@@ -314,7 +340,8 @@ def fields(m: Manifest) -> str:
                 "; ".join(x for x in (f.description, f"{len(f.values)} values in training") if x),
             )
         hint = "; ".join(x for x in (f.description, span, "may be left empty" if f.nullable else "") if x)
-        return _field(i, f.name, f.name, "" if (v := m.example[f.name]) is None else f"{v:.9g}", hint)
+        value = m.example[f.name]
+        return _field(_Field(i, f.name, f.name, "" if value is None else f"{value:.9g}", hint))
 
     return "".join(of(i, f) for i, f in enumerate(m.features))
 
@@ -325,7 +352,7 @@ def forms(m: Manifest) -> str:
     def form(name, inside, button):
         return f'<form id="{name}"><div class="fields">{inside}</div><button>{button}</button></form>'
 
-    by_id = _field(
+    by_id = _Field(
         "id",
         "Customer id",
         "customer_id",
@@ -333,7 +360,7 @@ def forms(m: Manifest) -> str:
         "features come from the online store",
         'data-is="text" required' if m.store and m.store.key == "text" else 'inputmode="numeric" required',
     )
-    one = form("customer", by_id, "Predict by id") if m.store else ""
+    one = form("customer", _field(by_id), "Predict by id") if m.store else ""
     return one + form("features", fields(m), "Predict from features")
 
 

@@ -7,6 +7,7 @@ __all__ = [
     "triton_models",
     "Tensor",
     "signature",
+    "TritonOptions",
     "triton_config",
     "write_model_repository",
     "triton_options",
@@ -22,7 +23,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ import numpy as np
 
 from ..core.errors import BackendUnavailable, BundleError, TritonError
 from ..core.manifest import Manifest
+from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
 from ..registry.bundle import read_bundle
@@ -47,7 +50,7 @@ class Tensor(NamedTuple):
 
 def _tensor(v) -> Tensor:
     "A value of an ONNX graph as Triton sees it. Raises TritonError."
-    import onnx
+    onnx = optional("onnx", "A Triton configuration")
 
     kind = onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type)
     if kind not in _onnx_types:
@@ -79,11 +82,11 @@ def signature(
     model: bytes,  # An ONNX file
 ) -> tuple[list[Tensor], list[Tensor]]:  # Inputs; outputs
     "What goes into a graph and what comes out. Raises TritonError."
-    import onnx
+    onnx = optional("onnx", "A Triton configuration")
 
     try:
         graph = onnx.load_model_from_string(model).graph
-    except Exception as e:  # protobuf's
+    except Exception as e:  # noqa: BLE001  # protobuf's
         raise TritonError(f"not an ONNX file: {' '.join(str(e).split())[:100]}; export it again") from None
     constants = {t.name for t in graph.initializer}
     return [_tensor(v) for v in graph.input if v.name not in constants], [_tensor(v) for v in graph.output]
@@ -124,60 +127,79 @@ def _batching(max_batch_size: int, preferred: list[int], delay: int) -> list[str
 
 def _warmup(inputs: list[Tensor], batch: int) -> list[str]:
     "A run on zeros before a version is ready; a free length counts as 1."
-    tensor = lambda t: (
-        f'  inputs {{ key: "{t.name}" value: {{ data_type: TYPE_{t.type} '
-        f"dims: [ {', '.join(str(max(d, 1)) for d in t.dims or (1,))} ] zero_data: true }} }}"
-    )
+
+    def tensor(t: Tensor) -> str:
+        return (
+            f'  inputs {{ key: "{t.name}" value: {{ data_type: TYPE_{t.type} '
+            f"dims: [ {', '.join(str(max(d, 1)) for d in t.dims or (1,))} ] zero_data: true }} }}"
+        )
+
     return ["model_warmup {", f'  name: "zeros" batch_size: {batch}', *map(tensor, inputs), "}"]
 
 
 # %% ../../nbs/serving/40_triton.ipynb #7bfd4f85
+@dataclass(frozen=True)
+class TritonOptions:
+    "How Triton runs a model. Raises TritonError for values that it would refuse."
+
+    max_batch_size: int = 1000  # Rows in one run; 0: the graph knows no batch
+    preferred: Sequence[int] = ()  # Batch sizes to send at once
+    delay: int = 0  # max_queue_delay_microseconds
+    instances: int = 1  # Copies of the model
+    kind: str = "CPU"  # Where they run: CPU, GPU or AUTO
+    versions: int | list[int] | None = None  # The newest so many, those, or None: all that are there
+    warmup: bool = True
+
+    def __post_init__(self):
+        if self.max_batch_size < 0 or self.delay < 0 or self.instances < 1 or self.kind not in ("CPU", "GPU", "AUTO"):
+            raise TritonError("max_batch_size and delay from 0, instances from 1, kind CPU, GPU or AUTO")
+
+    @property
+    def version_policy(self) -> str:
+        "The value of `version_policy`."
+        if self.versions is None:
+            return "all { }"
+        if isinstance(self.versions, int):
+            return f"latest {{ num_versions: {self.versions:d} }}"
+        return f"specific {{ versions: [ {', '.join(f'{v:d}' for v in self.versions)} ] }}"
+
+
+def _tensors(title: str, tensors: list[Tensor], batched: bool) -> list[str]:
+    return [f"{title} [", ",\n".join(_io(t, batched) for t in tensors), "]"]
+
+
 def triton_config(
     name: str,
     inputs: list[Tensor],
     outputs: list[Tensor],
-    *,
-    max_batch_size: int = 1000,  # Rows in one run; 0: the graph knows no batch
-    preferred: list[int] | tuple = (),  # Batch sizes to send at once
-    delay: int = 0,  # max_queue_delay_microseconds
-    instances: int = 1,
-    kind: str = "CPU",  # Copies of the model; CPU, GPU or AUTO
-    versions: int | list[int] | None = None,  # The newest so many, those, or None: all that are there
     filename: str = "model.onnx",
-    warmup: bool = True,
+    **options,  # As in `TritonOptions`
 ) -> str:
     "The text of a `config.pbtxt`. Raises TritonError."
     if not inputs or not outputs:
         raise TritonError(f"{name}: a model needs inputs and outputs; give at least one of each")
-    if max_batch_size < 0 or delay < 0 or instances < 1 or kind not in ("CPU", "GPU", "AUTO"):
-        raise TritonError(f"{name}: max_batch_size and delay from 0, instances from 1, kind CPU, GPU or AUTO")
-    if doubled := [t.name for ts in (inputs, outputs) for i, t in enumerate(ts) if t.name in {u.name for u in ts[:i]}]:
-        raise TritonError(f"{doubled[0]}: a tensor named twice; rename it in the graph")
-    io = lambda title, ts: [f"{title} [", ",\n".join(_io(t, max_batch_size > 0) for t in ts), "]"]
-    policy = (
-        "all { }"
-        if versions is None
-        else f"latest {{ num_versions: {versions:d} }}"
-        if isinstance(versions, int)
-        else f"specific {{ versions: [ {', '.join(f'{v:d}' for v in versions)} ] }}"
-    )
-    return (
-        "\n".join(
-            [
-                f'name: "{_named(name)}"',
-                'platform: "onnxruntime_onnx"',
-                f'default_model_filename: "{_named(filename)}"',
-                f"max_batch_size: {max_batch_size:d}",
-                *io("input", inputs),
-                *io("output", outputs),
-                *_batching(max_batch_size, [*preferred], delay),
-                f"instance_group [ {{ kind: KIND_{kind} count: {instances:d} }} ]",
-                f"version_policy: {{ {policy} }}",
-                *(_warmup(inputs, 1 if max_batch_size else 0) if warmup else []),
-            ]
-        )
-        + "\n"
-    )
+    try:
+        o = TritonOptions(**options)
+    except TritonError as e:
+        raise TritonError(f"{name}: {e}") from None
+    for tensors in (inputs, outputs):
+        names = [t.name for t in tensors]
+        if doubled := [n for i, n in enumerate(names) if n in names[:i]]:
+            raise TritonError(f"{doubled[0]}: a tensor named twice; rename it in the graph")
+    batched = o.max_batch_size > 0
+    lines = [
+        f'name: "{_named(name)}"',
+        'platform: "onnxruntime_onnx"',
+        f'default_model_filename: "{_named(filename)}"',
+        f"max_batch_size: {o.max_batch_size:d}",
+        *_tensors("input", inputs, batched),
+        *_tensors("output", outputs, batched),
+        *_batching(o.max_batch_size, [*o.preferred], o.delay),
+        f"instance_group [ {{ kind: KIND_{o.kind} count: {o.instances:d} }} ]",
+        f"version_policy: {{ {o.version_policy} }}",
+        *(_warmup(inputs, int(batched)) if o.warmup else []),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 # %% ../../nbs/serving/40_triton.ipynb #ba807965
@@ -265,9 +287,8 @@ def follow_bundle(
     bundle: Path,  # The link `current`
     repository: Path,  # Made if missing
     write: Callable,  # (bundle, repository): `write_model_repository` with its options
-    seconds: float = 0,  # Look again so often; 0: once, and errors are raised
-    say: Callable = print,
-    wait: Callable = time.sleep,
+    wait: Callable | None = None,  # Returns when it is time to look again; None: look once, and raise errors
+    progress: Callable = print,
 ):
     "Keep Triton's model repository in step with a bundle. Raises BundleError, TritonError where it looks once."
     last = None
@@ -276,18 +297,18 @@ def follow_bundle(
             now = (bundle / "manifest.json").stat().st_mtime_ns, bundle.resolve().name
         except OSError:
             now = None
-        if now != last or not seconds:
+        if now != last or not wait:
             last = now
             try:
                 write(bundle, repository)
-                say(f"{repository}: version {bundle.resolve().name}")
+                progress(f"{repository}: version {bundle.resolve().name}")
             except (BundleError, TritonError) as e:
-                if not seconds:
+                if not wait:
                     raise
-                say(f"{repository} stays as it is: {e}")
-        if not seconds:
+                progress(f"{repository} stays as it is: {e}")
+        if not wait:
             return
-        wait(seconds)
+        wait()
 
 
 # %% ../../nbs/serving/40_triton.ipynb #25bb881b
@@ -300,6 +321,7 @@ class Breaker:
 
     @property
     def state(self) -> str:
+        "closed, open or half-open."
         if self.since is None:
             return "closed"
         return "half-open" if self.trying or self.clock() - self.since >= self.seconds else "open"
@@ -378,7 +400,7 @@ class TritonBackend:
 
     async def once(self, m: Manifest, X: np.ndarray, seconds: float, feed: dict | None = None) -> np.ndarray:
         "One request, for the manifest's version."
-        import tritonclient.grpc.aio as grpc
+        grpc = optional("tritonclient.grpc.aio", "Scoring in Triton")
 
         self.client = self.client or grpc.InferenceServerClient(self.s.url, channel_args=_channel)
         given = (
@@ -400,6 +422,7 @@ class TritonBackend:
         return p.reshape(len(X))
 
     async def close(self):
+        "Close the connection."
         if self.client:
             await self.client.close()
 

@@ -23,6 +23,7 @@ import ipaddress
 import resource
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import httptools
 from starlette.responses import JSONResponse, Response
@@ -78,7 +79,7 @@ class ConnectionLimiter:
         self.sweep_seconds = min(1.0, min(self.seconds) / 4)
         self.now, self.under_way = 0.0, 0  # a clock in seconds; whole requests whose answer is not out
         self.timer: asyncio.TimerHandle | None = None
-        self.connections: set[LimitedProtocol] = set()  # uvicorn's
+        self.connections: set[Any] = set()  # uvicorn's, of LimitedProtocol
         self.draining: set[LimitedProtocol] = set()
 
     @property
@@ -186,24 +187,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.over_limit:
             return self.reject_connection(data)
         before, self.chunk = self.phase, len(data)
-        if before:
-            self.received += len(data)
+        self.received += len(data) if before else 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.cycle.keep_alive = False  # this server speaks HTTP/1.1 only; what follows may not be that
         except httptools.HttpParserError:
             return self.reject(400, "not a valid HTTP/1.1 request", "invalid")
-        if before and self.phase and self.received > self.limiter.limits.max_header_bytes:
-            self._check_length()
-
-    def _check_length(self):
-        "Reject a request that has not ended and is over a limit."
-        limits = self.limiter.limits
-        if self.phase == HEAD:
-            self.reject(431, f"the headers are over {limits.max_header_bytes} bytes", "large")
-        elif self.received > 8 * limits.max_body_bytes + limits.max_header_bytes:
-            self.reject(413, f"the body is over {limits.max_body_bytes} bytes; send fewer rows a request", "large")
+        if before and self.phase and (error := _length_error(self, self.limiter.limits)):
+            self.reject(*error, "large")
 
     def on_message_begin(self):
         "The parser has the first byte of a request."
@@ -295,11 +287,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def reject_connection(self, data: bytes):
         "Answer a connection over the limit, as soon as it asks."
         self.limiter.on_reject("full")
-        if data.startswith(b"GET /livez "):
-            _write_response(self, JSONResponse({"status": "live"}))  # the process must not be restarted
-        else:
-            detail = f"{self.limiter.max_connections} connections are open; try again"
-            _write_response(self, ProblemDetails(503, detail, headers={"Retry-After": "1"}).response())
+        _write_response(self, _over_limit_response(data, self.limiter.max_connections))
         self.drain()
 
     def drain(self):
@@ -326,6 +314,25 @@ def _header_error(p: LimitedProtocol, limits) -> str | None:
         if size > limits.max_header_bytes:
             return f"the headers are over {limits.max_header_bytes} bytes"
     return None
+
+
+def _length_error(p: LimitedProtocol, limits) -> tuple[int, str] | None:
+    "Status and detail for a request that has not ended and is over a limit."
+    if p.received <= limits.max_header_bytes:
+        return None
+    if p.phase == HEAD:
+        return 431, f"the headers are over {limits.max_header_bytes} bytes"
+    if p.received > 8 * limits.max_body_bytes + limits.max_header_bytes:
+        return 413, f"the body is over {limits.max_body_bytes} bytes; send fewer rows a request"
+    return None
+
+
+def _over_limit_response(data: bytes, max_connections: int) -> Response:
+    "503; but /livez is answered, or the process would be restarted."
+    if data.startswith(b"GET /livez "):
+        return JSONResponse({"status": "live"})
+    detail = f"{max_connections} connections are open; try again"
+    return ProblemDetails(503, detail, headers={"Retry-After": "1"}).response()
 
 
 def _write_response(p: LimitedProtocol, r: Response):

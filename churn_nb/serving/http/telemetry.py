@@ -36,6 +36,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from ...core.manifest import Manifest
+from ...core.optional import optional
 from .problem_details import request_headers, unexpected_error
 
 
@@ -258,7 +259,8 @@ class RequestRecorder:
             self._log(records)
 
     def _count(self, records: list[AccessRecord]):
-        seconds, stages, rows = defaultdict(list), defaultdict(list), Tally()
+        seconds, stages = defaultdict(list), defaultdict(list)
+        rows: Tally[str | None] = Tally()
         for r in records:
             seconds[r.route].append(r.seconds)
             if r.rows:
@@ -291,9 +293,8 @@ def span_exporter() -> Callable | None:  # Takes a list of AccessRecord
     api = sys.modules.get("opentelemetry.trace")
     if not api or isinstance(provider := api.get_tracer_provider(), api.ProxyTracerProvider | api.NoOpTracerProvider):
         return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    tracer, propagator = provider.get_tracer("churn_nb"), TraceContextTextMapPropagator()
+    context = optional("opentelemetry.trace.propagation.tracecontext", "A span under the caller's")
+    tracer, propagator = provider.get_tracer("churn_nb"), context.TraceContextTextMapPropagator()
 
     def export(records: list[AccessRecord]):
         for r in records:
