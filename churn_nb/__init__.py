@@ -31,7 +31,7 @@ _PLACES = {  # name -> the module that defines it
     "ChurnError": "core.errors",
     "Settings": "core.settings",
     "load_settings": "core.settings",
-    "drift_report": "drift",
+    "drift_report": "monitoring.drift_report",
     "point_in_time": "features",
     "open_store": "features",
     "run_pipeline": "ops.pipeline_runner",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the same names
     from .core.errors import ChurnError as ChurnError
     from .core.settings import Settings as Settings
     from .core.settings import load_settings as load_settings
-    from .drift import drift_report as drift_report
+    from .monitoring.drift_report import drift_report as drift_report
     from .features import open_store as open_store
     from .features import point_in_time as point_in_time
     from .ops.pipeline_runner import run_pipeline as run_pipeline

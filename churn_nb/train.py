@@ -316,6 +316,7 @@ class ModelFiles:
         return {tag: hashlib.sha256(content).hexdigest() for tag, content in contents.items()}
 
 
+# %% ../nbs/01_train.ipynb #ca5e8334
 def register(
     c: Candidate,
     files: ModelFiles,

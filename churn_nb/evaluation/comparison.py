@@ -112,6 +112,7 @@ class BootstrapOptions:
     saved_margin: float | None = None
 
 
+# %% ../../nbs/evaluation/20_comparison.ipynb #3d175f0e
 def resampled(
     y: np.ndarray,  # Labels in {0, 1}, shape (n,)
     p: np.ndarray,  # Probability of 1, shape (n,)
@@ -280,6 +281,7 @@ class _Measured(NamedTuple):
     df: float = np.inf  # Degrees of freedom; infinite: the normal distribution
 
 
+# %% ../../nbs/evaluation/20_comparison.ipynb #ba5dbc9a
 def _measure(y: np.ndarray, ours: np.ndarray, theirs: np.ndarray, clusters, o: ComparisonOptions) -> _Measured:
     "One metric of both models on the same rows, and the standard error of the difference."
     a = row_terms(y, ours, o.threshold_ours, o.offer_cost, o.saved_margin)

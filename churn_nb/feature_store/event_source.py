@@ -208,6 +208,7 @@ def online_features(
     return got.to_df().set_index("customer_id")[event_features(settings.features.windows_hours)].astype("float32")
 
 
+# %% ../../nbs/feature_store/25_event_source.ipynb #0436f65a
 def log_parity(
     settings: Settings,
     store,  # feast.FeatureStore

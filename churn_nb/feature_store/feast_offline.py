@@ -17,7 +17,7 @@ from ..core.workspace import atomic_write
 from .online import import_feast
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #8cf07ec2
-import_feast()  # before the imports below: without typeguard, see 50_online
+_feast = import_feast()  # before the imports below: without typeguard, see 50_online
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #21eb30d5
 import uuid

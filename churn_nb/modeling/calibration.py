@@ -114,6 +114,7 @@ class Isotonic:
         return np.interp(np.asarray(p, dtype=np.float64), self.p, self.q)
 
 
+# %% ../../nbs/modeling/30_calibration.ipynb #45aaa3e6
 @dataclass(frozen=True)
 class Uncalibrated:
     "q = p."

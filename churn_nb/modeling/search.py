@@ -206,6 +206,7 @@ def _stop_network(
     return path[best - 1][1], best
 
 
+# %% ../../nbs/modeling/10_search.ipynb #f037ae26
 def early_stopping(
     model: BaseEstimator,
     A: Split,  # Rows to fit on

@@ -295,6 +295,7 @@ def _matrix(frame: "pd.DataFrame", names: list[str], gaps: list[str]) -> np.ndar
     return np.column_stack([*number.values(), *(np.isnan(number[n]).astype(float) for n in gaps)])
 
 
+# %% ../../nbs/monitoring/65_drift_report.ipynb #44e78aee
 def _clustered_pvalues(
     rows: list[FeatureDrift], tables: tuple, ids: tuple[np.ndarray, np.ndarray], drift: Drift, seed: int
 ) -> dict[str, float]:  # By feature of numbers

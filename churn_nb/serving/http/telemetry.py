@@ -189,6 +189,7 @@ class AccessRecord(msgspec.Struct, gc=False):
     traceparent: bytes  # Of the caller, for a trace
 
 
+# %% ../../../nbs/serving/http/20_telemetry.ipynb #93b57858
 class _LogLine(msgspec.Struct, gc=False):
     time: str
     level: str
