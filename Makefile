@@ -107,9 +107,9 @@ lint: lint-python ## what is wrong in Python, Dockerfile and workflows, by their
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/question.yml
 
 lint-python: setup ## of these, Python alone, with types
-	@$(BIN)/ruff check tests bench scripts docs .github conftest.py
-	@$(BIN)/ruff check --isolated --line-length 160 --select E9,F,B --ignore B905,B023,B007,B008,B017 churn_nb
+	@$(BIN)/ruff check
 	@$(BIN)/mypy
+	@mkdir -p build && { $(BIN)/lint-imports --no-logo > build/imports.txt 2>&1 || { cat build/imports.txt; exit 1; }; }
 	@$(BIN)/typos
 
 wheel: setup ## dist/*.whl, and what serves imported from it alone, in an environment with nothing else

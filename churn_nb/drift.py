@@ -7,9 +7,10 @@ __all__ = ["ks", "bin_counts", "psi"]
 
 # %% ../nbs/03_drift.ipynb #1369042c
 import numpy as np
+
 from .core.errors import DriftInputError
-from .monitoring.drift_html import evidently_html  # noqa: F401 # `churn_nb.drift` offers it
-from churn_nb.monitoring.drift_report import (  # noqa: F401 # `churn_nb.drift` offers the report beside its statistics
+from .monitoring.drift_html import evidently_html  # `churn_nb.drift` offers it
+from churn_nb.monitoring.drift_report import (  # `churn_nb.drift` offers the report beside its statistics
     DriftReport,
     FeatureDrift,
     ReportOptions,
@@ -23,7 +24,7 @@ from churn_nb.monitoring.drift_report import (  # noqa: F401 # `churn_nb.drift` 
     verdicts,
 )
 from churn_nb.monitoring.statistical_tests import (
-    benjamini_hochberg,  # noqa: F401
+    benjamini_hochberg,
     ks_pvalue,
     psi_of_shares,
     sample,

@@ -43,9 +43,9 @@ from .modeling.onnx_export import onnx_predict
 from .modeling.quantization import INT8_ROW, precision_cost
 from .modeling.tabular import as_values
 from .registry.bundle import write_bundle
-from .registry.decision_log import read_history  # noqa: F401 # users import it from here
-from .registry.deployment import decision_history as history  # noqa: F401 # users import it from here
-from .registry.deployment import deploy_champion, rollback  # noqa: F401 # users import them from here
+from .registry.decision_log import read_history  # users import it from here
+from .registry.deployment import decision_history as history  # users import it from here
+from .registry.deployment import deploy_champion, rollback  # users import them from here
 from .registry.model_registry import ModelRegistry
 from .registry.onnx_validation import check_onnx
 from .registry.signatures import signing_key
@@ -308,7 +308,7 @@ def int8_checks(
     if isinstance(int8, bytes):
         try:
             measured, passed = _int8_check(int8, scored, gate)
-        except Exception as e:  # noqa: BLE001 # ONNX Runtime's exceptions have no common class
+        except Exception as e:  # noqa: BLE001  # ONNX Runtime's exceptions have no common class
             measured = " ".join(str(e).split())[:200]
     return [Check(INT8_ROW, f"< {gate.int8_loss:g}", measured, "pass" if passed else "note")]
 

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import matplotlib.pyplot as plt
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ import onnx
 import onnxruntime as ort
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
+
 from .core.manifest import Group, Interval, Manifest, ModelCard, SelfTest, Store, manifest_json
 from .core.optional import optional
 from .core.settings import Settings
@@ -43,7 +45,7 @@ from .evaluation.metrics import evaluate
 from .evaluation.slicing import gain_table, slices
 from .feature_store.event_log import log_hash
 from .feature_store.sources import source_of
-from .feature_store.split_planning import time_folds  # noqa: F401 # as the search below
+from .feature_store.split_planning import time_folds  # as the search below
 from .features import expiring_features, feature_descriptions, feature_names
 from .modeling.calibration import Calibrated, calibration_plot, choose_calibration, reliability
 from churn_nb.modeling.inspection import (
@@ -57,7 +59,7 @@ from churn_nb.modeling.inspection import (
 from .modeling.model_card import model_card
 from .modeling.onnx_export import hushed, onnx_parity, onnx_predict, predict, probes, to_onnx
 from .modeling.quantization import int8_of
-from churn_nb.modeling.search import (  # noqa: F401 # `churn_nb.train` offers the search beside the training
+from churn_nb.modeling.search import (  # `churn_nb.train` offers the search beside the training
     Split,
     Trial,
     candidates,

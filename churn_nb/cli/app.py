@@ -167,5 +167,5 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(e.exit_code)
     except ChurnError as e:
         sys.exit(_report_error(e, e.exit_code))
-    except Exception as e:  # noqa: BLE001  the last place that can tell what happened
+    except Exception as e:  # noqa: BLE001
         sys.exit(_report_crash(e))

@@ -18,9 +18,9 @@ from ..core.clock import advance_clock, current_time
 from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import Workspace
+from ..feature_store.sources import source_of
 from ..features import apply_store, materialize
 from ..ops.event_worker import push_rows, read_event_rows
-from ..feature_store.sources import source_of
 
 
 # %% ../../nbs/cli/70_features.ipynb #9c51b56e

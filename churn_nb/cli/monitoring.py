@@ -19,8 +19,8 @@ from .options import WorkspaceOption, command_settings, print_table
 from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
-from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
 from ..data.value_parsing import read_format
+from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
 from ..monitoring.sketches import sketch_file, sketch_table
 from ..ops.monitor import monitor
 

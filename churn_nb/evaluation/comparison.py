@@ -25,9 +25,11 @@ __all__ = [
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy import stats
+
 from .metrics import check_predictions, evaluate, row_terms, simulate_two_models
 
 

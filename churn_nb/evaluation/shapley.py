@@ -8,6 +8,7 @@ __all__ = ["MOST_EXACT", "shapley", "coalition_values", "differing", "contributi
 # %% ../../nbs/evaluation/40_shapley.ipynb #4253a343
 from collections.abc import Callable
 from math import factorial
+
 import numpy as np
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+
 from .comparison import customer_codes, mean_se
 from .metrics import check_predictions, row_terms
 

@@ -19,7 +19,9 @@ __all__ = [
 # %% ../../nbs/modeling/40_bgnbd.ipynb #da80b624
 from dataclasses import dataclass
 from datetime import date, datetime
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, gammaln

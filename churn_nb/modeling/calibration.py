@@ -20,11 +20,15 @@ __all__ = [
 
 # %% ../../nbs/modeling/30_calibration.ipynb #9fd445d0
 from dataclasses import dataclass
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
+
 from ..evaluation.metrics import row_terms
 
 

@@ -7,10 +7,12 @@ __all__ = ["importance", "reference_row", "monotone_in_recency", "masked", "refe
 
 # %% ../../nbs/modeling/15_inspection.ipynb #21a69b74
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.inspection import permutation_importance
+
 from ..evaluation.slicing import deciles
 from .bgnbd import fit_bgnbd, from_features, p_no_purchase
 from .calibration import log_loss

@@ -7,6 +7,7 @@ __all__ = ["markdown_table", "model_card"]
 
 # %% ../../nbs/modeling/70_model_card.ipynb #dd14aacc
 import pandas as pd
+
 from ..core.manifest import Manifest
 
 

@@ -12,11 +12,13 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 from sklearn.base import BaseEstimator, TransformerMixin
 from threadpoolctl import threadpool_limits
+
 from ..core.optional import optional
 from ..data.encoding import Dictionary
 from .calibration import Calibrated, Isotonic, Platt, core

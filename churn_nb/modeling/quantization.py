@@ -22,10 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
+
 from ..core.errors import NotQuantizable
 from ..core.optional import optional
 from .onnx_export import hushed

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from joblib import effective_n_jobs
@@ -41,6 +42,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+
 from ..core.settings import Settings
 from ..data.encoding import Dictionary
 from ..feature_store.sources import source_of

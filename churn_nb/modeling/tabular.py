@@ -6,10 +6,12 @@
 __all__ = ["base_rate", "encoded", "table_slices", "acceptable", "as_values", "manifest_features"]
 
 # %% ../../nbs/modeling/60_tabular.ipynb #0d23987e
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
+
 from ..core.manifest import Feature
 from ..data.encoding import UNSEEN, Dictionary
 from ..evaluation.slicing import deciles

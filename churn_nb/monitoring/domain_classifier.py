@@ -7,12 +7,14 @@ __all__ = ["MAX_CLASSIFIED_ROWS", "domain_auc"]
 
 # %% ../../nbs/monitoring/35_domain_classifier.ipynb #9ae6bd35
 import math
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
+
 from ..evaluation.comparison import delong
 from .permutation_tests import Clusters
 

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import numpy as np
-from ..core.workspace import atomic_write
+
 from ..core.optional import optional
 from ..core.settings import Drift
+from ..core.workspace import atomic_write
 
 # %% ../../nbs/monitoring/60_drift_html.ipynb #c25a1e63
 if TYPE_CHECKING:

@@ -22,7 +22,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
 from ..core.errors import DataError, DriftInputError
 from ..core.optional import optional
 from ..core.settings import Drift
@@ -45,6 +47,7 @@ from churn_nb.monitoring.statistical_tests import (
 # %% ../../nbs/monitoring/65_drift_report.ipynb #e882f785
 if TYPE_CHECKING:
     import pandas as pd  # slow to import: only for the annotations
+
     from churn_nb.data.tabular_reader import TableReader
 
 

@@ -20,7 +20,9 @@ __all__ = [
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
+
 import numpy as np
+
 from .statistical_tests import drop_missing, ks_pvalue, psi_of_shares, shares
 
 

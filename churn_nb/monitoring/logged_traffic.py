@@ -8,12 +8,14 @@ __all__ = ["read_requests", "read_shadow", "with_labels", "judge_live"]
 # %% ../../nbs/monitoring/85_logged_traffic.ipynb #dd2f74b2
 from datetime import datetime
 from pathlib import Path
+
 import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from ..evaluation.comparison import ComparisonOptions, Difference, compare
 from .request_log import FIXED_COLUMNS
 from .shadow import ShadowLine

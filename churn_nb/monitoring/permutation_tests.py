@@ -9,6 +9,7 @@ __all__ = ["MAX_PERMUTED_ROWS", "swaps", "Clusters", "permutation_pvalues", "per
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 
 # %% ../../nbs/monitoring/30_permutation_tests.ipynb #13a7a0b9

@@ -31,15 +31,17 @@ from datetime import UTC, datetime
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
 import msgspec
 import numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
 from ..core.errors import UsageError
 from ..core.manifest import Manifest
 from ..core.optional import optional
-from ..data.encoding import Dictionary
 from ..core.workspace import open_duckdb
+from ..data.encoding import Dictionary
 from .background_writer import BackgroundWriter, LossReport
 
 # %% ../../nbs/monitoring/70_request_log.ipynb #0666b58a
@@ -304,7 +306,7 @@ class RequestLog:
             return lost("names", n, f"names {answered[0].manifest.version}", f"{e}; not logged")
         except OSError as e:
             return lost("unwritten", n, "disk", f"{self.folder}: {e.strerror or e}")
-        except Exception as e:  # noqa: BLE001 # the thread must live on, and the text may quote values
+        except Exception as e:  # noqa: BLE001  # the thread must live on, and the text may quote values
             return lost("unwritten", n, "disk", f"{self.folder}: {type(e).__name__}")
         if self.metrics:
             self.metrics.logged.inc(n)

@@ -17,7 +17,9 @@ __all__ = [
 # %% ../../nbs/monitoring/40_sequential_test.ipynb #2af464b9
 import math
 from dataclasses import asdict, dataclass, field
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from scipy import stats
 
 

@@ -17,8 +17,10 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+
 import msgspec
 import numpy as np
+
 from ..data.encoding import Dictionary
 from .background_writer import BackgroundWriter, LossReport
 
@@ -197,7 +199,7 @@ class Shadow:
             return []
         try:
             lines = challenge(model, job)
-        except Exception as e:  # noqa: BLE001 # of the challenger, of any type; its text may quote values
+        except Exception as e:  # noqa: BLE001  # of the challenger, of any type; its text may quote values
             wants = f": the champion has no feature {e}" if isinstance(e, KeyError) else ""
             v = model.manifest.version
             warning = f"challenger {v} can't score in shadow ({type(e).__name__}{wants})"

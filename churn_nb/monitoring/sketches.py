@@ -10,11 +10,13 @@ import json
 import zlib
 from pathlib import Path
 from typing import Literal
+
 import numpy as np
 import pandas as pd
 import pyarrow.types as arrow_types
 from datasketches import kll_doubles_sketch
 from scipy.stats import kstwo
+
 from ..core.errors import DataError, DriftInputError
 from ..data.tabular_reader import ParquetReader, open_table, typed_chunks
 from .statistical_tests import psi_of_shares, shares

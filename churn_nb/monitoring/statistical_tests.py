@@ -23,7 +23,9 @@ __all__ = [
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #5b3568f8
 import math
 from collections import Counter
+
 import numpy as np
+
 from ..core.errors import DriftInputError
 from ..core.optional import optional
 

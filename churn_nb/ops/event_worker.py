@@ -256,7 +256,7 @@ def push_rows(settings: Settings, store, rows: list) -> tuple[list[str | Refusal
     out = [next(verdicts) if "event_id" in p else p for p in parsed]
     try:
         catch_up(settings, store() if callable(store) else store)
-    except Exception as e:  # noqa: BLE001  the store's client may raise anything
+    except Exception as e:  # noqa: BLE001
         _logger.error("features are behind the log: %s", type(e).__name__)
         return out, f"the online store failed ({type(e).__name__}); the events are logged, their features follow"
     return out, ""

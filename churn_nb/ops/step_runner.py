@@ -317,7 +317,7 @@ def run_step(
     try:
         _execute(context, step, values, target)
         run.error, run.exit_code = _failure(target)
-    except Exception as e:  # noqa: BLE001  a failed cell, a dead kernel, a full disk: the notebook knows more
+    except Exception as e:  # noqa: BLE001
         run.error, run.exit_code = _failure(target) if target.exists() else ("", 0)
         if not run.error or run.error.startswith("only"):
             run.error = f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"

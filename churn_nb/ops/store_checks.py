@@ -13,8 +13,8 @@ from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..data.datasets import data_hash
-from ..features import offline_folder, open_store, parity
 from ..feature_store.sources import source_of
+from ..features import offline_folder, open_store, parity
 
 
 # %% ../../nbs/ops/64_store_checks.ipynb #b62e6aa5

@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from ..core.errors import BundleError
 from ..core.manifest import Manifest
 from ..core.optional import optional
@@ -56,7 +55,7 @@ def parse_onnx(data: bytes) -> Any:  # ModelProto
     model = _messages().ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as e:  # noqa: BLE001 # DecodeError, MemoryError
+    except Exception as e:  # noqa: BLE001  # DecodeError, MemoryError
         raise BundleError(f"not an ONNX file ({' '.join(str(e).split())[:100]})") from None
     if not model.graph.node:
         raise BundleError("not an ONNX file: it has no graph")

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from ..core.errors import BundleError, InvalidRequest
 from ..core.manifest import Manifest
 from ..registry.bundle import read_bundle
-from ..registry.onnx_validation import check_onnx, memory_bound, memory_allowance
+from ..registry.onnx_validation import check_onnx, memory_allowance, memory_bound
 from .batching import Batcher
 from .request_schema import FeatureEncoder, RequestSchema
 
