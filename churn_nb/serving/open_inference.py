@@ -297,6 +297,7 @@ def _add_server_routes(r: APIRouter, v2: _V2):
         return {"ready": bool(v2.model(request, "churn"))}
 
 
+# %% ../../nbs/serving/30_open_inference.ipynb #894a1b1d
 def _add_model_routes(r: APIRouter, v2: _V2):
     @r.get("/models/{name}/versions/{version}/ready", summary="This model is loaded")
     @r.get("/models/{name}/ready", summary="This model is loaded")

@@ -164,6 +164,7 @@ class TritonOptions:
         return f"specific {{ versions: [ {', '.join(f'{v:d}' for v in self.versions)} ] }}"
 
 
+# %% ../../nbs/serving/40_triton.ipynb #28443ebe
 def _tensors(title: str, tensors: list[Tensor], batched: bool) -> list[str]:
     return [f"{title} [", ",\n".join(_io(t, batched) for t in tensors), "]"]
 

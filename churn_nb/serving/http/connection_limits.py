@@ -327,6 +327,7 @@ def _length_error(p: LimitedProtocol, limits) -> tuple[int, str] | None:
     return None
 
 
+# %% ../../../nbs/serving/http/50_connection_limits.ipynb #5c525007
 def _over_limit_response(data: bytes, max_connections: int) -> Response:
     "503; but /livez is answered, or the process would be restarted."
     if data.startswith(b"GET /livez "):
