@@ -320,7 +320,7 @@ def _add_model_routes(r: APIRouter, v2: _V2):
         return await v2.infer(request, name, version)
 
 
-# %% ../../nbs/serving/30_open_inference.ipynb #894a1b1d
+# %% ../../nbs/serving/30_open_inference.ipynb #b6ac4807
 def v2_routes(
     limits,  # settings.serve
     current,  # model_reloader.CurrentModel; the request's own model is in request.state.model
