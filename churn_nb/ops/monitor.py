@@ -127,10 +127,10 @@ def joint_drift(
     names: list[str],
     seed: int = 0,
 ) -> dict:  # auc, low, high, pvalue, top (see domain_auc), psi (of `low`); or why: there is none
-    "How well the two windows can be told apart by all inputs."
+    "How well a classifier on all inputs distinguishes the two windows."
     if missing := [n for n in names if n not in current.columns]:
         return {"why": f"no column {missing[0]} to compare"}
-    for n in [n for n in names if reference[n].dtype == object]:  # any code will do: trees cut them as they like
+    for n in [n for n in names if reference[n].dtype == object]:  # any code works: trees split codes at any value
         codes = pd.factorize(pd.concat([reference[n], current[n]]))[0].astype(float)
         reference, current = (
             reference.assign(**{n: codes[: len(reference)]}),
@@ -145,7 +145,7 @@ def joint_drift(
 
 # %% ../../nbs/ops/30_monitor.ipynb #2a1aa87e
 def _summary(w: LossWatch) -> dict:
-    "What is told of a sequential test."
+    "The part of a sequential test that goes into the report."
     n = sum(h["rows"] for h in w.history)
     return {
         "baseline": w.baseline,

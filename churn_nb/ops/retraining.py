@@ -171,7 +171,7 @@ def _verdict(code: int) -> str:
 
 
 def _mark_lost(records: list[dict], write: Callable) -> list[dict]:  # The records, with those that were added
-    "Record as lost what started and never ended. Only for the holder of the lock: whoever started is dead then."
+    "Record as lost what started and never ended. Only for the holder of the lock: the process that started it is dead then."
     ended = {r["id"] for r in records if r["action"] in ("finished", "lost")}
     dead = [r for r in records if r["action"] == "started" and r["id"] not in ended]
     said = "its process died before it could say what came of it"
