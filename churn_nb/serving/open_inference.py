@@ -68,6 +68,20 @@ def inputs_of(m: Manifest) -> list[tuple[str, str, int]]:  # Name, datatype, col
     return [(m.input, "FP32", len(m.features) - c)] * (c < len(m.features)) + [("categories", "BYTES", c)] * (c > 0)
 
 
+# %% ../../nbs/serving/30_open_inference.ipynb #057695cc
+def _numbers_in(t: _Tensor, raw: bytes) -> np.ndarray:  # float32, flat
+    if (n := t.parameters.get("binary_data_size")) is None:
+        if raw:
+            raise ProblemDetails(400, "binary data without binary_data_size")
+        return _numbers(bytes(t.data))
+    size = 4 * t.shape[0] * t.shape[1]
+    if n == len(raw) == size:
+        return np.frombuffer(raw, "<f4")
+    raise ProblemDetails(
+        400, f"input {t.name}: {len(raw)} bytes of binary data, binary_data_size {n}, shape needs {size}"
+    )
+
+
 # %% ../../nbs/serving/30_open_inference.ipynb #364ac6ac
 def _tensor_in(t: _Tensor, raw: bytes, m: Manifest, max_batch: int) -> np.ndarray:  # float32 [N, k], or texts [N, c]
     "An input tensor of an inference request. Raises ProblemDetails."
@@ -83,20 +97,6 @@ def _tensor_in(t: _Tensor, raw: bytes, m: Manifest, max_batch: int) -> np.ndarra
     if X.size != t.shape[0] * k:
         raise ProblemDetails(400, f"input {t.name}: {X.size} values, shape {t.shape} needs {t.shape[0] * k}")
     return X.reshape(t.shape)
-
-
-# %% ../../nbs/serving/30_open_inference.ipynb #057695cc
-def _numbers_in(t: _Tensor, raw: bytes) -> np.ndarray:  # float32, flat
-    if (n := t.parameters.get("binary_data_size")) is None:
-        if raw:
-            raise ProblemDetails(400, "binary data without binary_data_size")
-        return _numbers(bytes(t.data))
-    size = 4 * t.shape[0] * t.shape[1]
-    if n == len(raw) == size:
-        return np.frombuffer(raw, "<f4")
-    raise ProblemDetails(
-        400, f"input {t.name}: {len(raw)} bytes of binary data, binary_data_size {n}, shape needs {size}"
-    )
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #b64d24ad
@@ -124,11 +124,12 @@ def _texts_in(t: _Tensor, raw: bytes) -> np.ndarray:  # object, flat: texts, Non
         raise ProblemDetails(400, f"input {t.name}: a text is not UTF-8") from None
 
 
-# %% ../../nbs/serving/30_open_inference.ipynb #dd9114e1
+# %% ../../nbs/serving/30_open_inference.ipynb #94f8a507
 def _objects(texts: list) -> np.ndarray:  # object, flat
     return np.array([v if v else None for v in texts], object)  # an empty text is a missing one
 
 
+# %% ../../nbs/serving/30_open_inference.ipynb #dd9114e1
 def _rows_in(
     inputs: list[_Tensor],
     raw: bytes,
