@@ -93,7 +93,7 @@ class Batcher:
         "Results, or exceptions in their place; if the whole run fails, each item is tried alone."
         try:
             return self.run(items)
-        except Exception as e:  # noqa: BLE001  # whatever it is, it belongs to the callers
+        except Exception as e:  # noqa: BLE001  # the callers get it
             return [e] if len(items) == 1 else [self._run_sync([i])[0] for i in items]
 
     async def _run_async(self, items: list, futures: list, loop: asyncio.AbstractEventLoop):
@@ -102,7 +102,7 @@ class Batcher:
         except asyncio.CancelledError:
             results = [DeadlineExceeded("the server stops")] * len(items)
         except Exception as e:  # noqa: BLE001
-            results = [e] * len(items)  # what is unavailable is so for all items; one try for each would be worse
+            results = [e] * len(items)  # an unavailable service fails for every item; no second try
         self.under_way -= 1
         self._deliver(futures, results)
         if self.waiting:

@@ -30,7 +30,7 @@ _imports = "import json, os, urllib.request\nfrom typing import Literal, TypedDi
 
 
 def python_client(m: Manifest, url: str = "http://127.0.0.1:8000") -> str:
-    "A program that asks this model about its own example."
+    "A Python program that sends the manifest's example to `/predict`."
     fields = "\n".join(f"    {n!r}: {_type(f)}," for n, f in zip(m.names, m.features))
     example = "\n".join(f"    {n!r}: {m.example[n]!r}," for n in m.names)
     return f"""{_imports}
@@ -60,6 +60,6 @@ print(predict({{
 
 # %% ../../nbs/serving/80_client_codegen.ipynb #7fef6887
 def curl(m: Manifest, url: str = "http://127.0.0.1:8000") -> str:
-    "The same from a shell."
+    "A `curl` command that sends the manifest's example to `/predict`."
     body = json.dumps({n: m.example[n] for n in m.names}, ensure_ascii=False)
     return f"curl -s {url}/predict -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -79,7 +79,7 @@ class EventWriter:
             rows = [row for given, _ in batch for row in given]
             try:
                 outcomes, why = await asyncio.get_running_loop().run_in_executor(self.pool, self.write, rows)
-            except Exception as e:  # noqa: BLE001  # it belongs to the requests of this batch
+            except Exception as e:  # noqa: BLE001  # the requests of this batch get it
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(e)

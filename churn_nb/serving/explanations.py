@@ -92,5 +92,5 @@ class Explainer:
         return msgspec.json.encode(msgspec.structs.asdict(answer) | more)
 
     def close(self):
-        "Drop what waits."
+        "Cancel the explanations that wait."
         self.pool.shutdown(wait=False, cancel_futures=True)

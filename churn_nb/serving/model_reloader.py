@@ -24,7 +24,7 @@ _logger = logging.getLogger("churn_nb.serving.model_reloader")
 def _bundle_state(
     path: Path,  # A bundle or a link to one
 ) -> tuple | None:
-    "Folder, and name, inode, time and size of each file: what tells one bundle from another without reading it."
+    "Folder, and name, inode, time and size of each file: they differ between two bundles."
     folder = Path(os.path.realpath(path))
 
     def stamp(entry: os.DirEntry):
@@ -39,7 +39,7 @@ def _bundle_state(
 
 # %% ../../nbs/serving/14_model_reloader.ipynb #19bdebcc
 class CurrentModel:
-    "The model that answers, loaded anew when its bundle changes."
+    "The model that answers, loaded again when its bundle changes."
 
     level = logging.ERROR  # of a refused bundle
 
@@ -58,11 +58,11 @@ class CurrentModel:
         self.lock = threading.Lock()
 
     def state(self) -> tuple | None:
-        "What tells the bundle on disk from another one; None: there is none."
+        "The state of the bundle on disk, to compare; None: there is no bundle."
         return _bundle_state(self.path)
 
     def refresh(self) -> Self:
-        "Load the bundle if it is another one than before. Never raises for a bad bundle: the old model goes on."
+        "Load the bundle if it has changed. One that fails its checks is logged, and the old model goes on answering."
         with self.lock:
             state = self.state()
             if state is None or state == self.loaded_state:

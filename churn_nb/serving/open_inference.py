@@ -45,7 +45,7 @@ _flat, _nested = msgspec.json.Decoder(list[float | None]), msgspec.json.Decoder(
 
 
 def _texts(data: bytes) -> list[str | None]:
-    "A JSON list of texts, flat or a list a row. Raises msgspec.DecodeError."
+    "A JSON list of texts, flat or one list per row. Raises msgspec.DecodeError."
     if data.lstrip()[1:].lstrip()[:1] != b"[":
         return _flat_texts.decode(data)
     return [v for r in _nested_texts.decode(data) for v in r]
@@ -53,7 +53,7 @@ def _texts(data: bytes) -> list[str | None]:
 
 # %% ../../nbs/serving/30_open_inference.ipynb #6b50c685
 def _numbers(data: bytes) -> np.ndarray:
-    "A JSON list of numbers, flat or a list a row, as flat float32; null is nan. Raises msgspec.DecodeError."
+    "A JSON list of numbers, flat or one list per row, as flat float32; null is nan. Raises msgspec.DecodeError."
     if data.lstrip()[1:].lstrip()[:1] == b"[":
         flat = [v for r in _nested.decode(data) for v in r]
     else:

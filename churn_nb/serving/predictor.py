@@ -34,7 +34,7 @@ class Answer(msgspec.Struct):
 
 
 class CategoryAnswer(Answer):
-    "The same of a model with categories."
+    "What /predict answers for one row of a model with categories."
 
     unseen_categories: list[str]  # Features whose value training did not see
 

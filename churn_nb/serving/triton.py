@@ -41,7 +41,7 @@ from ..registry.onnx_validation import check_onnx
 
 # %% ../../nbs/serving/40_triton.ipynb #11ea7364
 class Tensor(NamedTuple):
-    "An input or output, without the batch's dimension; `dims` () is one number a row."
+    "An input or output, without the batch's dimension; `dims` () is one number per row."
 
     name: str
     type: str  # Triton's word: FP32, INT64, ...
@@ -81,7 +81,7 @@ _onnx_types = {
 def signature(
     model: bytes,  # An ONNX file
 ) -> tuple[list[Tensor], list[Tensor]]:  # Inputs; outputs
-    "What goes into a graph and what comes out. Raises TritonError."
+    "Inputs and outputs of a graph. Raises TritonError."
     onnx = optional("onnx", "A Triton configuration")
 
     try:
@@ -142,12 +142,12 @@ def _warmup(inputs: list[Tensor], batch: int) -> list[str]:
 class TritonOptions:
     "How Triton runs a model. Raises TritonError for values that it would refuse."
 
-    max_batch_size: int = 1000  # Rows in one run; 0: the graph knows no batch
+    max_batch_size: int = 1000  # Rows in one run; 0: the graph has no batch dimension
     preferred: Sequence[int] = ()  # Batch sizes to send at once
     delay: int = 0  # max_queue_delay_microseconds
     instances: int = 1  # Copies of the model
     kind: str = "CPU"  # Where they run: CPU, GPU or AUTO
-    versions: int | list[int] | None = None  # The newest so many, those, or None: all that are there
+    versions: int | list[int] | None = None  # The newest n, a list of versions, or None: all
     warmup: bool = True
 
     def __post_init__(self):
@@ -245,7 +245,7 @@ def write_model_repository(
     max_mb: float = 200,  # As in `read_bundle`
     **config,  # As in `triton_config`: max_batch_size, preferred, delay, instances
 ) -> Path:  # `triton_dir`
-    """Put a bundle's graphs where Triton looks: `churn`, and `churn_int8` if there is one.
+    """Write a bundle's graphs into Triton's model repository: `churn`, and `churn_int8` if there is one.
     Raises BundleError, TritonError."""
     m, files = read_bundle(bundle_dir, public_key, max_mb)
     if not re.fullmatch("[1-9][0-9]{0,17}", m.version):
@@ -277,7 +277,7 @@ triton_models = {"churn": "model.onnx", "churn_int8": "model.int8.onnx"}  # name
 
 
 def _drop_versions(folder: Path):
-    "Take away the versions of a model that this bundle does not have."
+    "Remove the versions of a model that this bundle does not have."
     for d in folder.iterdir():
         if d.name.isdecimal():
             shutil.rmtree(d)
@@ -328,7 +328,7 @@ class Breaker:
         return "half-open" if self.trying or self.clock() - self.since >= self.seconds else "open"
 
     def allows(self) -> bool:
-        "Whether this request may ask; where half-open, the first one."
+        "Whether this request may be sent; while half-open, only the first one."
         if self.state == "closed":
             return True
         if self.state == "open" or self.trying:
@@ -336,8 +336,8 @@ class Breaker:
         self.trying = True
         return True
 
-    def note(self, answered: bool | None):  # None: given up by the caller, says nothing
-        "What became of a request that was allowed."
+    def note(self, answered: bool | None):  # None: the caller gave up, not counted
+        "Record the outcome of a request that was allowed."
         self.trying = False
         if answered:
             self.failures, self.since = 0, None

@@ -104,7 +104,7 @@ def install_problem_handlers(app: FastAPI):
 
 
 def unexpected_error() -> ProblemDetails:
-    "The 500 that answers a bug; it tells nothing but where to look."
+    "The 500 for an unexpected error; its detail only refers to the log."
     return ProblemDetails(500, "unexpected error; the log has it under this X-Request-Id")
 
 
