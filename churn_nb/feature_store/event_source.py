@@ -287,7 +287,7 @@ class EventLogSource:
         self.settings = settings
 
     def names(self) -> list[str]:
-        "Windows, totals, features of the moment."
+        "Windows, totals, request-time features."
         return event_features(self.settings.features.windows_hours)
 
     def expiring(self) -> list[str]:

@@ -117,7 +117,7 @@ def with_request_time(
     stored: pd.DataFrame,  # As `windows_sql` gives it
     names: list[str],  # Features to keep, in order
 ) -> pd.DataFrame:  # customer_id, event_timestamp, created_timestamp, features as float32
-    "Add the features of the moment, as of each row's `event_timestamp`."
+    "Add the request-time features, as of each row's `event_timestamp`."
     now = stored.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
     first, last, moments = (stored[n] for n in STORED_FACTS)
     df = stored.assign(created_timestamp=stored.event_timestamp, **request_time(first, last, moments, now))
