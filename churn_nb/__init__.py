@@ -32,8 +32,8 @@ _PLACES = {  # name -> the module that defines it
     "Settings": "core.settings",
     "load_settings": "core.settings",
     "drift_report": "monitoring.drift_report",
-    "point_in_time": "features",
-    "open_store": "features",
+    "point_in_time": "feature_store.feature_sql",
+    "open_store": "feature_store.feast_store",
     "run_pipeline": "ops.pipeline_runner",
     "run_step": "ops.step_runner",
     "run_gate": "promote",
@@ -48,8 +48,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the same names
     from .core.settings import Settings as Settings
     from .core.settings import load_settings as load_settings
     from .monitoring.drift_report import drift_report as drift_report
-    from .features import open_store as open_store
-    from .features import point_in_time as point_in_time
+    from .feature_store.feast_store import open_store as open_store
+    from .feature_store.feature_sql import point_in_time as point_in_time
     from .ops.pipeline_runner import run_pipeline as run_pipeline
     from .ops.step_runner import run_step as run_step
     from .promote import run_gate as run_gate

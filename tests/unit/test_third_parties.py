@@ -39,6 +39,9 @@ RELIED_ON = [ # module, name within it, arguments that it must take
     ("mlflow.data.pandas_dataset", "from_pandas", "df source name"),
     ("mlflow.store.tracking.sqlalchemy_store", "SqlAlchemyStore", None),
     ("skl2onnx.common.data_types", "FloatTensorType", None),
+    ("skl2onnx.algebra.onnx_ops", "OnnxLog", None),
+    ("tritonclient.grpc.service_pb2", "ModelInferRequest", None),
+    ("tritonclient.grpc.service_pb2_grpc", "GRPCInferenceServiceStub", None),
     ("google.protobuf.unknown_fields", "UnknownFieldSet", None),
 ]
 OF_A_CONNECTION = [*"app app_state config connections cycle expect_100_continue flow headers loop parser pipeline server_state timeout_keep_alive timeout_keep_alive_task transport".split()]

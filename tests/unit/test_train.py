@@ -11,7 +11,7 @@ from churn_nb.modeling.calibration import CALIBRATORS, core, log_loss
 from churn_nb.data.datasets import pointer_md5
 from churn_nb.modeling.onnx_export import LogScale, floor32
 from churn_nb.features import feature_names, training_rows
-from churn_nb.registry.tracking import typical
+from churn_nb.registry.tracking import typical_rows
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
 from paths import ROOT
@@ -207,7 +207,7 @@ def test_fits_side_by_side_are_those_of_one_after_another(rows, names):
 def test_the_schema_of_typical_rows_is_that_of_all(rows):
     from mlflow.data.pandas_dataset import from_pandas
     odd = rows.assign(gap=np.where(np.arange(len(rows)) == 150, np.nan, 1.), text="a")
-    for r in (rows, odd): assert from_pandas(typical(r)).schema == from_pandas(r).schema
+    for r in (rows, odd): assert from_pandas(typical_rows(r)).schema == from_pandas(r).schema
     assert from_pandas(odd[:100]).schema != from_pandas(odd).schema, "the gap comes later"
 
 def test_customer_and_date_are_no_features(names): assert not {"customer_id", "event_timestamp", "churn", "split"} & set(names)
