@@ -109,7 +109,8 @@ KILLED = '''
 import contextlib, json, os, signal, sys, feast
 from churn_nb import features as f
 from churn_nb.ops.event_worker import push_rows
-from churn_nb.feature_store.event_log import compact, pushed
+from churn_nb.core.storage import compact
+from churn_nb.feature_store.event_log import event_batches
 from churn_nb.core.settings import load_settings
 import feast.infra.online_stores.sqlite as sqlite
 calls = 0
@@ -130,7 +131,7 @@ for over, at, rows in todo:
         for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (feast.FeatureStore, "push"), (feast.FeatureStore, "write_to_offline_store"),
                             (sqlite.SqliteOnlineStore, "online_write_batch")): dying(owner, name, at)
         said, why = push_rows(s, store, rows)
-        compact(pushed(s))
+        compact(event_batches(s))
         os._exit(0 if (said, why) == (["new"]*len(rows), "") else 1)
     print(ended := os.waitpid(pid, 0)[1])
     if ended != 9: break
