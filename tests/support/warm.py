@@ -134,6 +134,7 @@ def ended(job:dict):
 def import_slow_modules():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        importlib.import_module("prometheus_client")
         from churn_nb.feature_store.online import import_feast
         import_feast()
         for m in MODULES: importlib.import_module(m)
