@@ -290,7 +290,7 @@ def test_a_challenger_with_other_words_is_asked_in_its_own(tmp_path):
     theirs = RequestSchema(features)
     seen = []
     challenger = SimpleNamespace(manifest=SimpleNamespace(version="2", names=theirs.names, features=features), schema=theirs,
-                                 dictionary=theirs.dictionary, predict=lambda X: seen.append(X) or X[:, 0]*0 + .25)
+                                 dictionary=theirs.encoder.dictionary, predict=lambda X: seen.append(X) or X[:, 0]*0 + .25)
     shadow = Shadow(SimpleNamespace(model=challenger, refresh=lambda: None), tmp_path/"log", Metrics())
     key = TextKey.read("Kundin 7")
     shadow.put(ours, np.array([[1, 42, 1, 100], [0, 20, -1, 5]], np.float32), [.5, .5], [key, None])

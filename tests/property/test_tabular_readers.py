@@ -10,7 +10,7 @@ from churn_nb.data.dataset_toml import read_description, write_description
 from churn_nb.data.encoding import Dictionary
 from churn_nb.data.schema_inference import DescribeOptions, infer_description as describe
 from churn_nb.data.tabular_reader import read_chunks
-from churn_nb.data.typed_table import prepare
+from churn_nb.data.typed_table import prepare, prepare_events
 from churn_nb.data.value_parsing import read_format
 from churn_nb.drift import read_table
 from churn_nb.ops.event_worker import parse_event, read_event_rows
@@ -83,7 +83,7 @@ def test_push_reads_the_amounts_that_describe_reads(tmp_path_factory, dialect, d
     rows = [[i, 47 + i % 3, f"1998-07-{i % 28 + 1:02}", dialect.number(x), dialect.missing if i % 2 else 2] for i, x in enumerate(drawn, 1)]
     file = dialect.write(home, [header, *rows])
     d = describe(file, DescribeOptions(kind="events", quantity="quantity"))
-    prepare(d, home/"log.parquet")
+    prepare_events(d, home/"log.parquet")
     logged = pq.read_table(home/"log.parquet").sort_by("event_id").to_pylist()
     pushed = [parse_event(row) for row in read_event_rows(file if not dialect.packed else unpacked(file))]
     assert [(e["customer_id"], e["amount"], e["quantity"]) for e in pushed] == [(e["customer_id"], e["amount"], e["quantity"]) for e in logged]
