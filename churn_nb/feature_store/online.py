@@ -162,7 +162,10 @@ def store_errors():
     try:
         yield
     except Exception as e:
-        if type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"):
+        full = getattr(e, "sqlite_errorname", "").startswith(
+            ("SQLITE_FULL", "SQLITE_IOERR")
+        )  # it will not be back by itself
+        if full or type(e).__module__.partition(".")[0] not in ("redis", "sqlite3"):
             raise
         raise StoreUnavailable(
             f"the online store failed ({type(e).__name__}); what was there stays; run again when it is back"

@@ -45,11 +45,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         assert r.returncode == 2 and "MB free" in r.stderr and len(r.stderr.strip().splitlines()) == 1
     finally: subprocess.run(["umount", disk], check=True)
 
-def test_a_disk_that_fills_up_during_a_step(tmp_path):
+@pytest.mark.parametrize(("blocks", "said"), [(60, "File too large"), (200, "disk I/O error")], ids=["notebook", "online store"]) # what is too large first
+def test_a_disk_that_fills_up_during_a_step(tmp_path, blocks, said):
     "Room for the first check but not for the step's files: the step fails with the system's word for it, nothing counts as written."
     ws = tmp_path/"work"
-    limited = ["bash", "-c", f"ulimit -f 60; exec {REAL_CHURN} step 00_features -p customers=500 --workspace {ws}"]
+    limited = ["bash", "-c", f"ulimit -f {blocks}; exec {REAL_CHURN} step 00_features -p customers=500 --workspace {ws}"]
     r = subprocess.run(limited, capture_output=True, text=True, env=own_environment())
-    assert r.returncode not in (0, 1) and "FAILED" in r.stdout and "File too large" in r.stdout, r.stdout + r.stderr
+    assert r.returncode == 70 and "FAILED" in r.stdout and said in r.stdout, r.stdout + r.stderr
     assert not (ws/"feast"/"made_from.json").exists() and not (ws/"results"/"00_features.json").exists()
     assert churn("step", "00_features", *FEW, "--workspace", ws).returncode == 0
