@@ -238,6 +238,21 @@ def dates(folder:Path, n:int, counts:list[int], rounds:int) -> dict:
 
 JOINS = {"file": "Feast on files (Dask)", "duckdb": "Feast on DuckDB, the default here", "bare": "ceiling: a bare ASOF join in DuckDB"}
 
+def feast_on_a_file(s, file:Path):
+    "Feast's own store of type `file` over the same rows. They are one file: on several, its sort can lose values that are known."
+    import duckdb as db
+    from churn_nb import features as f
+    from churn_nb.feature_store.feast_store import event_objects
+    from churn_nb.feature_store.online import import_feast
+    db.sql(f"COPY (FROM '{f.offline_folder(s)}/*.parquet') TO '{file}'")
+    feast, objects = import_feast(), event_objects(s)
+    for o in objects:
+        if isinstance(o, feast.FileSource): o.path = str(file)
+    store = feast.FeatureStore(config=feast.RepoConfig(project="bench", provider="local", registry=str(file.with_suffix(".registry")), offline_store={"type": "file"},
+        online_store={"type": "sqlite", "path": str(file.with_suffix(".db"))}, entity_key_serialization_version=3))
+    store.apply(objects)
+    return store
+
 def join_here(kind:str, ws:str, out:str, customers:str):
     "In a process of its own: the labelled rows of CDNOW with their history, by Feast or bare; the folder of features is there."
     import duckdb as db, pandas as pd
@@ -246,7 +261,7 @@ def join_here(kind:str, ws:str, out:str, customers:str):
     from churn_nb.feature_store.event_log import write_base
     from churn_nb.core.workspace import Workspace
     from churn_nb.core.settings import load_settings
-    s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")} | ({"stores.offline": kind} if kind in ("file", "duckdb") else {}), environ={})
+    s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")}, environ={})
     log = load_events(s, int(customers))
     if kind == "make":
         Workspace(ws).open()
@@ -254,7 +269,8 @@ def join_here(kind:str, ws:str, out:str, customers:str):
         return f.write_windows(s)
     ends = log.event_timestamp.max().normalize() + pd.Timedelta(days=1)
     asked = f.entity_frame(s, log[["customer_id", "event_timestamp"]], ends)
-    if kind != "bare": store = f.apply_store(s)
+    if kind == "duckdb": store = f.apply_store(s)
+    if kind == "file": store = feast_on_a_file(s, Path(ws).parent/"joined.parquet")
     start = time.perf_counter()
     if kind != "bare": rows = f.historical_features(store, asked, s)
     else:

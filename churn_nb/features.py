@@ -155,7 +155,7 @@ def _made_from(settings: Settings, customers: int, log: str, present: datetime) 
         {
             "log": log,
             "customers": customers,
-            "stores": settings.stores.model_dump(include={"online", "offline"}),
+            "stores": settings.stores.model_dump(include={"online"}),
             **settings.features.model_dump(mode="json"),
             "present": None if settings.features.serve_as_of == "now" else str(present),
         },

@@ -229,7 +229,6 @@ class Stores(Section):
 
     tracking_uri: str
     online: str
-    offline: Literal["file", "duckdb"]
 
     @field_validator("online")
     @classmethod

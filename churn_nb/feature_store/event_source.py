@@ -113,20 +113,20 @@ def entity_frame(settings: Settings, events: pd.DataFrame, ends: datetime | None
 
 def historical_features(store, entity_df: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     "`entity_df` with the features known at each row's `event_timestamp`, as float32, in the order of `event_features`."
-    hours, key, out = settings.features.windows_hours, ["customer_id", "event_timestamp"], entity_df
+    key = ["customer_id", "event_timestamp"]
     moments = entity_df.event_timestamp.astype("datetime64[s, UTC]").astype("int64")
     asked = entity_df[key].assign(request_timestamp=moments)
-    for views in (
-        {"customer_windows": window_features(hours)},  # what expires, by itself
-        {"customer_lifetime": LIFETIME, "customer_at_request": REQUEST_TIME_FEATURES},
-    ):
-        refs = [f"{view}:{n}" for view, found in views.items() for n in found]
-        with quiet():
-            df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
-        df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
-        df = df[key + [n for found in views.values() for n in found]]
-        out = out.merge(df, on=key, how="left", validate="one_to_one")
-    names = event_features(hours)
+    views = {
+        "customer_windows": window_features(settings.features.windows_hours),
+        "customer_lifetime": LIFETIME,
+        "customer_at_request": REQUEST_TIME_FEATURES,
+    }
+    refs = [f"{view}:{n}" for view, found in views.items() for n in found]
+    with quiet():
+        df = store.get_historical_features(asked, refs, filter_by_created_timestamp=True).to_df()
+    df["event_timestamp"] = df.event_timestamp.astype(entity_df.event_timestamp.dtype)
+    names = event_features(settings.features.windows_hours)
+    out = entity_df.merge(df[key + names], on=key, how="left", validate="one_to_one")
     out = out.sort_values(key[::-1], ignore_index=True)[[*entity_df.columns, *names]]
     return out.astype(dict.fromkeys(names, "float32"))
 

@@ -43,7 +43,7 @@ def file_source(name: str, settings: Settings) -> Any:  # feast.FileSource
     feast = import_feast()
     return feast.FileSource(
         name=name,
-        path=str(offline_folder(settings).resolve()) + ("/*.parquet" if settings.stores.offline == "duckdb" else ""),
+        path=f"{offline_folder(settings).resolve()}/*.parquet",
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
         file_format=feast.data_format.ParquetFormat(),
@@ -117,7 +117,7 @@ def open_store(settings: Settings) -> Any:  # feast.FeatureStore
     try:
         with quiet():
             return feast.FeatureStore(repo_path=str(folder))
-    except feast.errors.FeastModuleImportError as e:  # modules have moved since
+    except (feast.errors.FeastModuleImportError, feast.errors.FeastClassImportError) as e:  # moved, or gone
         raise DataError(
             f"{folder / 'feature_store.yaml'}: configured by an earlier release ({e}); `churn materialize` makes it anew"
         ) from None

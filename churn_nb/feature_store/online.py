@@ -348,7 +348,6 @@ def _online(settings: Settings) -> dict:
 def write_config(settings: Settings) -> Path:  # feature_store.yaml
     "Wire Feast as the settings say."
     path = Workspace(settings.paths.workspace).feast / "feature_store.yaml"
-    offline = {"file": "FilesOfflineStore", "duckdb": "DuckDBFilesOfflineStore"}[settings.stores.offline]
     config = {
         "project": _project(settings),
         "provider": "local",
@@ -358,7 +357,7 @@ def write_config(settings: Settings) -> Path:  # feature_store.yaml
             "serve_features_while_materializing": True,
             "registry_store_type": "churn_nb.feature_store.feast_offline.WholeRegistryStore",
         },
-        "offline_store": {"type": f"churn_nb.feature_store.feast_offline.{offline}"},
+        "offline_store": {"type": "churn_nb.feature_store.feast_offline.DuckDBFilesOfflineStore"},
         "online_store": _online(settings),
     }
     if not path.exists() or path.read_text() != json.dumps(config, indent=1):

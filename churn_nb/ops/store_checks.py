@@ -53,7 +53,7 @@ def check_stores(settings: Settings) -> str:
         found.append("the tracking server answers")
     folder = offline_folder(settings)
     files = len([*folder.glob("*.parquet")]) if folder.is_dir() else 0
-    return ", ".join([*found, f"offline: {files} files ({stores.offline})"])
+    return ", ".join([*found, f"offline: {files} files"])
 
 
 # %% ../../nbs/ops/64_store_checks.ipynb #10005514

@@ -16,9 +16,7 @@ RELIED_ON = [ # module, name within it, arguments that it must take
     *((HTTP, f"HttpToolsProtocol.{method}", arguments) for method, arguments in [
         ("connection_made", "transport"), ("connection_lost", "exc"), ("on_message_begin", ""), ("on_headers_complete", ""), ("on_body", "body"),
         ("on_message_complete", ""), ("on_response_complete", ""), ("pause_writing", ""), ("resume_writing", ""), ("_start_asgi_task", "cycle app")]),
-    ("feast.infra.offline_stores.dask", "DaskOfflineStore.offline_write_batch", "config feature_view table progress"),
-    ("feast.infra.offline_stores.dask", "DaskOfflineStoreConfig", None),
-    ("feast.infra.offline_stores.dask", "_read_datasource", "data_source repo_path"),
+    ("feast.infra.offline_stores.duckdb", "DuckDBOfflineStore.offline_write_batch", "config feature_view table progress"),
     ("feast.infra.offline_stores.duckdb", "DuckDBOfflineStore.get_table_column_names_and_types_from_data_source", "config data_source"),
     ("feast.infra.offline_stores.duckdb", "DuckDBOfflineStoreConfig", None),
     ("feast.infra.offline_stores.file_source", "FileSource", "path file_format timestamp_field"),

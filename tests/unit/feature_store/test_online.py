@@ -64,7 +64,7 @@ def test_as_served_equals_the_loop(rows, now):
 @pytest.fixture(scope="module", params=["sqlite", "valkey"])
 def everyone(request, tmp_path_factory, fill):
     "The store of all customers, with one as-of date for training, as only the present is asked here."
-    more = {"stores__online": f"redis://127.0.0.1:{request.getfixturevalue('valkey').port}", "stores__offline": "duckdb"} if request.param == "valkey" else {}
+    more = {"stores__online": f"redis://127.0.0.1:{request.getfixturevalue('valkey').port}"} if request.param == "valkey" else {}
     return fill(tmp_path_factory.mktemp("everyone")/"ws", 0, features__train_as_of="1997-10-01", **more)
 
 def test_online_equals_history_for_every_customer(everyone):
@@ -219,9 +219,6 @@ def test_the_config_is_written_only_where_it_changes(tmp_path, configured):
     path = stores_.write_config(s := configured(tmp_path))
     before = path.stat().st_mtime_ns, config(s)
     assert stores_.write_config(s).stat().st_mtime_ns == before[0] and config(s)["online_store"] == {"type": "sqlite", "path": "online.db"}
-    for engine, name in (("duckdb", "DuckDBFilesOfflineStore"), ("file", "FilesOfflineStore")):
-        stores_.write_config(configured(tmp_path, stores__offline=engine))
-        assert config(s)["offline_store"]["type"] == f"churn_nb.feature_store.feast_offline.{name}"
     other = configured(tmp_path, stores__online="redis://127.0.0.1:7/3")
     stores_.write_config(other)
     text = config(other)["online_store"]["connection_string"]
