@@ -164,7 +164,7 @@ class Workspace:
 def open_duckdb(**config) -> Any:  # Settings of DuckDB, as `memory_limit`; a duckdb.DuckDBPyConnection
     "DuckDB in this process and in memory, in UTC. A query that fails while its result is copied into a file raises."
     duckdb = optional("duckdb", "Reading parquet and CSV files")
-    # with threads of its own for output, 2.0 can deadlock in TaskExecutor::DrainTasks
-    con = duckdb.connect(config={"async_threads": 0, **config})
+    # with threads of its own for output, 2.0 can deadlock in TaskExecutor::DrainTasks; an extension is never fetched from duckdb.org
+    con = duckdb.connect(config={"async_threads": 0, "autoinstall_known_extensions": False, **config})
     con.execute("SET TimeZone = 'UTC'")
     return con

@@ -6,7 +6,8 @@ from deadlines import allow
 from paths import ROOT
 
 OWN_IMPORT = r"^\s*(from|import) (churn_nb|peers)\b"
-RUNTIME_IMPORT = re.compile(r"^\s*(from onnxruntime|import [^#\n]*\bonnxruntime\b)", re.M)
+CALLERS = "onnxruntime|mlflow|dvc|evidently" # what calls home as soon as it is imported or used
+CALLER_IMPORT = re.compile(rf"^\s*(from ({CALLERS})\b|import [^#\n]*\b({CALLERS})\b)", re.M)
 SESSION = """
 import numpy as np, onnxruntime as ort
 from onnx import TensorProto, helper as h
@@ -29,17 +30,17 @@ def test_onnxruntime_leaves_nothing_behind_after_an_import_of_the_package(tmp_pa
     assert not device_files(tmp_path, first)
 
 def late(code, *first):
-    "True where a text imports ONNX Runtime before any of the patterns `first`."
-    runtime, before = RUNTIME_IMPORT.search(code), [m.start() for p in first if (m := re.search(p, code, re.M))]
-    return bool(runtime) and not (before and min(before) < runtime.start())
+    "True where a text imports one of CALLERS before any of the patterns `first`."
+    caller, before = CALLER_IMPORT.search(code), [m.start() for p in first if (m := re.search(p, code, re.M))]
+    return bool(caller) and not (before and min(before) < caller.start())
 
-def test_notebooks_import_the_package_before_onnxruntime():
+def test_notebooks_import_the_package_before_what_calls_home():
     "A kernel that somebody starts by hand has no environment of ours."
     code = lambda nb: "\n".join("".join(c["source"]) for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "code")
     notebooks = [ROOT/nb for nb in sources.notebook_files(ROOT)]
     assert len(notebooks) > 50 and [nb.stem for nb in notebooks if late(code(nb), OWN_IMPORT)] == []
 
-def test_scripts_switch_telemetry_off_before_they_import_onnxruntime():
+def test_scripts_switch_telemetry_off_before_what_calls_home():
     "In the package itself, its __init__ comes first."
     scripts = [f for d in ("tests", "bench", "docs") for f in sorted((ROOT/d).rglob("*.py")) if f != Path(__file__)]
     assert len(scripts) > 70 and [f.name for f in scripts if late(f.read_text(), OWN_IMPORT, "ORT_DISABLE_TELEMETRY")] == []
