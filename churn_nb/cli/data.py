@@ -42,7 +42,9 @@ def _own_data_option(text: str) -> Any:
 
 
 LabelOption: Any = _own_data_option("Column that says who left.")
-PositiveOption: Any = _own_data_option("The value of it that means: left.")
+PositiveOption: Any = _own_data_option(
+    "The value of it that means: left; needed where neither its name nor its values say so."
+)
 EntityOption: Any = _own_data_option("Column that names the customer.")
 TimestampOption: Any = _own_data_option("Column with the time of the row.")
 AmountOption: Any = _own_data_option("Of a log: what a purchase cost.")

@@ -204,8 +204,9 @@ def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], op
     "The positive value, and what the checks drop. Raises DataError where no feature is left."
     i = label_index(d)
     text = cell_sql(i, profiles[i].native)
-    d = replace(d, positive=find_positive(con, text, options.positive, d.columns[i].name, d.file))
-    findings = [*d.findings, *check_columns(con, d, profiles, options.keep)]
+    positive, sense = find_positive(con, text, options.positive, d.columns[i].name, d.file)
+    d = replace(d, positive=positive)
+    findings = [*d.findings, *sense, *check_columns(con, d, profiles, options.keep)]
     reasons = {f.column: f.why for f in findings if f.action == "dropped"}
     columns = tuple(
         replace(c, use="drop", why=reasons.get(c.name, c.why)) if c.name in reasons or c.use == "date" else c

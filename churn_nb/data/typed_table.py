@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from .column_profiles import find_positive, native_columns, raw_table, sql_path
+from .column_profiles import find_positive, label_key_sql, native_columns, raw_table, sql_path
 from .description import Description, TableColumn, require_columns
 from .encoding import quoted_name
 from .value_parsing import cell_sql, number_cell_sql, number_sql, text_sql, time_sql
@@ -47,8 +47,8 @@ def typed_sql(
     more: str = "",  # SQL of further columns
 ) -> str:
     "SQL on `raw`: row, churn and the features of a snapshot."
-    i, positive = label_index(d), d.positive.replace("'", "''")
-    churn = f"CAST({cell_sql(i, native[i])} = '{positive}' AS TINYINT) AS churn"
+    i, positive = label_index(d), "'" + d.positive.replace("'", "''") + "'"
+    churn = f"CAST({label_key_sql(cell_sql(i, native[i]))} = {label_key_sql(positive)} AS TINYINT) AS churn"
     features = [
         f"{feature_sql(d, c, i, native[i])} AS {quoted_name(c.name)}" for i, c in enumerate(d.columns) if c.is_feature
     ]
@@ -156,6 +156,14 @@ def _events_sql(con: Any, d: Description, native: list[bool]) -> str:
 
 
 # %% ../../nbs/data/70_typed_table.ipynb #1c54cca5
+def _require_label(con: Any, d: Description, native: list[bool]) -> None:
+    "Raise DataError where the label hasn't two values, one of which is the description's positive one."
+    i = label_index(d)
+    if not d.positive:
+        raise DataError(f"{d.file}: its description does not say which value of {d.label} means left; write `positive`")
+    find_positive(con, cell_sql(i, native[i]), d.positive, d.columns[i].name, d.file)
+
+
 def _require_ids(con: Any, d: Description, entity: str) -> None:  # entity: SQL
     "Raise DataError for a row without the customer's id."
     first, n = con.execute(f"SELECT min(row), count(*) FROM raw WHERE {entity} IS NULL").fetchone()
@@ -254,10 +262,8 @@ def prepare(
     Raises DataError where the file is not the one that was described, and then leaves what was at `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with _described_table(d, memory_limit) as con:
-        native, i = native_columns(con), label_index(d)
-        find_positive(
-            con, cell_sql(i, native[i]), d.positive, d.columns[i].name, d.file
-        )  # two values, this one of them
+        native = native_columns(con)
+        _require_label(con, d, native)
         if d.entity:
             _require_ids(con, d, role_sql(d, native).entity)
 
