@@ -1086,6 +1086,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'churn_nb/feature_store/online.py'),
                                                'churn_nb.feature_store.online._wiring': ( 'feature_store/online.html#_wiring',
                                                                                           'churn_nb/feature_store/online.py'),
+                                               'churn_nb.feature_store.online._without_typeguard': ( 'feature_store/online.html#_without_typeguard',
+                                                                                                     'churn_nb/feature_store/online.py'),
                                                'churn_nb.feature_store.online.at_request': ( 'feature_store/online.html#at_request',
                                                                                              'churn_nb/feature_store/online.py'),
                                                'churn_nb.feature_store.online.import_feast': ( 'feature_store/online.html#import_feast',

@@ -22,22 +22,25 @@ __all__ = [
 # %% ../../nbs/feature_store/50_online.ipynb #91165456
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
 import json
 import logging
 import os
+import sqlite3
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..core.clock import current_time
+from ..core.clock import current_time, utc
 from ..core.errors import StoreUnavailable, UsageError
 from ..core.manifest import Store
 from ..core.optional import optional
@@ -291,9 +294,7 @@ class FeastOnline:
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #b3dd808d
-def import_feast() -> Any:
-    """The package `feast`, whose classes typeguard leaves as they are. typeguard itself is changed only while Feast is
-    imported. Raises UsageError, with the command that installs it, where Feast is missing."""
+def _without_typeguard() -> Any:
     if "feast" in sys.modules or not importlib.util.find_spec("typeguard"):
         return optional("feast", why="The feature store")
     typeguard: Any = importlib.import_module("typeguard")
@@ -309,6 +310,18 @@ def import_feast() -> Any:
         return optional("feast", why="The feature store")
     finally:
         typeguard.typechecked = check
+
+
+@functools.cache
+def import_feast() -> Any:
+    """The package `feast`, whose classes typeguard leaves as they are, and whose SQLite store keeps times in UTC.
+    typeguard itself is changed only while Feast is imported. Raises UsageError, with the command that installs it,
+    where Feast is missing."""
+    feast = _without_typeguard()
+    optional("feast.infra.online_stores.sqlite", why="The feature store")  # it registers the zone of the process
+    sqlite3.register_adapter(datetime, lambda t: int(utc(t).timestamp()))
+    sqlite3.register_converter("timestamp", lambda text: datetime.fromtimestamp(int(text), UTC))
+    return feast
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #bb7d388b

@@ -20,6 +20,8 @@ RELIED_ON = [ # module, name within it, arguments that it must take
     ("feast.infra.offline_stores.duckdb", "DuckDBOfflineStore.get_table_column_names_and_types_from_data_source", "config data_source"),
     ("feast.infra.offline_stores.duckdb", "DuckDBOfflineStoreConfig", None),
     ("feast.infra.offline_stores.file_source", "FileSource", "path file_format timestamp_field"),
+    ("feast.infra.online_stores.sqlite", "adapt_datetime_epoch", "val"), # which import_feast replaces, as its times are local
+    ("feast.infra.online_stores.sqlite", "convert_timestamp", "val"),
     ("feast.infra.registry.file", "FileRegistryStore._write_registry", "registry_proto"),
     ("feast.infra.provider", "Provider.online_read", "config table entity_keys requested_features"),
     ("feast.protos.feast.types.EntityKey_pb2", "EntityKey", None),
