@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/cli/30_data.ipynb #278e9039
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,5 +143,6 @@ def describe_command(
     write_description(d, out or description_file(file))
     option = "data" if kind == "snapshot" else "events"
     typer.echo(
-        f"written: {out or description_file(file)}; edit what was guessed wrong, then `churn run --{option} {file}`"
+        f"written: {out or description_file(file)}; edit what was guessed wrong, "
+        f"then `churn run --{option} {shlex.quote(str(file))}`"
     )

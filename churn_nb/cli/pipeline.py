@@ -163,7 +163,7 @@ def run_command(
     settings = keep_description(_run_settings(dataset, data, events, flags, workspace))
     r = run_pipeline(settings, parse_parameters(param), progress=typer.echo, lessons=lessons)
     root = r.run_dir.parent.parent
-    typer.echo(f"report: {short_path(root / 'reports' / r.run_dir.name)}.html")
+    typer.echo(f"report: {short_path(root / 'reports' / f'{r.run_dir.name}.html')}")
     if r.steps[-1].step == "04_serve" and settings.data.description:
         typer.echo(f"API: churn serve --workspace {short_path(root)}")
     end_command(r.exit_code)

@@ -29,6 +29,7 @@ import configparser
 import operator
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from datetime import date
@@ -356,7 +357,8 @@ def _description_of(
     if toml.is_file():
         return toml.resolve()
     raise SettingsError(
-        f"[data] dataset = {name!r}: not described yet; `churn describe {name}`, or `churn run --data {name}`"
+        f"[data] dataset = {name!r}: not described yet; `churn describe {shlex.quote(name)}`, "
+        f"or `churn run --data {shlex.quote(name)}`"
     )
 
 

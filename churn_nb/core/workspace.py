@@ -9,6 +9,7 @@ __all__ = ["temporary_workspace", "atomic_write", "read_plain_file", "Workspace"
 import atexit
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -133,6 +134,11 @@ class Workspace:
         need_mb: int = 200,  # Free space that is required, in MB
     ) -> "Workspace":
         "Make the folders and prove that they can be written. Raises WorkspaceError."
+        if bad := re.search(r"[?\\\x00-\x1f]", str(self.root.resolve())):
+            raise WorkspaceError(
+                f"workspace {str(self.root)!r}: {bad[0]!r} in a path is no name for DuckDB and MLflow; "
+                "choose another with --workspace or CHURN_PATHS_WORKSPACE"
+            )
         try:
             for d in (self.root, self.artifacts, self.feast, self.runs, self.reports, self.results, self.bundles):
                 d.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "sql_path",
     "raw_table",
     "native_columns",
     "ColumnProfile",
@@ -35,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.errors import DataError
+from ..core.storage import read_parquet_sql
 from ..core.workspace import open_duckdb
 from .csv_dialect import CsvDialect
 from .description import Finding
@@ -52,17 +52,10 @@ from churn_nb.data.value_parsing import (
 )
 
 
-# %% ../../nbs/data/45_column_profiles.ipynb #62bd6c3f
-def sql_path(file: Path) -> str:
-    "SQL: a path, with what DuckDB would take for a pattern escaped."
-    plain = str(file).replace("'", "''")
-    return "'" + plain.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]") + "'"
-
-
 # %% ../../nbs/data/45_column_profiles.ipynb #467217a0
 def _parquet_sql(con: duckdb.DuckDBPyConnection, file: Path) -> str:
     "SQL: the rows of a parquet file, numbers as they are and everything else as text."
-    table = f"read_parquet({sql_path(file)})"
+    table = read_parquet_sql(file)
     number = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)")
     columns = [
         quoted_name(name) if number.fullmatch(type) else f"CAST({quoted_name(name)} AS VARCHAR)"
@@ -107,7 +100,7 @@ def _source_sql(
     if dialect is None:
         return _parquet_sql(con, file)
     _write_texts(file, dialect, width, Path(spill) / "texts.parquet")
-    return f"read_parquet('{spill}/texts.parquet')"
+    return read_parquet_sql(Path(spill) / "texts.parquet")
 
 
 # %% ../../nbs/data/45_column_profiles.ipynb #6d1a0b2e

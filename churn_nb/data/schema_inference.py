@@ -108,6 +108,13 @@ class DescribeOptions:
         of = {r: getattr(self, r) for r in ("label", "entity", "timestamp", "amount", "quantity")}
         return {role: column for role, column in of.items() if column}
 
+    def renamed(self, new: dict[str, str]) -> "DescribeOptions":  # new: column -> its new name
+        "The same statements about columns that have other names now."
+        changed: dict[str, Any] = {role: new.get(c, c) for role, c in self.roles.items()}
+        for stated in ("drop", "keep", "categories", "numbers"):
+            changed[stated] = tuple(new.get(c, c) for c in getattr(self, stated))
+        return replace(self, **changed)
+
     def uses(self, roles: dict[str, str]) -> dict[str, str]:  # roles: role -> column
         "Column -> use, where it follows from a role or is stated here."
         stated = dict.fromkeys(self.numbers, "number")
@@ -254,8 +261,10 @@ def infer_description(
     file, options = Path(file), options or DescribeOptions()
     dialect, given = read_header(file)
     names, renamed = normalise_names(given)
+    options = options.renamed(dict(zip(given, names)))  # a column may be named as the file spells it
     roles = find_roles(names, options.kind, options.roles, file)
-    names, reserved = rename_reserved(names, {*roles.values()})
+    free, reserved = rename_reserved(names, {*roles.values()})
+    names, options = free, options.renamed(dict(zip(names, free)))
     stated = (*options.drop, *options.keep, *options.categories, *options.numbers)
     if lost := [n for n in stated if n not in names]:
         raise DataError(f"{file}: no column {lost[0]}; it has {', '.join(names[:30])}")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from .column_profiles import find_positive, label_key_sql, native_columns, raw_table, sql_path
+from ..core.storage import read_parquet_sql
+from .column_profiles import find_positive, label_key_sql, native_columns, raw_table
 from .description import Description, TableColumn, require_columns
 from .encoding import quoted_name
 from .value_parsing import cell_sql, number_cell_sql, number_sql, text_sql, time_sql
@@ -227,7 +228,7 @@ def _write_table(
 ) -> dict[str, int]:  # rows, customers
     "Write a table whole or not at all. Raises DataError."
     tmp = out.with_name(f".{out.name}-{os.getpid()}")
-    made = f"read_parquet({sql_path(tmp)})"
+    made = read_parquet_sql(tmp)
     try:
         place = "'" + str(tmp).replace("'", "''") + "'"
         con.execute(f"COPY ({sql}) TO {place} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 100000)")

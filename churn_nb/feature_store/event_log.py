@@ -22,7 +22,7 @@ from typing import Literal
 import pandas as pd
 
 from ..core.settings import Settings
-from ..core.storage import ParquetLog, connection, quoted, write_parquet
+from ..core.storage import ParquetLog, connection, read_parquet_sql, write_parquet
 from ..core.workspace import Workspace
 from ..data.datasets import data_hash, load_events, sampling_interval
 from .online import read_watermark, write_watermark
@@ -56,9 +56,8 @@ def log_hash(settings: Settings) -> str:
     [(n, mixed)] = (
         connection()
         .execute(
-            """SELECT count(*), bit_xor(md5_number(concat_ws('|', event_id, customer_id,
-        epoch_us(event_timestamp), quantity, amount))) FROM read_parquet(?)""",
-            [files],
+            f"""SELECT count(*), bit_xor(md5_number(concat_ws('|', event_id, customer_id,
+        epoch_us(event_timestamp), quantity, amount))) FROM {read_parquet_sql(*files)}"""
         )
         .fetchall()
     )
@@ -73,8 +72,8 @@ def log_files(settings: Settings) -> list[str]:
 
 def log_sql(settings: Settings) -> str:
     "SQL: the rows of the log. Of pushed events only those of the customers that this workspace is about."
-    files, every = ", ".join(quoted(f) for f in log_files(settings)), read_watermark(settings)["every"]
-    return f"(SELECT * FROM read_parquet([{files}], union_by_name=true) WHERE customer_id % {every} = 0)"
+    rows, every = read_parquet_sql(*log_files(settings)), read_watermark(settings)["every"]
+    return f"(SELECT * FROM {rows} WHERE customer_id % {every} = 0)"
 
 
 def customers_of(settings: Settings) -> list[int]:
@@ -90,7 +89,7 @@ def customer_key_type(
     [(named, same)] = (
         connection()
         .execute(f"""SELECT count(entity) > 0, bool_and(entity = CAST(customer_id AS VARCHAR))
-        FROM read_parquet({quoted(file)})""")
+        FROM {read_parquet_sql(file)}""")
         .fetchall()
     )
     if not named:

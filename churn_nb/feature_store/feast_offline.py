@@ -14,6 +14,7 @@ from .online import import_feast
 _feast = import_feast()  # before the imports below: without typeguard, see 50_online
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #21eb30d5
+import re
 import uuid
 from pathlib import Path
 from typing import Literal
@@ -25,19 +26,24 @@ from feast.infra.registry.file import FileRegistryStore
 
 
 # %% ../../nbs/feature_store/60_feast_offline.ipynb #0742eaaf
+def _folder(pattern: str) -> Path:
+    "The folder of a source's files, without the brackets that keep `*`, `?` and `[` in its name from being a pattern."
+    return Path(re.sub(r"\[([\[*?])\]", r"\1", pattern.removesuffix("/*.parquet")))
+
+
 class DuckDBFilesOfflineStore(DuckDBOfflineStore):
     "Feast's DuckDB store on folders of parquet files."
 
     @staticmethod
     def offline_write_batch(config, feature_view, table: pyarrow.Table, progress):
         "A push is a file of its own."
-        ParquetLog(Path(feature_view.batch_source.path.removesuffix("/*.parquet"))).append(table)
+        ParquetLog(_folder(feature_view.batch_source.path)).append(table)
 
     @staticmethod
     def get_table_column_names_and_types_from_data_source(config, data_source):
         "Column names and types of a source: those of its folder."
         folder = FileSource(
-            path=data_source.path.removesuffix("/*.parquet"),
+            path=str(_folder(data_source.path)),
             file_format=data_source.file_format,
             timestamp_field=data_source.timestamp_field,
         )

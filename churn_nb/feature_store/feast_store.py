@@ -14,6 +14,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/55_feast_store.ipynb #8813e8c1
+import glob
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ def file_source(name: str, settings: Settings) -> Any:  # feast.FileSource
     feast = import_feast()
     return feast.FileSource(
         name=name,
-        path=f"{offline_folder(settings).resolve()}/*.parquet",
+        path=glob.escape(str(offline_folder(settings).resolve())) + "/*.parquet",
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
         file_format=feast.data_format.ParquetFormat(),

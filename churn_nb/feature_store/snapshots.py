@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import DataError
 from ..core.settings import Settings
-from ..core.storage import connection, copy_parquet, quoted, write_parquet
+from ..core.storage import connection, copy_parquet, quoted, read_parquet_sql, write_parquet
 from ..core.workspace import Workspace
 from ..data.dataset_toml import read_description
 from ..data.encoding import column_name, quoted_name
@@ -71,7 +71,7 @@ def read_rows(
     columns = ", ".join(quoted_name(n) for n in ["customer_id", "event_timestamp", "churn", "twin", *names])
     df = (
         connection(settings.features.memory_limit)
-        .execute(f"SELECT {columns} FROM read_parquet({quoted(table_file(settings))}) ORDER BY row")
+        .execute(f"SELECT {columns} FROM {read_parquet_sql(table_file(settings))} ORDER BY row")
         .df()
     )
     df["event_timestamp"] = pd.to_datetime(df.event_timestamp, utc=True).fillna(TIMELESS).astype("datetime64[us, UTC]")
@@ -114,11 +114,11 @@ def write_offline(settings: Settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for f in folder.glob("*.parquet"):
         f.unlink()
-    names = ", ".join(f"{quoted_name(n)} AS {column_name(n)}" for n in names_of(settings))
+    names = ", ".join(f"{quoted_name(n)} AS {quoted_name(column_name(n))}" for n in names_of(settings))
     at = f"coalesce(event_timestamp, TIMESTAMPTZ '{TIMELESS}')"
     sql = (
         f"SELECT customer_id, {at} AS event_timestamp, {at} AS created_timestamp, {names} "
-        f"FROM read_parquet({quoted(table_file(settings))})"
+        f"FROM {read_parquet_sql(table_file(settings))}"
     )
     connection(settings.features.memory_limit).execute(
         f"COPY ({sql}) TO {quoted(folder / 'snapshot.parquet')} (FORMAT parquet)"
@@ -132,11 +132,11 @@ def newest_rows(
 ) -> pd.DataFrame:  # customer_id, event_timestamp, created_timestamp, features under their own names
     "The newest row of each customer."
     f, names = offline_folder(settings) / "snapshot.parquet", names_of(settings)
-    columns = ", ".join(f"{column_name(n)} AS {quoted_name(n)}" for n in names)
+    columns = ", ".join(f"{quoted_name(column_name(n))} AS {quoted_name(n)}" for n in names)
     df = (
         connection(settings.features.memory_limit)
         .execute(
-            f"""SELECT customer_id, event_timestamp, created_timestamp, {columns} FROM read_parquet({quoted(f)})
+            f"""SELECT customer_id, event_timestamp, created_timestamp, {columns} FROM {read_parquet_sql(f)}
             QUALIFY row_number() OVER (PARTITION BY customer_id ORDER BY event_timestamp DESC) = 1 """
             "ORDER BY customer_id"
         )
@@ -223,9 +223,7 @@ def build_snapshot(
 def _keep_some(settings: Settings, every: int):
     "Reduce the prepared table to the customers whose number `every` divides."
     f = table_file(settings)
-    copy_parquet(
-        connection(), f"SELECT * FROM read_parquet({quoted(f)}) WHERE customer_id % {every} = 0 ORDER BY row", f
-    )
+    copy_parquet(connection(), f"SELECT * FROM {read_parquet_sql(f)} WHERE customer_id % {every} = 0 ORDER BY row", f)
 
 
 def check_splits(

@@ -29,7 +29,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.settings import Settings
-from ..core.storage import connection, quoted
+from ..core.storage import connection, read_parquet_sql
 
 
 # %% ../../nbs/feature_store/40_split_planning.ipynb #94e83738
@@ -161,7 +161,7 @@ def plan(
     horizon_days: int | None = None,  # None: chosen by the log
 ) -> Plan:
     "Windows, as-of dates and splits for a log. Raises DataError where it is too short or too small."
-    con, place = connection(), f"read_parquet({quoted(log)})"
+    con, place = connection(), read_parquet_sql(log)
     s = _span(con, place)
     if not s["events"]:
         raise DataError(f"{log}: no purchases, so there is nothing to plan; look at the log with `churn describe`")

@@ -8,6 +8,7 @@ __all__ = ["TEMPLATE", "step_line", "short_path", "PipelineRun", "write_report"]
 # %% ../../nbs/ops/12_run_report.ipynb #0a6ad3ae
 import importlib.resources
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ def step_line(run: StepRun) -> str:
 
 # %% ../../nbs/ops/12_run_report.ipynb #56401ce4
 def short_path(path: Path) -> str:
-    "A path as a person would type it here: absolute or relative, whichever is shorter."
-    return min(str(path), os.path.relpath(path), key=len)
+    "A path as a person would type it in a shell here: absolute or relative, whichever is shorter, quoted where it must be."
+    return shlex.quote(min(str(path), os.path.relpath(path), key=len))
 
 
 # %% ../../nbs/ops/12_run_report.ipynb #b8272cd2

@@ -1,6 +1,7 @@
 "Names that can be used everywhere."
 import numpy as np, pytest
 from churn_nb.data.description import normalise_names
+from churn_nb.data.schema_inference import DescribeOptions, infer_description as describe
 from customer_tables import N, customers
 
 def test_names_are_normalised_and_every_change_is_reported():
@@ -19,3 +20,8 @@ def test_a_feature_named_churn_is_not_the_label(read):
     df = customers().rename(columns={"churn": "exited"}).assign(churn=np.random.default_rng(2).normal(size=N))
     d, out, _ = read(df, label="exited")
     assert d.names == ["x", "plan", "churn_"] and out.churn.sum() == (df.exited == "yes").sum()
+
+def test_a_flag_names_a_column_as_the_file_spells_it(tmp_path):
+    (tmp_path/"a.csv").write_text('"i""d","l""eft",row,"x\\y"\n' + "".join(f"{i},{'yes' if i % 3 else 'no'},{i % 7},{i % 5}\n" for i in range(60)))
+    d = describe(tmp_path/"a.csv", DescribeOptions(entity='i"d', label='l"eft', categories=("row",), numbers=("x\\y",)))
+    assert [(c.name, c.use) for c in d.columns] == [("id", "entity"), ("left", "label"), ("row_", "category"), ("xy", "number")]
