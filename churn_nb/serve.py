@@ -97,6 +97,7 @@ class AppState:
         self.lookup = CustomerLookup(self.store, self.limits, self.recorder)
         self.drift = DriftGauges(workspace.reports / "drift.json")
         self.metrics.registry.register(self.drift)
+        self.run_drift = DriftGauges(workspace.results / "03_drift.json")  # for the status page alone
         self.metrics.queued.set_function(self.queued_rows)
 
     def _shadow(self, workspace: Workspace, load: dict) -> Shadow:
@@ -169,7 +170,7 @@ def _add_routes(app: Api, state: AppState):
         event_routes(state.events, state.limits.max_body_bytes),
         metrics_routes(state.recorder),
         docs_routes(),
-        status_page_routes(state.current, state.drift, state.backend),
+        status_page_routes(state.current, state.drift, state.run_drift, state.backend),
         v2_routes(state.limits, state.current, [state.request_log] if state.request_log else []),
     ):
         app.include_router(routes)

@@ -8,7 +8,7 @@ __all__ = ["doctor_command"]
 # %% ../../nbs/cli/95_doctor.ipynb #59622cfa
 import typer
 
-from .app import app
+from .app import app, with_workspace
 from .options import WorkspaceOption, command_settings
 from ..ops.diagnostics import run_checks
 
@@ -20,5 +20,5 @@ def doctor_command(workspace: WorkspaceOption = ""):
     each is ok, or says what to do."""
     results = run_checks(command_settings(workspace))
     for r in results:
-        typer.echo(str(r))
+        typer.echo(with_workspace(str(r)))
     raise typer.Exit(max(r.code for r in results))

@@ -55,7 +55,7 @@ def push_command(
     settings = command_settings(workspace)
     require_features(settings)
     if not source_of(settings).accepts_events:
-        raise UsageError(f"{settings.data.dataset} is a table, not a log; run `churn run` on a new file")
+        raise UsageError(f"{settings.data.dataset} is a table, not a log; `churn run --data FILE` trains on a new one")
     try:
         rows = read_event_rows(events)
     except ValueError as e:

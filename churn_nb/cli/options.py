@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .app import at_work
 from ..core.errors import UsageError
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
@@ -53,10 +54,12 @@ def command_settings(
 ) -> Settings:
     "The settings of a command. Raises SettingsError."
     folder = str(Path(workspace).resolve()) if workspace else ""
+    at_work.set(workspace)
     s = load_settings({"paths.workspace": folder, "data.dataset": dataset, **overrides})
     if folder or not dataset or s.data.dataset == load_settings().data.dataset:
         return s
     beside = s.paths.workspace.with_name(f"{s.paths.workspace.name}-{s.data.dataset}")
+    at_work.set(str(beside))
     return load_settings({"paths.workspace": str(beside), "data.dataset": dataset, **overrides})
 
 

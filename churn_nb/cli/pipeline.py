@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, end_command
+from .app import app, at_work, end_command
 from churn_nb.cli.data import (
     AmountOption,
     DropOption,
@@ -88,6 +88,7 @@ def own_data_settings(
     print_description(d)
     default = load_settings().paths.workspace
     root = Path(workspace).resolve() if workspace else default.with_name(f"{default.name}-{d.name}")
+    at_work.set(workspace or short_path(root))
     ws = Workspace(root).open()
     if kind == "events" and "features" not in d.settings:
         d = _with_planned_features(d, ws)

@@ -234,7 +234,7 @@ def dataset_file(settings: Settings) -> Path:
     elif Path(f"{path}.dvc").exists():
         pull(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file; {toml.name} names it, `churn describe` writes another")
+        raise DataError(f"{path}: no such file; {toml.name} names it, `churn describe FILE` writes another")
     return path
 
 

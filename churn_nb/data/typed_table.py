@@ -8,6 +8,7 @@ __all__ = ["feature_sql", "label_index", "typed_sql", "RoleSql", "role_sql", "tw
 # %% ../../nbs/data/70_typed_table.ipynb #6b2a5165
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +236,7 @@ def _write_table(
         check(made)
         rows, customers = con.execute(f"SELECT count(*), count(DISTINCT customer_id) FROM {made}").fetchone()
         if not rows:
-            raise DataError(f"{file}: no row of it can be used; look at `churn describe`")
+            raise DataError(f"{file}: no row of it can be used; look at `churn describe {shlex.quote(str(file))}`")
         os.replace(tmp, out)
     finally:
         tmp.unlink(missing_ok=True)

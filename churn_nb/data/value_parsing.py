@@ -187,7 +187,7 @@ def read_format(
     try:
         d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise DataError(f"{description}: {e}; write it again with `churn describe`") from None
+        raise DataError(f"{description}: {e}; write it again with `churn describe FILE`") from None
     spelling = d.get("csv", {})
     default = {"thousands": "." if spelling.get("decimal") == "," else ","}
     given = {k: spelling[k] for k in ("delimiter", "encoding", "decimal", "thousands") if spelling.get(k)}

@@ -164,7 +164,9 @@ def plan(
     con, place = connection(), read_parquet_sql(log)
     s = _span(con, place)
     if not s["events"]:
-        raise DataError(f"{log}: no purchases, so there is nothing to plan; look at the log with `churn describe`")
+        raise DataError(
+            f"{log}: no purchases, so there is nothing to plan; `churn describe FILE --kind events` shows how the log was read"
+        )
     ends = s["last"] + timedelta(days=1)
     usual = int(s["gap"] or 30)
     fits = [d for d in (7, 14, 30, 60, 90, 180, 365) if 3.5 * d <= (ends - s["first"]).days] or [7]

@@ -103,7 +103,8 @@ def bucket_map(x: np.ndarray, y: np.ndarray, half: int = 1 << 14) -> Callable:
         return bucket
 
     probe = np.unique(probe)  # ties do no harm: they cost one comparison in the end
-    return place if np.bincount(place(probe) >> 7).max() < len(probe) / 4 else one_bucket
+    groups = place(probe) // max(half >> 7, 1)  # 256, whatever the number of buckets is
+    return place if np.bincount(groups).max() < len(probe) / 4 else one_bucket
 
 
 # %% ../../nbs/monitoring/25_empirical_cdf.ipynb #0146bccb

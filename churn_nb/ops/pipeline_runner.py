@@ -97,5 +97,5 @@ def run_pipeline(
             progress(step_line(done))
             if done.error:
                 break
-        write_report(settings, run)
+        write_report(settings, run, whole=steps == STEPS)
     return run

@@ -177,12 +177,13 @@ TEMPLATE = "run_report.html"  # a Jinja template beside this module
 def write_report(
     settings: Settings,
     run: PipelineRun,
+    whole: bool = True,  # A run of the whole pipeline, also where it failed on the way
 ) -> Path:  # reports/<run>.html
-    "Write the page of a run, and the same page as reports/index.html."
+    "Write the page of a run; that of a whole run as reports/index.html, too, which single steps leave as it is."
     ws = Workspace(settings.paths.workspace)
     source = importlib.resources.files("churn_nb.ops").joinpath(TEMPLATE).read_text()
     template = jinja2.Environment(autoescape=True).from_string(source)
     page = template.render(**_report_values(settings, run, f"../runs/{run.run_dir.name}"))
-    for name in (f"{run.run_dir.name}.html", "index.html"):
+    for name in [f"{run.run_dir.name}.html", *["index.html"] * whole]:
         atomic_write(ws.reports / name, page)
     return ws.reports / f"{run.run_dir.name}.html"

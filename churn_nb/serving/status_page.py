@@ -14,6 +14,7 @@ __all__ = [
     "gate_part",
     "ServerStatus",
     "ago",
+    "run_drift_part",
     "drift_part",
     "scored_by",
     "now_part",
@@ -36,7 +37,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
 from ..core.manifest import Feature, Group, Manifest, ModelCard
-from ..monitoring.request_log import DriftGauges, _Report
+from ..monitoring.request_log import DriftGauges, _Feature, _Report
 from .http.docs_page import csp_hash, html_page, page_policy, static_text
 
 
@@ -186,9 +187,11 @@ class ServerStatus:
     at: float = 0.0  # Unix time
     backend: str = "onnxruntime"  # What scores
     refused: str = ""  # Why a newer bundle is not taken; empty: none is refused
-    drift: _Report | None = None  # The last report, from `DriftGauges.latest`; None: there is none
+    drift: _Report | None = None  # The last report on requests, from `DriftGauges.latest`; None: there is none
     drift_at: float = 0.0  # Unix time of the report
     drift_broken: bool = False  # The file can't be read; what is shown is older
+    run_drift: _Report | None = None  # The result of the last run's step 03_drift; None: there is none
+    run_drift_at: float = 0.0  # Unix time of the result
 
 
 def _utc(t: float) -> str:
@@ -209,26 +212,43 @@ def _short(x: float | None) -> str:
     return "-" if x is None else f"{x:.3g}"
 
 
+def _moved(r: _Report) -> list[_Feature]:
+    return [f for f in r.features if f.level in ("warn", "retrain")]
+
+
+def _level(r: _Report, at: float, now: float) -> str:
+    "Level, age and size of a report, as the start of a paragraph."
+    when = f"made {_utc(at)} ({ago(now - at)})"
+    return f"level <strong>{r.level}</strong>, {when}. {len(_moved(r))} of {len(r.features)} features moved"
+
+
+def run_drift_part(server: ServerStatus) -> str:
+    "What step 03_drift of the last run found; empty where its result is not here."
+    if not (r := server.run_drift):
+        return ""
+    return f"<p>The newest rows of the data, by step 03_drift: {_level(r, server.run_drift_at, server.at)}.</p>"
+
+
 def drift_part(server: ServerStatus) -> str:
-    "Level and age of the last drift report, and the features that lead."
-    broken = (
-        '<p class="bad">⚠ The report on disk can\'t be read; what follows is older. Make a new one with '
-        "<code>churn step 03_drift</code>.</p>"
-        if server.drift_broken
-        else ""
-    )
+    "Level and age of the last drift report on requests, the features that lead it, and the level of the last run."
+    remake = "Make a new one with <code>churn drift</code>."
+    broken = f'<p class="bad">⚠ The report on disk can\'t be read; what follows is older. {remake}</p>'
+    broken = broken if server.drift_broken else ""
     if not (r := server.drift):
-        return broken + "<p>No report yet. Make one with <code>churn step 03_drift</code>.</p>"
-    moved = [f for f in r.features if f.level in ("warn", "retrain")]
+        none = "<p>The requests: no report yet. Make one with <code>churn drift</code>.</p>"
+        return broken + none + run_drift_part(server)
     rows = [
         [f.name, f.level or "-", _short(f.psi), _short(f.statistic), _short(f.pvalue)]
-        for f in (moved or r.features)[:5]
+        for f in (_moved(r) or r.features)[:5]
     ]
-    says = f"{len(moved)} of {len(r.features)} features moved" + ("; those that matter most:" if rows else "")
     head = ["feature", "level", "PSI", "K-S distance", "p-value"]
-    return broken + (
-        f"<p>Level <strong>{r.level}</strong>, made {_utc(server.drift_at)} ({ago(server.at - server.drift_at)}). "
-        f"{says}</p>{html_table(head, rows, 'Features that lead the drift report') if rows else ''}"
+    return (
+        broken
+        + (
+            f"<p>The requests: {_level(r, server.drift_at, server.at)}{'; those that matter most:' if rows else ''}</p>"
+            f"{html_table(head, rows, 'Features that lead the drift report') if rows else ''}"
+        )
+        + run_drift_part(server)
     )
 
 
@@ -251,10 +271,21 @@ def scored_by(backend) -> str:  # triton.TritonBackend, or None
 
 
 # %% ../../nbs/serving/50_status_page.ipynb #08fca385
+def _drift_level(server: ServerStatus) -> str:
+    "Level and age of each report there is, in a line."
+    requests, run = (
+        f"{what}: {r.level}, {ago(server.at - at)}" if r else ""
+        for what, r, at in (
+            ("requests", server.drift, server.drift_at),
+            ("data of the last run", server.run_drift, server.run_drift_at),
+        )
+    )
+    known = "; ".join(filter(None, (requests, run))) or "no report"
+    return known + " ⚠ the newest report can't be read" * server.drift_broken
+
+
 def now_part(m: Manifest, server: ServerStatus) -> str:
-    "Which version answers, by what, whether a newer one was refused, and the drift level."
-    level = f"{server.drift.level}, {ago(server.at - server.drift_at)}" if server.drift else "no report"
-    level += " ⚠ the newest report can't be read" * server.drift_broken
+    "Which version answers, by what, whether a newer one was refused, and the drift levels."
     says = f"⚠ A newer bundle was refused, version {m.version} goes on: {server.refused}"
     refused = f'<p class="bad" role="alert">{escape(says)}</p>'
     by = f"{_backends.get(server.backend, server.backend)}: {m.serves}"
@@ -263,7 +294,7 @@ def now_part(m: Manifest, server: ServerStatus) -> str:
             "Answers": f"version {m.version}",
             "Computed by": by,
             "Newer bundle": "refused" if server.refused else "none was refused",
-            "Drift": level,
+            "Drift": _drift_level(server),
             "As of": _utc(server.at),
         }
     ) + (refused if server.refused else "")
@@ -409,7 +440,8 @@ def status_page_html(
 # %% ../../nbs/serving/50_status_page.ipynb #08cf8c9e
 def status_page_routes(
     current,  # model_reloader.CurrentModel: `refused` and `trouble()`
-    drift: DriftGauges,  # Reads the drift report
+    drift: DriftGauges,  # Reads the drift report on requests
+    run_drift: DriftGauges,  # Reads the result of step 03_drift
     backend=None,  # triton.TritonBackend; None: this process scores
 ) -> APIRouter:
     "GET /."
@@ -417,8 +449,9 @@ def status_page_routes(
 
     @router.get("/")
     async def index(request: Request):
-        m, report = request.state.model and request.state.model.manifest, drift.latest()
-        server = ServerStatus(time.time(), scored_by(backend), current.refused, report, drift.at, bool(drift.broken))
+        m, found, at_run = request.state.model and request.state.model.manifest, drift.latest(), run_drift.latest()
+        reports = (found, drift.at, bool(drift.broken), at_run, run_drift.at)
+        server = ServerStatus(time.time(), scored_by(backend), current.refused, *reports)
         text = status_page_html(m, str(request.base_url), current.trouble().detail, server)
         return HTMLResponse(text, 200 if m else 503, _page_headers)
 

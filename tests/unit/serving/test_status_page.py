@@ -76,7 +76,7 @@ def type_over(tab, text):
 
 def test_every_part_has_what_the_server_knows(site):
     text = httpx.get(site.url + "/", timeout=allow(90)).text.replace("<wbr>", "")
-    for w in ("version 1", "ONNX Runtime", "none was refused", "Level <strong>warn</strong>", "1 of 2 features moved", "2026-02-10 06:00 UTC", "0.401 to 0.424",
+    for w in ("version 1", "ONNX Runtime", "none was refused", "level <strong>warn</strong>", "1 of 2 features moved", "2026-02-10 06:00 UTC", "0.401 to 0.424",
               "0.431", "not recorded", "2 of 3 groups", "average_precision_stayers against champion (version 12)", "better, p &lt; 0.05", "✓ pass",
               "2026-02-03T06:12:00+00:00", "hist_gradient_boosting", "md5:0", "abc1234", "run1"): assert w in text, w
     assert text.count("<script>") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -93,9 +93,19 @@ def test_a_refused_bundle_and_a_broken_report_are_shown(tmp_path):
         (tmp_path/"reports"/"drift.json").write_text("{")
         text = httpx.get(s.url + "/", timeout=allow(90)).text
         assert "bytes, the manifest says" in text and "version 2 goes on" in text
-        assert "The report on disk can't be read" in text and "Level <strong>warn</strong>" in text
+        assert "The report on disk can't be read" in text and "level <strong>warn</strong>" in text
         (tmp_path/"reports"/"drift.json").unlink()
-        assert "No report yet" in httpx.get(s.url + "/", timeout=allow(90)).text
+        assert "no report yet" in httpx.get(s.url + "/", timeout=allow(90)).text
+
+def test_after_a_run_the_page_has_its_drift(tmp_path):
+    "The gate's row on the same page is from the step's result, which a run writes; the report on requests is written by `churn drift`."
+    put_live(tmp_path, card=CARD)
+    (tmp_path/"results").mkdir(exist_ok=True)
+    (tmp_path/"results"/"03_drift.json").write_text(json.dumps(REPORT | {"level": "retrain"}))
+    with serving(tmp_path) as s:
+        text, metrics = (httpx.get(s.url + path, timeout=allow(90)).text for path in ("/", "/metrics"))
+    assert "by step 03_drift: level <strong>retrain</strong>" in text and "data of the last run: retrain" in text
+    assert "no report yet. Make one with <code>churn drift</code>" in text and "drift_level" not in metrics
 
 def test_without_a_model_the_page_shows_what_to_do(tmp_path):
     with serving(tmp_path) as s:
@@ -249,7 +259,7 @@ def test_a_category_field_fits_a_phone_and_has_contrast(own, visit, scheme):
         "e => { const s = getComputedStyle(e); return [s.color, s.backgroundColor, e.getBoundingClientRect().width] }")
     light = lambda c: sum(map(int, re.findall(r"\d+", c)[:3]))
     assert width > 200 and abs(light(color) - light(under)) > 400 and (light(under) < 300) == (scheme == "dark")
-    assert "Not recorded" in tab.text_content("main") and "No report yet" in tab.text_content("main")
+    assert "Not recorded" in tab.text_content("main") and "no report yet" in tab.text_content("main")
 
 def test_values_are_escaped_in_a_select(tmp_path):
     from churn_nb.serving.status_page import fields
