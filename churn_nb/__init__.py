@@ -2,7 +2,8 @@
 
 The package is exported from the notebooks in `nbs/`; only this file is written by hand. Its rooms, from what everything uses to what uses
 everything: `core` and `evaluation`; `data`; `feature_store`, `monitoring` and `batch`; `modeling`, and the lessons `features` and `drift`;
-`registry`; `serving`, and the lesson `train`; `ops`, and the lessons `promote` and `serve`; `cli`, the command `churn`.
+`registry`; `serving`, and the lesson `train`; `ops`, and the lessons `promote` and `serve`; `cli`, the command `churn`; and `teaching`,
+simulated worlds for the lessons alone.
 
 The names below are what most programs need. Each is imported from its room at its first use, so `import churn_nb` alone takes
 milliseconds and needs no optional package:

@@ -18,7 +18,6 @@ __all__ = [
     "Difference",
     "ComparisonOptions",
     "compare",
-    "error_rates",
 ]
 
 # %% ../../nbs/evaluation/20_comparison.ipynb #f91c15f9
@@ -30,7 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .metrics import check_predictions, evaluate, row_terms, simulate_two_models
+from .metrics import check_predictions, evaluate, row_terms
 
 
 # %% ../../nbs/evaluation/20_comparison.ipynb #d387d923
@@ -330,30 +329,3 @@ def compare(
         margin=o.margin,
         alpha=o.alpha,
     )
-
-
-# %% ../../nbs/evaluation/20_comparison.ipynb #1df7549c
-def error_rates(
-    n: int,  # Rows of a test set
-    rounds: int = 300,  # Test sets
-    alpha: float = 0.05,
-    effect: float = 0.0,  # By so much the noise of ours is smaller; 0: ours is no better
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:  # rule -> share of rounds that promote, and its Monte-Carlo se
-    "How often each rule promotes ours, on simulated test sets. Helps to choose the size of a test set."
-    rng, votes = np.random.default_rng(seed), []
-    for _ in range(rounds):
-        y, ours, theirs, customer = simulate_two_models(n, rng, (0.7 * (1 - effect), 0.7))
-        by_loss, by_auc = (
-            compare(y, ours, theirs, customer, ComparisonOptions(m, alpha=alpha)) for m in ("log_loss", "auc")
-        )
-        votes.append(
-            {
-                "higher AUC": by_auc.difference > 0,
-                "lower log-loss": by_loss.difference > 0,
-                "compare, log-loss": by_loss.better,
-                "compare, AUC (DeLong)": by_auc.better,
-            }
-        )
-    share = pd.DataFrame(votes).mean()
-    return {str(r): {"share": float(s), "se": float(np.sqrt(s * (1 - s) / rounds))} for r, s in share.items()}

@@ -15,7 +15,6 @@ __all__ = [
     "choose_calibration",
     "Calibrated",
     "core",
-    "excess_log_loss",
 ]
 
 # %% ../../nbs/modeling/30_calibration.ipynb #9fd445d0
@@ -211,14 +210,3 @@ def core(model: BaseEstimator) -> BaseEstimator:
     "The estimator inside: without calibration and without the steps before it."
     model = model.model if isinstance(model, Calibrated) else model
     return model[-1] if hasattr(model, "steps") else model
-
-
-# %% ../../nbs/modeling/30_calibration.ipynb #2af51c6b
-def excess_log_loss(
-    true_p: np.ndarray,
-    q: np.ndarray,  # True and predicted probabilities, shape (n,)
-) -> dict[str, float]:  # bayes + excess = expected log-loss of q
-    "Expected log-loss of the true probabilities, and what a prediction loses over it (mean KL divergence, nats)."
-    p, q = (np.clip(np.asarray(a, dtype=np.float64), 1e-12, 1 - 1e-12) for a in (true_p, q))
-    bayes = -(p * np.log(p) + (1 - p) * np.log1p(-p)).mean()
-    return {"bayes": float(bayes), "excess": float(-(p * np.log(q) + (1 - p) * np.log1p(-q)).mean() - bayes)}

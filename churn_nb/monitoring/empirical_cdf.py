@@ -13,12 +13,10 @@ __all__ = [
     "widest_gap",
     "Tally",
     "tally",
-    "tally_all",
 ]
 
 # %% ../../nbs/monitoring/25_empirical_cdf.ipynb #f1bc0c1b
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -206,19 +204,3 @@ def tally(
 
     H = widest_gap(X, Y, n, m, known) if n and m else 0
     return Tally(H, n, m, missing_ref, missing_cur, count(X, n, missing_ref), count(Y, m, missing_cur))
-
-
-# %% ../../nbs/monitoring/25_empirical_cdf.ipynb #8a6597a5
-def tally_all(
-    reference,  # name -> sample: a dict of columns or a DataFrame
-    current,  # name -> sample
-    columns: list,
-    bins: int,
-    threads: int = 2,  # numpy lets go of the interpreter's lock while it counts and sorts
-) -> list[Tally]:  # In the order of `columns`
-    "`tally` of each column, several at a time. Raises DriftInputError."
-    pairs = [(reference[c], current[c]) for c in columns]
-    if threads < 2:
-        return [tally(x, y, bins) for x, y in pairs]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: tally(pair[0], pair[1], bins), pairs))

@@ -14,7 +14,6 @@ __all__ = [
     "shares",
     "psi_of_shares",
     "jensen_shannon",
-    "wasserstein",
     "missing_change",
     "benjamini_hochberg",
 ]
@@ -210,24 +209,6 @@ def jensen_shannon(
     p, q = (np.asarray(v, float) / np.sum(v) for v in (p, q))
     to_middle = [float((v[v > 0] * np.log2(2 * v[v > 0] / (p + q)[v > 0])).sum()) for v in (p, q)]
     return math.sqrt(min(max(sum(to_middle) / 2, 0), 1))
-
-
-# %% ../../nbs/monitoring/20_statistical_tests.ipynb #79a571ce
-def wasserstein(
-    x,  # 1-D numeric sample; nan are left out
-    y,  # 1-D numeric sample; nan are left out
-) -> float:  # In the unit of the values, >= 0; inf where a different share of each side is infinite
-    """Area between the two distribution functions: `scipy.stats.wasserstein_distance`.
-    Raises DriftInputError."""
-    x, y = (sample(v)[0].astype(float, copy=False) for v in (x, y))
-    if not (len(x) and len(y)):
-        raise DriftInputError("Wasserstein needs a value on both sides; one of them is all missing")
-    z = np.unique(np.concatenate([x, y]))
-    i, j = (np.searchsorted(v, z[:-1], side="right") for v in (x, y))
-    apart = i * len(y) != j * len(x)
-    with np.errstate(over="ignore"):
-        widths = np.diff(z)[apart]
-    return float((np.abs(i / len(x) - j / len(y))[apart] * widths).sum())
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #1eebef58

@@ -3,7 +3,6 @@ import os, subprocess, sys
 import httpx, numpy as np, pandas as pd, pytest
 from starlette.testclient import TestClient
 from churn_nb.registry.bundle import current_bundle, verify_bundle
-from churn_nb.modeling.calibration import excess_log_loss
 from churn_nb.data.encoding import Dictionary, entity_key
 from churn_nb.serving.client_codegen import python_client
 from churn_nb.modeling.onnx_export import onnx_predict
@@ -13,6 +12,7 @@ from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.serve import create_app
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
+from lessons import of_lesson
 from churn_nb.feature_store.sources import source_of
 from churn_nb.train import train
 from deadlines import allow
@@ -102,7 +102,7 @@ def test_the_model_learns_the_simulated_truth_within_two_hundredths(learned):
     test = rows[rows.split == "test"].merge(truth.assign(event_timestamp=truth.event_timestamp.astype(rows.event_timestamp.dtype)), on=["customer_id", "event_timestamp"])
     m, model = ModelRegistry(s).load_version("1")
     d = Dictionary.of(m.features)
-    loss = excess_log_loss(test.probability.to_numpy(), onnx_predict(model, d.encode(test), d))
+    loss = of_lesson("modeling/30_calibration", "excess_log_loss").excess_log_loss(test.probability.to_numpy(), onnx_predict(model, d.encode(test), d))
     assert len(test) == (rows.split == "test").sum() and 0 < loss["excess"] < .02 < loss["bayes"]
 
 # A stranger's file

@@ -1,7 +1,7 @@
 "Labels and scores for the tests of evaluation: hypothesis draws them, or a world whose truth is known."
-import numpy as np
+import numpy as np, pytest
 from hypothesis import assume, settings, strategies as st
-from churn_nb.evaluation.metrics import simulate_two_models
+from churn_nb.teaching.two_models import simulate_two_models
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 few = settings(quick, max_examples=15)
@@ -22,3 +22,14 @@ def scored(draw, least=4, ids=6):
 def world(n=400, seed=0, per_customer=4): return simulate_two_models(n, np.random.default_rng(seed), per_customer=per_customer)
 
 def two_of_each(y, who): return all(len(set(who[y == v])) > 1 for v in (0, 1))
+
+bad_input = pytest.mark.parametrize("y,p,says", [
+    ([], [], "0 rows with 0 class(es); two classes are needed"), ([1, 1], [.1, .2], "2 rows with 1 class(es)"),
+    ([0, 1, 2], [.1, .2, .3], "the label of row 2 is 2"), ([0, 1, np.nan], [.1, .2, .3], "the label of row 2 is nan"),
+    ([0, 1], [.1, np.nan], "1 predictions are not finite"), ([0, 1], [.1, np.inf], "1 predictions are not finite"),
+    ([0, 1], [.1, .2, .3], "2 labels, predictions of shape (3,)"), ([[0, 1]], [[.1, .2]], "one dimension is needed")])
+
+def refused(call, says:str):
+    "A ValueError of one line, which says it."
+    with pytest.raises(ValueError) as error: call()
+    assert says in str(error.value) and "\n" not in str(error.value)

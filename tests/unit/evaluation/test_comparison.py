@@ -1,10 +1,11 @@
 "Intervals over customers, DeLong against its definition and R's pROC, and the comparison of two models."
-import inspect
 import numpy as np, pandas as pd, pytest
 from hypothesis import assume, given, strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 from churn_nb.evaluation import comparison as c, metrics as e
-from scores import COSTS, METRICS, few, quick, scored, two_of_each, world
+from churn_nb.teaching.two_models import simulate_two_models
+from lessons import of_lesson
+from scores import COSTS, METRICS, bad_input, few, quick, refused, scored, two_of_each, world
 
 # The aSAH data of R's pROC (Turck et al., 2010; Robin et al., 2011): outcome, two markers, a grade of 5 levels.
 POOR = np.array(list(
@@ -31,10 +32,7 @@ WFNS = np.array(list(
 def compare(y, ours, theirs, clusters=None, metric="log_loss", *thresholds, **options): return c.compare(y, ours, theirs, clusters, c.ComparisonOptions(metric, *thresholds, **options))
 def resampled(y, p, clusters=None, **options): return c.resampled(y, p, clusters, c.BootstrapOptions(**options))
 def intervals(y, p, clusters=None, **options): return c.intervals(y, p, clusters, c.BootstrapOptions(**options))
-def cluster_weights(clusters, rounds, seed):
-    "Row weights: all rows of a customer carry the number of times the customer was drawn."
-    codes, k = c.customer_codes(clusters, len(clusters))
-    for counts in c.draws(k, rounds, seed): yield counts[:, codes]
+cluster_weights = of_lesson("evaluation/20_comparison", "cluster_weights").cluster_weights
 
 @quick
 @given(scored(), st.integers(0, 2**32 - 1))
@@ -98,7 +96,6 @@ def test_the_same_seed_gives_the_same_numbers():
     pd.testing.assert_frame_equal(intervals(y, a, who, rounds=50), intervals(y, a, who, rounds=50))
     first, again, other = (compare(y, a, b, who, "average_precision", rounds=50, seed=s) for s in (0, 0, 1))
     assert first == again and first.se != other.se
-    assert c.error_rates(200, 5, seed=3) == c.error_rates(200, 5, seed=3)
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_customers_of_one_row_are_no_customers_at_all(metric):
@@ -201,7 +198,7 @@ def test_better_is_a_lower_bound_above_minus_the_margin(metric, margin):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_truth_beats_noise_in_every_metric(metric):
-    y, a, b, who = e.simulate_two_models(4000, np.random.default_rng(1), (0, 3), 2)
+    y, a, b, who = simulate_two_models(4000, np.random.default_rng(1), (0, 3), 2)
     r = compare(y, a, b, who, metric, .8, .8, rounds=100, **COSTS)
     assert r.better and r.difference > 0 and not compare(y, b, a, who, metric, .8, .8, rounds=100, **COSTS).better
     assert r.ours == pytest.approx(e.evaluate(y, a, .8, **COSTS)[metric]) and metric in str(r)
@@ -210,10 +207,6 @@ def test_rounding_noise_is_no_difference():
     y, a, _, who = world()
     assert compare(y, a, a*(1 + 1e-15), who).p_value == 1
 
-def test_error_rates_show_high_power_for_a_large_effect():
-    r = c.error_rates(2000, 40, effect=.6, seed=1)
-    assert r["compare, log-loss"]["share"] > .9 and 0 <= r["higher AUC"]["se"] < .1
-
 # What can't be measured is an error, in one line
 
 def calls(y, p):
@@ -221,15 +214,9 @@ def calls(y, p):
     return {"resampled": lambda: resampled(y, p), "intervals": lambda: intervals(y, p, rounds=5),
             "delong": lambda: c.delong(y, p, p), "compare": lambda: compare(y, p, p)}
 
-@pytest.mark.parametrize("y,p,says", [
-    ([], [], "0 rows with 0 class(es); two classes are needed"), ([1, 1], [.1, .2], "2 rows with 1 class(es)"),
-    ([0, 1, 2], [.1, .2, .3], "the label of row 2 is 2"), ([0, 1, np.nan], [.1, .2, .3], "the label of row 2 is nan"),
-    ([0, 1], [.1, np.nan], "1 predictions are not finite"), ([0, 1], [.1, np.inf], "1 predictions are not finite"),
-    ([0, 1], [.1, .2, .3], "2 labels, predictions of shape (3,)"), ([[0, 1]], [[.1, .2]], "one dimension is needed")])
+@bad_input
 def test_bad_input_is_a_value_error_of_one_line(y, p, says):
-    for name, call in calls(y, p).items():
-        with pytest.raises(ValueError) as error: call()
-        assert says in str(error.value) and "\n" not in str(error.value), name
+    for call in calls(y, p).values(): refused(call, says)
 
 @pytest.mark.parametrize("call,says", [
     (lambda y, p, q, who: compare(y, p, q, who, "f1"), "metric f1 is not known"),
@@ -238,10 +225,4 @@ def test_bad_input_is_a_value_error_of_one_line(y, p, says):
     (lambda y, p, q, who: intervals(y, p, [None, *who[1:]]), "row 0 has no customer id"),
     (lambda y, p, q, who: intervals(y, p, who, rounds=1), "1 rounds")])
 def test_bad_arguments_are_value_errors_of_one_line(call, says):
-    with pytest.raises(ValueError) as error: call(*world())
-    assert says in str(error.value) and "\n" not in str(error.value)
-
-def test_every_public_function_has_a_docstring():
-    for name in c.__all__:
-        thing = getattr(c, name)
-        if callable(thing): assert inspect.getdoc(thing), name
+    refused(lambda: call(*world()), says)

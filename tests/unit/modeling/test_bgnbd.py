@@ -7,7 +7,9 @@ from scipy.integrate import dblquad
 from scipy.special import beta, gamma
 from churn_nb.modeling import bgnbd as m
 from importers import import_datasets
+from lessons import of_lesson
 
+simulate_histories = of_lesson("modeling/40_bgnbd", "simulate_histories").simulate_histories
 CDNOW = m.BGNBD(.243, 4.414, .793, 2.426)
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -100,7 +102,7 @@ def test_one_customer_at_a_time_or_all_at_once(published):
 
 def test_p_no_purchase_equals_simulated_futures():
     "Within each history that many share (x, and t_x and T roughly), and overall."
-    s = m.simulate_histories(CDNOW, np.full(200_000, 39.), 90/7, np.random.default_rng(3))
+    s = simulate_histories(CDNOW, np.full(200_000, 39.), 90/7, np.random.default_rng(3))
     told = m.p_no_purchase(CDNOW, s.x, s.t_x, s["T"], 90/7)
     groups = [s.x.clip(upper=6), pd.cut(s.t_x, [-1, 0, 10, 20, 30, 39], labels=False)]
     g = pd.DataFrame({"told": told, "var": told*(1 - told), "silent": s.future == 0}).groupby(groups)
@@ -110,14 +112,14 @@ def test_p_no_purchase_equals_simulated_futures():
     assert m.p_no_purchase(CDNOW, 0, 0, 39, 90/7) == pytest.approx((s[s.x == 0].future == 0).mean(), abs=.005)
 
 def test_parameters_are_recovered():
-    s = m.simulate_histories(CDNOW, np.random.default_rng(4).uniform(27, 39, 30_000), 0, np.random.default_rng(5))
+    s = simulate_histories(CDNOW, np.random.default_rng(4).uniform(27, 39, 30_000), 0, np.random.default_rng(5))
     fit = m.fit_bgnbd(s.x, s.t_x, s["T"])
     np.testing.assert_allclose(astuple(fit), astuple(CDNOW), rtol=.2)
     assert fit.a/(fit.a + fit.b) == pytest.approx(CDNOW.a/(CDNOW.a + CDNOW.b), rel=.06)
     assert fit.r/fit.alpha == pytest.approx(CDNOW.r/CDNOW.alpha, rel=.06)
 
 def test_simulation_is_reproducible_and_its_histories_are_valid():
-    a, b = (m.simulate_histories(CDNOW, np.full(500, 39.), 10, np.random.default_rng(0)) for _ in range(2))
+    a, b = (simulate_histories(CDNOW, np.full(500, 39.), 10, np.random.default_rng(0)) for _ in range(2))
     pd.testing.assert_frame_equal(a, b)
     assert np.isfinite(m.log_likelihood(CDNOW, a.x, a.t_x, a["T"])).all()
 

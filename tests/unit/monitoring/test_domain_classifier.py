@@ -2,7 +2,9 @@
 import numpy as np, pandas as pd, pytest
 from churn_nb.monitoring import domain_classifier as c
 from churn_nb.monitoring.permutation_tests import permutation_pvalues
-from windows import two_windows
+from lessons import of_lesson
+
+two_windows = of_lesson("monitoring/30_permutation_tests", "two_windows").two_windows
 
 def slack(rate, worlds): return rate + 3.3*np.sqrt(rate*(1 - rate)/worlds) # a chance of 1 in 2,000 to be above
 

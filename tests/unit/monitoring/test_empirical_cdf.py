@@ -1,31 +1,13 @@
 "The exact whole numbers behind K-S and PSI: `tally` against two plain sorts, to the last digit."
 import itertools, math, subprocess, sys
 import numpy as np, pytest
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra import numpy as hnp
+from hypothesis import given, strategies as st
 from scipy import stats
 from churn_nb.monitoring import empirical_cdf as d
 from churn_nb.monitoring import statistical_tests as distances
 from churn_nb.core.errors import DriftInputError
-
-quick = settings(max_examples=150, deadline=None, derandomize=True)
-few_examples = settings(max_examples=40, deadline=None, derandomize=True)
-sizes = st.integers(1, 60)
-
-def samples(dtype, elements): return sizes.flatmap(lambda n: hnp.arrays(dtype, n, elements=elements))
-
-few = samples(np.int64, st.integers(0, 4))                          # ties everywhere, constants now and then
-whole = samples(np.int64, st.integers(-2**62, 2**62))               # more digits than a float64 holds
-unsigned = samples(np.uint64, st.integers(0, 2**64 - 1))
-small = samples(np.int8, st.integers(-128, 127))
-wide = samples(np.float64, st.floats(-1e300, 1e300))
-tiny = samples(np.float64, st.floats(-1e-310, 1e-310))
-huge = samples(np.float64, st.floats(allow_nan=False))
-single = samples(np.float32, st.floats(-100, 100, width=32))
-infinite = samples(np.float64, st.sampled_from([-np.inf, -1., 0., 1., np.inf]))
-flags = samples(np.bool_, st.booleans())
-with_missing = samples(np.float64, st.sampled_from([np.nan, 0., 1., 2., 3.5]))
-anything = st.one_of(few, whole, unsigned, small, wide, tiny, huge, single, infinite, flags)
+from importers import bench
+from samples import anything, few_examples, quick, with_missing
 
 def by_sorting(x, y, bins):
     "H and the bin counts from two sorted samples; shares nothing with the module."
@@ -117,13 +99,16 @@ def test_tally_has_the_numbers_of_scipy():
     assert t.psi == distances.psi_of_shares(*distances.shares(t.counts_ref, t.counts_cur)) > 0
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_all_columns_in_their_order(threads):
+def test_the_bench_times_all_columns_in_their_order(threads):
+    "What bench/drift.py times as ours: D, p and PSI of each column, however many threads there are."
     rng = np.random.default_rng(5)
     ref, cur = ({k: f(rng, 0, 6000) for k, f in draws.items()} for _ in range(2))
-    names = [*draws][::-1]
-    for k, t in zip(names, d.tally_all(ref, cur, names, 10, threads), strict=True):
+    got = bench("drift").ours(ref, cur, threads)()
+    for k, row in zip(draws, got, strict=True):
+        t = d.tally(ref[k], cur[k], 10)
         assert (*t[:5], t.counts_ref.tolist(), t.counts_cur.tolist()) == by_sorting(ref[k], cur[k], 10)
-    with pytest.raises(DriftInputError): d.tally_all({"a": ["x"]}, {"a": [1]}, ["a"], 10, threads)
+        assert row == [t.statistic, t.pvalue, t.psi]
+    with pytest.raises(DriftInputError): bench("drift").ours({"a": ["x"]}, {"a": [1]}, threads)()
 
 @pytest.mark.parametrize("bad", [[], ["a"], [[1, 2], [3, 4]], np.array([1+2j]), np.array(["2026-01-01"], dtype="M8[D]")])
 def test_a_bad_sample_is_refused(bad):

@@ -3,7 +3,10 @@ import itertools, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from churn_nb.monitoring import permutation_tests as c
-from windows import two_windows
+from lessons import of_lesson
+
+lesson = of_lesson("monitoring/30_permutation_tests", "two_windows", "permutation_pvalue")
+two_windows, permutation_pvalue = lesson.two_windows, lesson.permutation_pvalue
 
 def slack(rate, worlds): return rate + 3.3*np.sqrt(rate*(1 - rate)/worlds) # a chance of 1 in 2,000 to be above
 
@@ -11,7 +14,7 @@ def share_below(pvalue, worlds, seed=0, **world):
     rng = np.random.default_rng(seed)
     return np.mean([pvalue(*two_windows(rng, **world)) <= .05 for _ in range(worlds)])
 
-def by_customer(x, y, i, j): return c.permutation_pvalue(x, y, (i, j), rounds=99)[1]
+def by_customer(x, y, i, j): return permutation_pvalue(x, y, (i, j), rounds=99)[1]
 def naive(x, y, i, j): return stats.ks_2samp(x, y, method="asymp").pvalue
 
 # The distance
@@ -28,7 +31,7 @@ def test_D_is_the_definition(seed):
     n, m = rng.integers(1, 30, 2)
     x, y = rng.integers(0, 6, n).astype(float), rng.integers(0, 6, m).astype(float)
     i, j = rng.integers(0, 8, n), rng.integers(4, 12, m)
-    assert c.permutation_pvalue(x, y, (i, j), rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
+    assert permutation_pvalue(x, y, (i, j), rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
 
 @pytest.mark.parametrize("seed", range(10))
 def test_D_equals_ks_with_one_row_per_customer(seed):
@@ -36,7 +39,7 @@ def test_D_equals_ks_with_one_row_per_customer(seed):
     x, y = rng.poisson(2, 40), rng.poisson(2.5, 30)
     want = stats.ks_2samp(x, y, method="asymp").statistic
     for ids in ((None, None), (np.arange(40), np.arange(30)), (np.arange(40), np.arange(20, 50))):
-        assert c.permutation_pvalue(x, y, ids, rounds=1)[0] == pytest.approx(want, abs=1e-12)
+        assert permutation_pvalue(x, y, ids, rounds=1)[0] == pytest.approx(want, abs=1e-12)
 
 # The p-value
 
@@ -63,7 +66,7 @@ CASES = {"three paired": ([1, 2, 3], [4, 5, 6], [0, 1, 2], [0, 1, 2]), "one row 
 def test_p_against_all_arrangements(case):
     x, y, i, j = map(np.asarray, CASES[case])
     D, p = all_arrangements(x, y, i, j)
-    got = c.permutation_pvalue(x, y, (i, j), rounds=5000)
+    got = permutation_pvalue(x, y, (i, j), rounds=5000)
     assert got == (pytest.approx(D, abs=1e-12), pytest.approx(p, abs=4*np.sqrt(p*(1 - p)/5000) + 1e-3))
 
 def test_hand_case(): # worked in the lesson: 2 of 8
@@ -77,7 +80,7 @@ def test_p_against_scipy(kind, shift):
     want = stats.permutation_test((x, y), lambda x, y: stats.ks_2samp(x, y, method="asymp").statistic, permutation_type=kind,
                                   alternative="greater", n_resamples=1000, rng=np.random.default_rng(1)).pvalue
     ids = np.arange(25)
-    got = c.permutation_pvalue(x, y, (ids, ids if kind == "samples" else ids + 25), rounds=3000)[1]
+    got = permutation_pvalue(x, y, (ids, ids if kind == "samples" else ids + 25), rounds=3000)[1]
     assert got == pytest.approx(want, abs=4*np.sqrt(want*(1 - want)*(1/1000 + 1/3000)) + 2e-3)
 
 def test_many_columns_are_each_alone_and_share_the_exchanges():
@@ -86,7 +89,7 @@ def test_many_columns_are_each_alone_and_share_the_exchanges():
     X, Y = rng.normal(size=(90, 3)), rng.normal(.3, size=(70, 3))
     X[rng.random(X.shape) < .2] = np.nan
     D, p = c.permutation_pvalues(X, Y, (i, j), rounds=99)
-    alone = np.array([c.permutation_pvalue(a, b, (i, j), rounds=99) for a, b in zip(X.T, Y.T)])
+    alone = np.array([permutation_pvalue(a, b, (i, j), rounds=99) for a, b in zip(X.T, Y.T)])
     assert np.array_equal(alone, np.c_[D, p])
     again = c.permutation_pvalues(pd.DataFrame(X), pd.DataFrame(Y), ([f"c{k}" for k in i], [f"c{k}" for k in j]), rounds=99)
     assert again[0] == pytest.approx(D) and again[1] == pytest.approx(p, abs=.15) # ids sort otherwise: other coins
@@ -94,14 +97,14 @@ def test_many_columns_are_each_alone_and_share_the_exchanges():
 
 def test_missing_values_are_ignored_and_an_empty_side_gives_nan():
     x, y = np.array([1., np.nan, 3, 2]), np.array([np.nan, 2., 5])
-    assert c.permutation_pvalue(x, y, rounds=1)[0] == c.permutation_pvalue([1, 3, 2], [2, 5], rounds=1)[0]
+    assert permutation_pvalue(x, y, rounds=1)[0] == permutation_pvalue([1, 3, 2], [2, 5], rounds=1)[0]
     D, p = c.permutation_pvalues(np.c_[x, [np.nan]*4], np.c_[y, y], rounds=19)
     assert np.isnan([D[1], p[1]]).all() and np.isfinite([D[0], p[0]]).all()
 
 def test_extreme_values():
     x, y = np.array([-np.inf, 1e300, 0, 1]), np.array([np.inf, np.inf, 2, 1e-300])
-    assert c.permutation_pvalue(x, y, rounds=9)[0] == pytest.approx(.5)
-    assert c.permutation_pvalue(np.ones(5), np.ones(9), rounds=99) == (0, 1)
+    assert permutation_pvalue(x, y, rounds=9)[0] == pytest.approx(.5)
+    assert permutation_pvalue(np.ones(5), np.ones(9), rounds=99) == (0, 1)
 
 def test_swaps_keep_who_is_alone_in_number():
     home = np.array([0]*5 + [1]*3 + [2]*4)
@@ -145,7 +148,7 @@ def test_power_where_the_naive_test_is_blind():
     (([], [1.]), "rows in both windows"), (([1.], [2.], ([1], None)), "one window only"), (([1.], [2.], ([1, 2], [1])), "2 and 1 ids"),
     (([1.], [2.], None, 0), "0 rounds")])
 def test_refusals_are_one_line(args, words):
-    with pytest.raises(ValueError, match=words) as e: c.permutation_pvalue(*args)
+    with pytest.raises(ValueError, match=words) as e: permutation_pvalue(*args)
     assert "\n" not in str(e.value)
 
 def test_numpy_alone_at_import():

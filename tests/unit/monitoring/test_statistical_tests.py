@@ -1,31 +1,15 @@
 "Distances: each against SciPy on anything hypothesis thinks of; the fast way against two plain sorts, to the last digit."
 import itertools, math, subprocess, sys, warnings
 import numpy as np, pandas as pd, pytest
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra import numpy as hnp
+from hypothesis import given, strategies as st
 from scipy import special, stats
 from scipy.spatial import distance
 from churn_nb.monitoring import statistical_tests as d
 from churn_nb.monitoring.empirical_cdf import tally
+from lessons import of_lesson
+from samples import few, flags, infinite, quick, single, small, with_missing
 
-quick = settings(max_examples=150, deadline=None, derandomize=True)
-few_examples = settings(max_examples=40, deadline=None, derandomize=True)
-sizes = st.integers(1, 60)
-
-def samples(dtype, elements): return sizes.flatmap(lambda n: hnp.arrays(dtype, n, elements=elements))
-
-few = samples(np.int64, st.integers(0, 4))                          # ties everywhere, constants now and then
-whole = samples(np.int64, st.integers(-2**62, 2**62))               # more digits than a float64 holds
-unsigned = samples(np.uint64, st.integers(0, 2**64 - 1))
-small = samples(np.int8, st.integers(-128, 127))
-wide = samples(np.float64, st.floats(-1e300, 1e300))
-tiny = samples(np.float64, st.floats(-1e-310, 1e-310))
-huge = samples(np.float64, st.floats(allow_nan=False))
-single = samples(np.float32, st.floats(-100, 100, width=32))
-infinite = samples(np.float64, st.sampled_from([-np.inf, -1., 0., 1., np.inf]))
-flags = samples(np.bool_, st.booleans())
-with_missing = samples(np.float64, st.sampled_from([np.nan, 0., 1., 2., 3.5]))
-anything = st.one_of(few, whole, unsigned, small, wide, tiny, huge, single, infinite, flags)
+wasserstein = of_lesson("monitoring/20_statistical_tests", "wasserstein").wasserstein
 
 # p-values of K-S
 
@@ -158,17 +142,17 @@ def test_psi_of_an_unseen_category_is_finite():
 def test_wasserstein_is_scipys(x, y):
     a, b = (v.astype(float)[~np.isnan(v)] for v in (x, y))
     if not (len(a) and len(b)):
-        pytest.raises(d.DriftInputError, d.wasserstein, x, y)
+        pytest.raises(d.DriftInputError, wasserstein, x, y)
         return
-    assert d.wasserstein(x, y) == pytest.approx(stats.wasserstein_distance(a, b), rel=1e-12, abs=1e-12) == d.wasserstein(y, x)
+    assert wasserstein(x, y) == pytest.approx(stats.wasserstein_distance(a, b), rel=1e-12, abs=1e-12) == wasserstein(y, x)
 
 @quick
 @given(infinite, infinite)
 def test_wasserstein_of_infinite_values(x, y):
     same = all((x == v).mean() == pytest.approx((y == v).mean(), abs=1e-12) for v in (-np.inf, np.inf))
-    W = d.wasserstein(x, y)
+    W = wasserstein(x, y)
     assert not math.isnan(W) and math.isfinite(W) == same
-    if same: assert pytest.approx(W, abs=1e-12) == d.wasserstein(np.clip(x, -1, 1), np.clip(y, -1, 1)) # what is infinite doesn't move
+    if same: assert pytest.approx(W, abs=1e-12) == wasserstein(np.clip(x, -1, 1), np.clip(y, -1, 1)) # what is infinite doesn't move
 
 @quick
 @given(rows)
@@ -196,7 +180,7 @@ def test_bad_missing_counts_are_refused(bad): pytest.raises(d.DriftInputError, d
 
 @pytest.mark.parametrize("bad", [[], ["a"], [[1, 2], [3, 4]], np.array([1+2j]), np.array(["2026-01-01"], dtype="M8[D]")])
 def test_a_bad_sample_is_refused(bad):
-    for f in (d.sample, lambda v: d.wasserstein([1], v)): pytest.raises(d.DriftInputError, f, bad)
+    for f in (d.sample, lambda v: wasserstein([1], v)): pytest.raises(d.DriftInputError, f, bad)
 
 def test_importing_needs_numpy_alone():
     code = "import sys, churn_nb.monitoring.statistical_tests as d; d.ks_pvalue(2, 2, 1), d.psi_of_shares(*d.shares(*d.np.array([[1, 2], [3, 4]]))); print([m for m in ('pandas', 'scipy') if m in sys.modules])"

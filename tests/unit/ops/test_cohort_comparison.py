@@ -7,7 +7,9 @@ from churn_nb.ops import cohort_comparison as g
 from churn_nb.monitoring.permutation_tests import permutation_pvalues
 from churn_nb.drift import psi
 from churn_nb.features import point_in_time
+from lessons import of_lesson
 
+one_cohort = of_lesson("ops/40_cohort_comparison", "one_cohort").one_cohort
 HOURS = [24, 168, 720, 2160]
 THEN, NOW = "1998-05-01", "1998-07-01"
 
@@ -58,7 +60,7 @@ def test_age_alone_raises_no_alarm_in_the_cohort_comparison():
     "The raw comparison does raise one."
     alarms, raw = [], []
     for seed in range(40):
-        rows = known_at(g.one_cohort(np.random.default_rng(seed), 1000), "1997-07-01", THEN, NOW)
+        rows = known_at(one_cohort(np.random.default_rng(seed), 1000), "1997-07-01", THEN, NOW)
         alarms.append(pvalues(*g.same_age(rows, THEN, NOW)) <= .05)
         first, last = (rows[rows.event_timestamp == pd.Timestamp(d, tz="UTC")] for d in ("1997-07-01", NOW))
         raw.append(psi(first.spend_90d.to_numpy(), last.spend_90d.to_numpy(), 10))
@@ -69,7 +71,7 @@ def test_age_alone_raises_no_alarm_in_the_cohort_comparison():
 def test_a_planted_change_is_found():
     found = []
     for seed in range(6):
-        log = g.one_cohort(np.random.default_rng(seed), 15_000)
+        log = one_cohort(np.random.default_rng(seed), 15_000)
         log["amount"] *= np.where(log.event_timestamp >= pd.Timestamp(THEN, tz="UTC"), 1.5, 1.)
         rows = known_at(log, THEN, NOW)
         rows["per_purchase"] = rows.spend_90d/rows.transactions_90d.where(rows.transactions_90d > 0)
