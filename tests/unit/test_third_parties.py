@@ -3,9 +3,10 @@
 A package with a line here has a bound in pyproject.toml; what deeper or private places the package imports must have a line here.
 """
 import ast, asyncio, importlib, inspect, re, tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 import sources
 from paths import ROOT
 
@@ -79,9 +80,21 @@ def test_every_deep_or_private_import_is_listed():
     deep = {m for m in imported() if not m.startswith("churn_nb") and (m.count(".") >= 2 or "._" in m)}
     assert sorted(deep - documented - listed) == []
 
-@pytest.mark.parametrize("package", ["uvicorn", "feast", "papermill", "evidently", "protobuf"])
-def test_packages_whose_internals_are_used_are_bounded(package):
-    "Every requirement that names it has an upper bound, which the installed version respects."
+def relied_on() -> list[str]:
+    "The packages, as an installer names them, of which a line above names an internal."
+    found = packages_distributions()
+    return sorted({canonicalize_name(d) for m, _, _ in RELIED_ON for d in (["protobuf"] if m.startswith("google.") else found[m.partition(".")[0]])})
+
+def asked(package:str) -> list[Requirement]:
     extras = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["optional-dependencies"]
-    asked = [r for extra in extras.values() for line in extra if re.match(rf"{package}\b", line) for r in [Requirement(line)]]
-    assert asked and all("<" in str(r.specifier) and version(package) in r.specifier for r in asked), asked
+    return [r for extra in extras.values() for r in map(Requirement, extra) if canonicalize_name(r.name) == package]
+
+def test_packages_of_the_list_are_found():
+    assert {"uvicorn", "feast", "papermill", "evidently", "mlflow", "protobuf", "skl2onnx", "tritonclient", "jupyter-core"} <= {*relied_on()}
+
+@pytest.mark.parametrize("package", relied_on())
+def test_packages_whose_internals_are_used_are_bounded(package):
+    "Every requirement that names it has an upper bound, which the installed version and the locked one respect."
+    locked = re.search(rf"^{re.escape(package)}==(\S+)", (ROOT/"requirements.lock").read_text(), re.M)[1]
+    assert asked(package), f"pyproject.toml asks for no {package}"
+    for r in asked(package): assert "<" in str(r.specifier) and version(package) in r.specifier and locked in r.specifier, r
