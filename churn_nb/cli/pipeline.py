@@ -14,6 +14,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/cli/40_pipeline.ipynb #7365f2ec
+import shlex
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,7 @@ from ..core.workspace import Workspace
 from ..data.dataset_toml import read_description, write_description
 from ..data.datasets import dataset_file
 from ..data.description import Description
+from ..data.schema_inference import named_as_own
 from ..data.typed_table import prepare_events
 from ..feature_store.split_planning import plan
 from ..ops.pipeline_runner import STEPS, run_pipeline
@@ -64,6 +66,20 @@ def _require_free(ws: Workspace, name: str) -> Path:
     if there.exists() and tomllib.loads(there.read_text()).get("name") != name:
         raise UsageError(f"workspace {short_path(ws.root)} holds another data set; choose another with --workspace")
     return there
+
+
+def _default_workspace(d: Description) -> Path:
+    "The folder of the workspace where none is given. Raises UsageError where it was made from another file."
+    default = load_settings().paths.workspace
+    root = default.with_name(f"{default.name}-{d.name}")
+    if (toml := root / "dataset.toml").is_file():
+        there = root / str(tomllib.loads(toml.read_text()).get("file", ""))
+        if there.is_file() and not there.samefile(d.file):
+            raise UsageError(
+                f"workspace {short_path(root)} holds {short_path(there.resolve())}, not {d.file}; "
+                f"--workspace {shlex.quote(short_path(root))} goes on with this file there, another name starts anew"
+            )
+    return root
 
 
 def _with_planned_features(d: Description, ws: Workspace) -> Description:
@@ -84,15 +100,15 @@ def own_data_settings(
     workspace: str,  # empty: one beside the settings' own, named after the data
 ) -> Settings:
     "Describe a file, print how it is read, and keep the description in its workspace. Raises UsageError and DataError."
-    d = description_of(file, kind, flags)
+    d = named_as_own(description_of(file, kind, flags))
     print_description(d)
-    default = load_settings().paths.workspace
-    root = Path(workspace).resolve() if workspace else default.with_name(f"{default.name}-{d.name}")
+    root = Path(workspace).resolve() if workspace else _default_workspace(d)
     at_work.set(workspace or short_path(root))
-    ws = Workspace(root).open()
+    there = _require_free(ws := Workspace(root), d.name)
+    ws.open()
     if kind == "events" and "features" not in d.settings:
         d = _with_planned_features(d, ws)
-    write_description(d, there := _require_free(ws, d.name))
+    write_description(d, there)
     return load_settings({"paths.workspace": str(ws.root), "data.dataset": str(there)})
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "find_settings",
     "repository_file",
+    "own_data_name",
     "load_settings",
     "step_settings",
 ]
@@ -336,6 +337,15 @@ def repository_file(
 BUILT_IN = ("cdnow", "telecom", "telco", "simulated")  # data sets that the project brings
 
 
+def own_data_name(
+    file: str | Path,
+    given: str = "",  # What its description calls it
+) -> str:
+    "The name of the user's data set: as given or as the file's, with own_ before a name of the project's data sets."
+    name = given or Path(file).name.split(".")[0]
+    return f"own_{name}" if name.lower() in BUILT_IN else name
+
+
 def _description_of(
     raw: dict,
     asked: str | None,  # All layers; what a parameter or the environment asks for
@@ -363,13 +373,21 @@ def _description_of(
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70c4
-def _read_description(toml: Path, raw: dict) -> dict[str, dict]:
+def _is_kept(toml: Path, raw: dict, base: Path) -> bool:
+    "Whether a description is one of the project's, or the one that a workspace keeps of them."
+    folders = [base / str(raw.get("paths", {}).get(key, "")) for key in ("data", "workspace")]
+    return toml.resolve().parent in [folder.resolve() for folder in folders]
+
+
+def _read_description(toml: Path, raw: dict, base: Path = Path()) -> dict[str, dict]:
     "The settings that a description brings, as a layer. Raises SettingsError."
     try:
         d = tomllib.loads(toml.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise SettingsError(f"{toml}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())}") from None
-    name = d.get("name") or Path(d.get("file", toml.name)).name.split(".")[0]
+    file, name = d.get("file", toml.name), d.get("name", "")
+    if not (name and _is_kept(toml, raw, base)):
+        name = own_data_name(file, name)
     layer: dict[str, Any] = {s: d[s] for s in ("features", "train") if s in d}
     layer["drift"] = {"evidently": False, **d.get("drift", {})}  # its import takes longer than the rest of the step
     if d.get("kind", "snapshot") == "snapshot":  # what an offer costs and saves is known of CDNOW alone
@@ -453,9 +471,9 @@ def load_settings(
     base = file.resolve().parent if file else Path.cwd()
     raw = _merge(*(_read_ini(f) for f in (packaged, file) if f))
     over, env, described = _nested(overrides), _env_values(raw, environ), {}
-    asked = _merge(env, over).get("data", {}).get("dataset")
-    if toml := _description_of(_merge(raw, env, over), asked, base):
-        described = _read_description(toml, raw)
+    asked, layered = _merge(env, over).get("data", {}).get("dataset"), _merge(raw, env, over)
+    if toml := _description_of(layered, asked, base):
+        described = _read_description(toml, layered, base)
     raw = _merge(raw, described, env, over, {"data": described.get("data", {})})
     layers = {"parameter": over, "environment": env, toml.name if toml else "": described}
     s = _validated(raw, file.name if file else "settings", layers)

@@ -15,6 +15,7 @@ from typing import Any
 import tomlkit
 
 from ..core.errors import DataError
+from ..core.settings import own_data_name
 from ..core.workspace import atomic_write
 from .csv_dialect import CsvDialect
 from .description import ROLES, Description, Finding, TableColumn
@@ -145,7 +146,7 @@ def read_description(path: Path) -> Description:
     _check_keys(t, path)
     _check_tables(t, path)
     file = path.parent / t["file"]
-    name, settings = t.get("name") or file.name.split(".")[0], {s: t[s] for s in _SECTIONS if s in t}
+    name, settings = t.get("name") or own_data_name(file), {s: t[s] for s in _SECTIONS if s in t}
     if "rows" not in t:
         return replace(_infer_rest(t, file), settings=settings, name=name)
     _check_agreement(t, path)
