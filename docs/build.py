@@ -21,6 +21,7 @@ from rooms import page as map_of_rooms
 
 ROOT, HERE = Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent
 START = ["nbs/index.ipynb", "bench/RESULTS.md", "bench/CAPACITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions/README.md", "map", "run"]
+MARK = ".churn-site" # in the folder of a site, written first
 PLAIN = HtmlFormatter(cssclass="highlight")
 
 @dataclass
@@ -213,6 +214,7 @@ class Site:
     def write(self) -> int: # Number of pages
         if self.out.exists(): shutil.rmtree(self.out)
         self.out.mkdir(parents=True)
+        (self.out/MARK).write_text("docs/build.py made this folder and replaces it\n")
         template = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=False, trim_blocks=True).get_template("page.html")
         groups = self.groups()
         order = [p for _, pages in groups for p in pages]
@@ -237,11 +239,15 @@ class Site:
         (self.out/"pages.js").write_text("const PAGES = " + json.dumps(known, ensure_ascii=False, separators=(",", ":")) + "\n")
         return len(self.pages) + sum(url != path for path, url in self.files.items())
 
+def replaceable(out: Path) -> bool: # The folder goes away with all that it holds
+    return not out.exists() or out.is_dir() and (not any(out.iterdir()) or any((out/name).is_file() for name in (MARK, "pages.js")))
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT/"build/site", help="folder, replaced (default: build/site)")
+    parser.add_argument("--out", type=Path, default=ROOT/"build/site", help="folder, replaced if it holds a site (default: build/site)")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("CHURN_PATHS_WORKSPACE", ROOT/"work")), help="whose last run is shown (default: work)")
     args = parser.parse_args()
+    if not replaceable(args.out): sys.exit(f"{args.out}: exists and is not a site that docs/build.py made; choose another folder with --out")
     n = (site := Site(args.out, args.workspace)).write()
     print(*site.broken, f"{os.path.relpath(args.out)}/index.html and {n - 1} more pages; {site.books} notebooks, {len(site.api)} modules", sep="\n")
     return 2 if site.broken else 0

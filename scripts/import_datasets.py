@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from churn_nb.core.errors import DataError
+from churn_nb.core.outputs import Output, begins_with, require_outputs
 from churn_nb.core.workspace import atomic_write
 from churn_nb.data.datasets import ColumnContract
 
@@ -34,6 +35,15 @@ def cdnow_source() -> Path:
     return Path(str(dist.locate_file("lifetimes/datasets/CDNOW_master.txt")))
 
 
+def _write(out: Path, df: pd.DataFrame, source: Path, **options: str) -> Path:
+    "Write a data set. Raises DataError where the file at `out` is another one."
+    text = df.to_csv(index=False, lineterminator="\n", **options)
+    header = begins_with(text[: text.index("\n") + 1])
+    require_outputs([Output(out, "data set", "import_datasets.py", header)], {"the source": source}, None)
+    atomic_write(out, text)
+    return out
+
+
 def import_cdnow(source: Path, out: Path) -> Path:
     "Convert CDNOW_master.txt to an event log in CSV."
     df = pd.read_csv(
@@ -41,8 +51,7 @@ def import_cdnow(source: Path, out: Path) -> Path:
     )
     df.insert(0, "event_id", range(1, len(df) + 1))
     df.insert(2, "event_timestamp", pd.to_datetime(df.pop("date"), format="%Y%m%d").dt.strftime("%Y-%m-%d"))
-    atomic_write(out, df.to_csv(index=False, float_format="%.2f", lineterminator="\n"))
-    return out
+    return _write(out, df, source, float_format="%.2f")
 
 
 _COUNTS = [
@@ -79,15 +88,13 @@ def import_telecom(source: Path, out: Path) -> Path:
     df = _known_pickle(source, "fbc5bed50e8341b19d5fcc92c7758839680e3c9989ec57eb383ae40d24d568b8")
     df["area_code"] = df.area_code.str.removeprefix("area_code_")
     df["churn"] = (df.churn == "yes").astype(int)
-    atomic_write(out, df[[c.name for c in TELECOM]].to_csv(index=False, lineterminator="\n"))
-    return out
+    return _write(out, df[[c.name for c in TELECOM]], source)
 
 
 def import_telco(source: Path, out: Path) -> Path:
     "Convert wa_churn.pkl.compress to a snapshot in CSV, values as they are. Raises DataError for another file."
     df = _known_pickle(source, "95d0478a84ee4e289f1f3d2dd3ec72293f4e64cc5a2425a8044f4bcc8eba47d7")
-    atomic_write(out, df[[n for n in df if n != "churn"] + ["churn"]].to_csv(index=False, lineterminator="\n"))
-    return out
+    return _write(out, df[[n for n in df if n != "churn"] + ["churn"]], source)
 
 
 def main(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ __all__ = [
     "ScoreOptions",
     "ScoreResult",
     "ScoringPlan",
+    "require_score_outputs",
     "plan_scoring",
     "file_fingerprint",
     "parts_folder",
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,8 +37,9 @@ from tqdm import tqdm
 
 from .readers import ModelInput, open_model_input, value_type
 from .scorer import Scorer
-from .writers import RejectsWriter, cast_column, check_rejects_path, infer_column_types, open_writer
+from .writers import RejectsWriter, cast_column, infer_column_types, open_writer, rejects_outputs
 from ..core.errors import DataError
+from ..core.outputs import Output, link_target, require_outputs
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
 from ..data.tabular_reader import Chunk, CsvReader, read_chunks
@@ -57,7 +60,7 @@ class ScoreOptions:
     chunk_rows: int = 50_000
     threads: int | None = None  # Chunks in work at once; None: one for each core
     description: Path | None = None  # A dataset.toml; None: that of the settings, if the model is of its data set
-    overwrite: bool = False  # Replace columns of the source that have a name of ours
+    overwrite: bool = False  # Replace columns of the source that have a name of ours, and files of other origin
     progress: Callable[[str], None] = _no_progress  # Receives notes while it runs
 
 
@@ -132,13 +135,28 @@ class ScoringPlan:
         return isinstance(self.source.reader, CsvReader) and self.kind == ".parquet"
 
 
+# %% ../../nbs/batch/40_job.ipynb #8da8aa85
+def _is_scored(path: Path) -> bool:
+    "Whether a table ends with the columns that scoring adds."
+    if path.suffix.lower() == ".parquet":
+        names = pq.read_schema(path).names
+    else:
+        with open(path, "rb") as f:
+            names = re.split("[,;\t|]", f.readline(1 << 20).decode(errors="replace").strip())
+    added = [*SCORE_COLUMNS]
+    return names[-len(added) :] == added or names[-len(added) + 1 :] == added[:-1]
+
+
+def require_score_outputs(source: Path, out: Path, rejects: Path, options: ScoreOptions, own: Path | None) -> None:
+    "Raise DataError where a file would be lost. own: the description of the data set, None: none."
+    inputs = {"the source": source, "the description": options.description or own}
+    scored = Output(out, "output", "churn score", _is_scored)
+    require_outputs([scored, *rejects_outputs(rejects)], inputs, options.overwrite)
+
+
 # %% ../../nbs/batch/40_job.ipynb #fff1b217
 def _check_output(source: ModelInput, out: Path) -> None:
-    "Raise DataError where the output can't be written."
-    if not out.parent.is_dir():
-        raise DataError(f"{out.parent}: no such folder; make it first")
-    if out.exists() and out.samefile(source.path):
-        raise DataError(f"{out}: is the source itself; choose another name")
+    "Raise DataError where the output's format can't hold the source."
     for column in source.reader.schema if out.suffix.lower() == ".csv" else ():
         t = value_type(column.type)
         if pa.types.is_nested(t) or pa.types.is_binary(t) or pa.types.is_large_binary(t):
@@ -375,12 +393,11 @@ def score_file(
 ) -> ScoreResult:
     """Score a file. Row order and columns stay; rows that can't be scored go to the rejects.
     Raises DataError before anything is written, or where source or disk fail."""
-    began, source, out, data = time.monotonic(), Path(source), Path(out), settings.data
+    began, source, out, data = time.monotonic(), Path(source), link_target(Path(out)), settings.data
     own = data.description if model.manifest.dataset == data.dataset else None
+    rejects = link_target(options.rejects or out.with_suffix(".rejects.csv"))
+    require_score_outputs(source, out, rejects, options, data.description)
     plan = plan_scoring(model, source, out, options.description or own, options)
-    rejects = options.rejects or out.with_suffix(".rejects.csv")
-    described = options.description or data.description
-    check_rejects_path(rejects, {"the source": source, "the output": out, "the description": described})
     unused = [f.name for f in plan.kept if f.name not in plan.source.numeric]
     result = ScoreResult(out, model.manifest.version, unused=unused)
     if options.reasons and model.manifest.reference is None:

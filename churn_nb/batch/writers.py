@@ -13,8 +13,7 @@ __all__ = [
     "ParquetWriter",
     "open_writer",
     "RejectsWriter",
-    "same_file",
-    "check_rejects_path",
+    "rejects_outputs",
 ]
 
 # %% ../../nbs/batch/30_writers.ipynb #7dad436d
@@ -30,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..core.errors import DataError
+from ..core.outputs import Output
 from ..data.tabular_reader import Chunk, MalformedLine, TableReader, read_chunks
 from ..data.value_parsing import TableFormat, is_text, parse_numbers, plain_array
 
@@ -177,6 +176,10 @@ def open_writer(path: Path, kind: str, schema: pa.Schema, delimiter: str = ",") 
 REJECT_COLUMNS = ["row", "column", "value", "reason", "original"]
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
 class RejectsWriter:
     "The file of rows that could not be scored, in the order of the source."
 
@@ -186,7 +189,7 @@ class RejectsWriter:
         malformed: list[MalformedLine],  # Of the source; it grows while the source is read
     ):
         self.path, self.malformed, self.n, self._passed = path, malformed, 0, 0
-        self._unfinished = path.with_name(f".{path.name}.unfinished")
+        self._unfinished = _unfinished(path)
         self._file = io.TextIOWrapper(_create(self._unfinished), encoding="utf-8", newline="")
         self._csv = csv.writer(self._file)
         self._csv.writerow(REJECT_COLUMNS)
@@ -227,29 +230,13 @@ class RejectsWriter:
 
 
 # %% ../../nbs/batch/30_writers.ipynb #d0a6fa9d
-def same_file(a: Path, b: Path) -> bool:
-    "True where both paths lead to one file, through links too; one that does not exist is known by its resolved path."
-    return a.samefile(b) if a.exists() and b.exists() else a.resolve() == b.resolve()
+def _has_reject_columns(path: Path) -> bool:
+    "Whether a file begins with the header of rejects."
+    with open(path, "rb") as f:
+        return f.readline().strip() == ",".join(REJECT_COLUMNS).encode()
 
 
-def check_rejects_path(
-    rejects: Path,
-    used: dict[str, Path | None],  # What the run reads and writes, by its role
-) -> None:
-    "Raise DataError where rejects can't be written there: the path is in use, or it holds another kind of file."
-    for role, path in used.items():
-        if path and same_file(rejects, path):
-            raise DataError(f"{rejects}: is {role} of this run; choose another path for the rejects with --rejects")
-    if not rejects.parent.is_dir():
-        raise DataError(f"{rejects.parent}: no such folder; make it first")
-    if not rejects.exists():
-        return
-    if not rejects.is_file():
-        raise DataError(f"{rejects}: is not a file; choose another path with --rejects")
-    with open(rejects, "rb") as f:
-        header = f.readline().strip()
-    if header != ",".join(REJECT_COLUMNS).encode():
-        raise DataError(
-            f"{rejects}: exists and is not a rejects file of `churn score`; "
-            "move it, or choose another path with --rejects"
-        )
+def rejects_outputs(path: Path) -> list[Output]:
+    "The rejects file, and the one beside it that is written until the run ends."
+    unfinished = Output(_unfinished(path), "unfinished rejects file", "churn score", _has_reject_columns, "--rejects")
+    return [Output(path, "rejects file", "churn score", _has_reject_columns, "--rejects"), unfinished]

@@ -29,8 +29,10 @@ from typing import Annotated, Any
 import typer
 
 from .app import app
+from .options import OverwriteOption
 from ..core.errors import UsageError
-from ..data.dataset_toml import read_description, write_description
+from ..core.outputs import Output, link_target, require_outputs, same_file
+from ..data.dataset_toml import is_unedited, read_description, write_description
 from ..data.description import Description
 from ..data.schema_inference import DescribeOptions, infer_description
 from ..feature_store.split_planning import read_horizon
@@ -133,16 +135,22 @@ def describe_command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the description; default: beside the file, as .toml.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ):
     "Infer a schema from a file, explain each decision, and write it to a dataset.toml to edit."
     if kind not in ("snapshot", "events"):
         raise UsageError(f"--kind {kind}: snapshot or events")
     flags = OwnDataFlags(label, positive, entity, timestamp, amount, quantity, horizon, drop, keep)
-    d = description_of(file, kind, flags)
-    print_description(d)
-    write_description(d, out or description_file(file))
+    there, beside = link_target(out or description_file(file)), description_file(file)
+    is_source = beside.is_file() and not flags.given() and same_file(there, beside)
+    if not is_source:
+        output = Output(there, "description", "churn describe", is_unedited, "--out")
+        require_outputs([output], {"the data": file}, overwrite)
+    print_description(d := description_of(file, kind, flags))
+    if not is_source:
+        write_description(d, there)
     option = "data" if kind == "snapshot" else "events"
     typer.echo(
-        f"written: {out or description_file(file)}; edit what was guessed wrong, "
+        f"{'read from' if is_source else 'written'}: {there}; edit what was guessed wrong, "
         f"then `churn run --{option} {shlex.quote(str(file))}`"
     )

@@ -15,12 +15,14 @@ import pandas as pd
 import typer
 
 from .app import app
-from .options import WorkspaceOption, command_settings, print_table
+from .options import OverwriteOption, WorkspaceOption, command_settings, print_table
 from ..core.errors import UsageError
+from ..core.outputs import Output, link_target, require_outputs
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
 from ..data.value_parsing import read_format
 from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
+from ..monitoring.drift_html import is_drift_page
 from ..monitoring.sketches import sketch_file, sketch_table
 from ..ops.monitor import monitor
 
@@ -122,10 +124,24 @@ def _require_consistent(
         raise UsageError("--stream keeps no rows: leave out --customers and --html")
 
 
+def _is_report(path: Path) -> bool:
+    "Whether a JSON file is a drift report; raises ValueError where it is no JSON."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {"level", "features", "reference_rows", "current_rows"} <= {*found}
+
+
+def _require_outputs(json_file: str, html_file: str, inputs: dict[str, Path | None], overwrite: bool) -> None:
+    "Raise DataError where a file would be lost."
+    report = Output(Path(json_file), "report", "churn drift", _is_report, "--json")
+    page = Output(Path(html_file), "page", "churn drift", is_drift_page, "--html")
+    asked = [o for o, file in ((report, json_file), (page, html_file)) if file]
+    require_outputs(asked, inputs, overwrite)
+
+
 def _write_evidently(c: _Comparison, file: str) -> None:
     "Write Evidently's page, or say on stderr why there is none."
     reference, current = c.frames
-    if not evidently_html(c.report, reference, current, Path(file)):
+    if not evidently_html(c.report, reference, current, link_target(Path(file))):
         typer.echo(f"{file}: not written; no column has finite numbers on both sides", err=True)
 
 
@@ -164,6 +180,7 @@ def drift_command(
     stream: StreamOption = False,
     json_file: Annotated[str, typer.Option("--json", help="Write the report there as JSON.")] = "",
     html_file: Annotated[str, typer.Option("--html", help="Write Evidently's page with these numbers there.")] = "",
+    overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = "",
 ):
     """Compare two tables, or the champion's training rows with the API's requests; exit code 3 where drift reaches
@@ -171,6 +188,8 @@ def drift_command(
     for_files, keeps_rows = bool(columns or customers or stream), bool(customers or html_file)
     _require_consistent(reference, current, for_files, stream, keeps_rows)
     settings, names = command_settings(workspace), columns.split(",") if columns else []
+    inputs = {"the reference": reference, "the current table": current, "the description": settings.data.description}
+    _require_outputs(json_file, html_file, inputs, overwrite)
     if reference is None or current is None:
         seen = monitor(settings)
         c = _Comparison(seen.report, seen.to_dict(), seen.level, seen.frames)
@@ -181,7 +200,7 @@ def drift_command(
     if html_file:
         _write_evidently(c, html_file)
     if json_file:
-        atomic_write(Path(json_file), json.dumps(c.found, indent=1) + "\n")
+        atomic_write(link_target(Path(json_file)), json.dumps(c.found, indent=1) + "\n")
     _print_report(c.found)
     typer.echo(f"drift: {c.level}")
     raise typer.Exit(3 if c.level == "retrain" else 2 if c.report.unusable else 0)

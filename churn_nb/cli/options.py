@@ -7,6 +7,7 @@ __all__ = [
     "WorkspaceOption",
     "DatasetOption",
     "ParameterOption",
+    "OverwriteOption",
     "LessonsOption",
     "command_settings",
     "parse_parameters",
@@ -40,6 +41,9 @@ DatasetOption = Annotated[
 ParameterOption = Annotated[
     list[str],
     typer.Option("-p", "--param", metavar="NAME=VALUE", help="A notebook parameter; may be given several times."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that this command did not write; never its own input.")
 ]
 LessonsOption = Annotated[
     bool, typer.Option("--lessons", help="Run the notebooks whole, with their lessons' examples.")

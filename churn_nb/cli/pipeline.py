@@ -48,7 +48,7 @@ from churn_nb.cli.options import (
 from ..core.errors import UsageError
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
-from ..data.dataset_toml import read_description, write_description
+from ..data.dataset_toml import is_unedited, read_description, write_description
 from ..data.datasets import dataset_file
 from ..data.description import Description
 from ..data.schema_inference import named_as_own
@@ -82,6 +82,15 @@ def _default_workspace(d: Description) -> Path:
     return root
 
 
+def _require_unedited(there: Path) -> None:
+    "Raise UsageError where the description of a workspace was edited, or is none: it would be replaced."
+    if there.exists() and not is_unedited(there):
+        raise UsageError(
+            f"{short_path(there)}: was edited, and would be replaced; run on it with `churn run --dataset "
+            f"{shlex.quote(short_path(there))}`, or move it away"
+        )
+
+
 def _with_planned_features(d: Description, ws: Workspace) -> Description:
     "The description of an event log with windows and dates that fit it; each decision is printed."
     prepare_events(d, log := ws.feast / "described.parquet")
@@ -104,7 +113,7 @@ def own_data_settings(
     print_description(d)
     root = Path(workspace).resolve() if workspace else _default_workspace(d)
     at_work.set(workspace or short_path(root))
-    there = _require_free(ws := Workspace(root), d.name)
+    _require_unedited(there := _require_free(ws := Workspace(root), d.name))
     ws.open()
     if kind == "events" and "features" not in d.settings:
         d = _with_planned_features(d, ws)
@@ -125,6 +134,7 @@ def keep_description(
     _require_free(Workspace(place.parent), settings.data.dataset)
     if toml is None or toml.resolve() == place.resolve():
         return settings
+    _require_unedited(place)
     Workspace(place.parent).open()
     dataset_file(settings)  # fetched, or made, and verified
     write_description(replace(read_description(toml), name=settings.data.dataset), place)

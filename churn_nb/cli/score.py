@@ -49,7 +49,11 @@ def score_command(
         Path | None, typer.Option(help="Where rows go that can't be scored; default: beside the output.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace columns of the source that are called like ours.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace columns of the source that are called like ours, and files that `churn score` did not write.",
+        ),
     ] = False,
     workspace: WorkspaceOption = "",
 ):

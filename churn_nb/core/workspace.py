@@ -129,6 +129,19 @@ class Workspace:
         "A copy of the decision log."
         return self.root / "promotions.jsonl"
 
+    def require_own(self) -> None:
+        "Raise WorkspaceError where the folder holds files of other origin under the names of a workspace."
+        known = (self.root / ".churn-workspace").exists() or (self.bundles / "current").is_symlink()
+        if known or all(d.is_dir() for d in (self.feast, self.results, self.bundles)):
+            return
+        folders = (self.artifacts, self.feast, self.runs, self.reports, self.results, self.bundles, self.events)
+        for place in (*folders, self.mlflow_db, self.promotions):
+            if place.is_file() or (place.is_dir() and any(place.iterdir())):
+                raise WorkspaceError(
+                    f"workspace {self.root}: is no workspace, and its {place.name} is of other origin; "
+                    "choose an empty folder with --workspace or CHURN_PATHS_WORKSPACE"
+                )
+
     def open(
         self,
         need_mb: int = 200,  # Free space that is required, in MB
@@ -139,11 +152,11 @@ class Workspace:
                 f"workspace {str(self.root)!r}: {bad[0]!r} in a path is no name for DuckDB and MLflow; "
                 "choose another with --workspace or CHURN_PATHS_WORKSPACE"
             )
+        self.require_own()
         try:
             for d in (self.root, self.artifacts, self.feast, self.runs, self.reports, self.results, self.bundles):
                 d.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.root / ".probe", b"x" * 4096)
-            (self.root / ".probe").unlink()
+            atomic_write(self.root / ".churn-workspace", b" " * 4096)
         except OSError as e:
             raise WorkspaceError(
                 f"workspace {self.root}: {e.strerror or e}; choose another with --workspace or CHURN_PATHS_WORKSPACE"

@@ -44,7 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import DataError
-from ..core.storage import read_parquet_sql
+from ..core.storage import read_parquet_sql, replace_parquets
 from ..core.workspace import open_duckdb
 
 # %% ../../nbs/data/20_simulator.ipynb #09166eb2
@@ -490,11 +490,8 @@ def make_snapshot(
         write_simulation(made, sim)
         con = open_duckdb()
         for t, f in (("customers", "customers.parquet"), ("events", "events/*.parquet"), ("truth", "truth.parquet")):
-            con.execute(f"CREATE VIEW {t} AS SELECT * FROM {read_parquet_sql(made / f)}")
+            con.execute(f"CREATE VIEW {t} AS SELECT * FROM {read_parquet_sql(*made.glob(f))}")
         rows = con.sql(simulated_snapshot_sql()).to_arrow_table().replace_schema_metadata({b"simulation": key})
         pq.write_table(rows, tmp)
-        for new, old in ((made / "truth.parquet", truth), (tmp, path)):
-            beside = old.with_name(f".{old.name}")
-            shutil.copy(new, beside)
-            os.replace(beside, old)
+        replace_parquets({made / "truth.parquet": truth, tmp: path}, "simulation")
     return path

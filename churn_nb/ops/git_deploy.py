@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.errors import DeployError
+from ..core.outputs import Output, begins_with, require_outputs
 from ..core.workspace import atomic_write
 
 
@@ -63,7 +64,7 @@ def delete_old_releases(home: Path, keep: int = 5) -> None:
     "Delete releases that are neither current nor among the newest."
     old = sorted((home / "releases").iterdir(), key=lambda d: d.stat().st_mtime, reverse=True)[keep:]
     for d in old:
-        if d.name != serving_release(home):
+        if re.fullmatch("[0-9a-f]+", d.name) and d.name != serving_release(home):
             shutil.rmtree(d)
 
 
@@ -224,6 +225,15 @@ def _require_valid(repo: Path, home: Path, options: HookOptions) -> None:
 
 
 # %% ../../nbs/ops/70_git_deploy.ipynb #3beb9c31
+def _written_files(home: Path) -> list[Output]:
+    "The files that the installation writes into its folder."
+    command = "churn deploy-hook install"
+    return [
+        Output(home / "deploy.json", "deployment", command, begins_with('{"port": ')),
+        Output(home / "churn-api.service", "unit", command, begins_with("[Unit]\nDescription=churn_nb API\n")),
+    ]
+
+
 def install_hook(
     repo: Path,  # a bare repository
     home: Path,  # receives releases and workspace
@@ -235,6 +245,8 @@ def install_hook(
     at = repo / "hooks" / "post-receive"
     if at.exists() and "churn deploy-hook install" not in at.read_text():
         raise DeployError(f"{at}: there is another hook; move it away first")
+    if home.is_dir():
+        require_outputs(_written_files(home), {}, None)
     (home / "releases").mkdir(parents=True, exist_ok=True)
     stored = {"port": options.port, "runner": options.runner, "user": options.user}
     atomic_write(home / "deploy.json", json.dumps(stored))

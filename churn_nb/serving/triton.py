@@ -33,6 +33,7 @@ import numpy as np
 from ..core.errors import BackendUnavailable, BundleError, TritonError
 from ..core.manifest import Manifest
 from ..core.optional import optional
+from ..core.outputs import begins_with
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
 from ..registry.bundle import read_bundle
@@ -204,6 +205,20 @@ def triton_config(
 
 
 # %% ../../nbs/serving/40_triton.ipynb #ba807965
+def _is_version(d: Path) -> bool:
+    "Whether a folder is a version as it is written here: a number that holds one graph at most."
+    return d.name.isdecimal() and d.is_dir() and {f.name for f in d.iterdir()} <= {"model.onnx"}
+
+
+def _require_own_model(folder: Path):
+    "Raise TritonError where the folder holds a model that was not written here."
+    start = f'name: "{folder.name}"\nplatform: "onnxruntime_onnx"\ndefault_model_filename: "model.onnx"\n'
+    config = folder / "config.pbtxt"
+    versions = [d for d in folder.iterdir() if d.name.isdecimal()] if folder.exists() else []
+    if (config.exists() and not begins_with(start)(config)) or not all(map(_is_version, versions)):
+        raise TritonError(f"{folder}: holds a model that `churn triton` did not write; choose another repository")
+
+
 def _put_version(folder: Path, version: str, name: str, data: bytes):
     "A version's folder with its one file, whole or not at all."
     tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
@@ -255,6 +270,8 @@ def write_model_repository(
     for file in triton_models.values():
         if file in files:
             check_onnx(files[file], m, file, max_mb)
+    for model in triton_models:
+        _require_own_model(Path(triton_dir) / model)
     for model, file in triton_models.items():
         if file in files:
             _one_model(Path(triton_dir) / model, m.version, files[file], keep, **config)

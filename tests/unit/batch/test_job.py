@@ -145,7 +145,7 @@ def test_rejects_never_replace_a_file_of_the_run(live, tmp_path, what, how, good
     used = {"the source": tmp_path/"base.csv", "the output": tmp_path/"scored.csv", "the description": tmp_path/"dataset.toml"}
     used["the source"].write_text(f"age,usage_minutes,gap\n42,1,\n{'43' if good else 'old'},2,\n")
     used["the description"].write_text('[csv]\ndelimiter = ","\n')
-    used["the output"].write_text("probability\n.5\n") # of an earlier run
+    used["the output"].write_text("age,probability,churn_risk,model_version\n42,.5,1,1\n") # of an earlier run
     (tmp_path/"sub").mkdir()
     rejects = used[what] if how == "as it is" else tmp_path/"sub"/".."/used[what].name if how == "through .." else tmp_path/"link.csv"
     if how == "symlink": rejects.symlink_to(used[what])
@@ -251,7 +251,7 @@ def test_errors_before_anything_is_written(live, tmp_path):
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap,reasons\n1,2,3,4\n")
     says("has a column reasons already; rename it, or have it replaced with --overwrite")
     says("neither .csv nor .parquet", out="out.json")
-    says("is the source itself", out="in.csv")
+    says("is the source of this run", out="in.csv")
     says("nowhere: no such folder; make it first", out="nowhere/out.csv")
     says("no encoding is called klingon", description=toml(tmp_path, '[csv]\nencoding = "klingon"\n'))
     says("dataset.toml", description=toml(tmp_path, "[csv\n"))
