@@ -82,15 +82,6 @@ def _default_workspace(d: Description) -> Path:
     return root
 
 
-def _require_unedited(there: Path) -> None:
-    "Raise UsageError where the description of a workspace was edited, or is none: it would be replaced."
-    if there.exists() and not is_unedited(there):
-        raise UsageError(
-            f"{short_path(there)}: was edited, and would be replaced; run on it with `churn run --dataset "
-            f"{shlex.quote(short_path(there))}`, or move it away"
-        )
-
-
 def _with_planned_features(d: Description, ws: Workspace) -> Description:
     "The description of an event log with windows and dates that fit it; each decision is printed."
     prepare_events(d, log := ws.feast / "described.parquet")
@@ -99,6 +90,16 @@ def _with_planned_features(d: Description, ws: Workspace) -> Description:
     for sentence in planned.sentences:
         typer.echo(f"- {sentence}")
     return replace(d, settings={**d.settings, "features": planned.features})
+
+
+# %% ../../nbs/cli/40_pipeline.ipynb #006d2afe
+def _require_unedited(there: Path) -> None:
+    "Raise UsageError where the description of a workspace was edited, or is none: it would be replaced."
+    if there.exists() and not is_unedited(there):
+        raise UsageError(
+            f"{short_path(there)}: was edited, and would be replaced; run on it with `churn run --dataset "
+            f"{shlex.quote(short_path(there))}`, or move it away"
+        )
 
 
 # %% ../../nbs/cli/40_pipeline.ipynb #f63a3a41
