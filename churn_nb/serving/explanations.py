@@ -70,8 +70,8 @@ def explained(
 class Explainer:
     "Explanations, off the event loop and one at a time."
 
-    def __init__(self, most: int = 8):  # Requests that may be in work or waiting
-        self.pool, self.most, self.asked = ThreadPoolExecutor(1, "explain"), most, 0
+    def __init__(self, max_pending: int = 8):  # Requests that may be in work or waiting
+        self.pool, self.max_pending, self.pending = ThreadPoolExecutor(1, "explain"), max_pending, 0
 
     async def __call__(
         self,
@@ -80,15 +80,15 @@ class Explainer:
         answer: msgspec.Struct,  # What /predict answers without an explanation
     ) -> bytes:  # JSON
         "The answer with its explanation. Raises ProblemDetails: 503 where too many wait, and those of `explained`."
-        if self.asked >= self.most:
+        if self.pending >= self.max_pending:
             raise ProblemDetails(
-                503, f"{self.asked} explanations wait already; ask again", headers={"Retry-After": "1"}
+                503, f"{self.pending} explanations wait already; ask again", headers={"Retry-After": "1"}
             )
-        self.asked += 1
+        self.pending += 1
         try:
             more = await asyncio.get_running_loop().run_in_executor(self.pool, explained, model, x)
         finally:
-            self.asked -= 1
+            self.pending -= 1
         return msgspec.json.encode(msgspec.structs.asdict(answer) | more)
 
     def close(self):

@@ -145,7 +145,7 @@ def _rows_in(
         )
     if wanted == [m.input]:
         return _tensor_in(inputs[0], raw, m, max_batch)
-    parts = _portions(inputs, raw)
+    parts = _tensor_chunks(inputs, raw)
     given = {t.name: _tensor_in(t, part, m, max_batch) for t, part in zip(inputs, parts)}
     if len(given) < len(wanted):
         raise ProblemDetails(400, f"input {inputs[0].name} is there twice; expected {' and '.join(wanted)}")
@@ -159,8 +159,8 @@ def _rows_in(
 
 
 # %% ../../nbs/serving/30_open_inference.ipynb #d02e1d8a
-def _portions(inputs: list[_Tensor], raw: bytes) -> list[bytes]:
-    "Each input's part of the binary data, in their order. Raises ProblemDetails."
+def _tensor_chunks(inputs: list[_Tensor], raw: bytes) -> list[bytes]:
+    "Each input's chunk of the binary data, in their order. Raises ProblemDetails."
     sizes: list[Any] = [t.parameters.get("binary_data_size", 0) for t in inputs]
     if bad := [n for n in sizes if isinstance(n, bool) or not isinstance(n, int) or n < 0]:
         raise ProblemDetails(400, f"binary_data_size {str(bad[0])[:99]}: expected a number of bytes")

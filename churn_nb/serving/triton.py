@@ -333,8 +333,8 @@ def follow_bundle(
 class Breaker:
     "A circuit breaker. Closed: requests are sent. Open: none is, for `seconds`. Half-open: one may try."
 
-    def __init__(self, failures: int, seconds: float, clock: Callable = time.monotonic):
-        self.most, self.seconds, self.clock = failures, seconds, clock
+    def __init__(self, max_failures: int, seconds: float, clock: Callable = time.monotonic):
+        self.max_failures, self.seconds, self.clock = max_failures, seconds, clock
         self.failures, self.since, self.trying = 0, None, False
 
     @property
@@ -344,8 +344,8 @@ class Breaker:
             return "closed"
         return "half-open" if self.trying or self.clock() - self.since >= self.seconds else "open"
 
-    def allows(self) -> bool:
-        "Whether this request may be sent; while half-open, only the first one."
+    def allow_request(self) -> bool:
+        "Whether a request may be sent now; while half-open, only the first one."
         if self.state == "closed":
             return True
         if self.state == "open" or self.trying:
@@ -353,14 +353,14 @@ class Breaker:
         self.trying = True
         return True
 
-    def note(self, answered: bool | None):  # None: the caller gave up, not counted
+    def record(self, answered: bool | None):  # None: the caller gave up, not counted
         "Record the outcome of a request that was allowed."
         self.trying = False
         if answered:
             self.failures, self.since = 0, None
         elif answered is False:
             self.failures += 1
-            if self.since is not None or self.failures >= self.most:
+            if self.since is not None or self.failures >= self.max_failures:
                 self.since = self.clock()
 
 
@@ -378,7 +378,7 @@ class TritonBackend:
         X: np.ndarray,  # float32 [N, k]
     ) -> tuple[np.ndarray, str]:  # float32 [N]; "triton" or "onnxruntime"
         "Probabilities and what computed them. Raises BackendUnavailable where `fallback = no`."
-        if self.breaker.allows():
+        if self.breaker.allow_request():
             answered = None  # stays None if the caller is cancelled
             try:
                 texts = getattr(model, "dictionary", None)  # of a model without categories: X goes as it is
@@ -388,7 +388,7 @@ class TritonBackend:
             except BackendUnavailable as e:
                 answered, self.why = False, str(e)
             finally:
-                self.breaker.note(answered)
+                self.breaker.record(answered)
         if self.s.fallback:
             return model.predict(X), "onnxruntime"
         raise BackendUnavailable(f"Triton at {self.s.url}: {self.why}", int(self.s.breaker_seconds) or 1)
