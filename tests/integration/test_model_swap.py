@@ -1,14 +1,13 @@
 """A real server under load from many connections, while bundles are switched: no request fails, no answer mixes two models, what can't be trusted is refused,
 and the first answer of a new model has no load in it."""
-import json, os, shutil, subprocess, threading, time
+import json, os, shutil, threading, time
 import httpx, numpy as np, pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from churn_nb.core.errors import BundleError
 from churn_nb.core.manifest import SelfTest
 from churn_nb.registry.bundle import read_bundle, switch_current, verify_bundle, write_bundle
-from churn_nb.registry.signatures import public_keys, signing_key
 from deadlines import allow
+from signing import pem, public
 from serving import manifest, onnx_model, probability, serving, wait_for
 
 JSON = {"Content-Type": "application/json"}
@@ -17,9 +16,6 @@ BODIES = [json.dumps(dict(zip(("age", "usage_minutes", "gap"), r, strict=True)))
 BATCH = b"[" + b",".join(BODIES) + b"]"
 BIAS = {"1": 0., "2": 2., "4": -1., "5": .5}
 WANT = {v: probability(ROWS, b) for v, b in BIAS.items()}
-
-def pem(key): return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-def public(key): return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 class Load:
     "Connections that ask without pause, one row or many, on every kind of route; each answer is checked against the version that it names."
@@ -176,25 +172,6 @@ def test_keys_rotate_without_a_restart(tmp_path):
         os.utime(b/"4"/"manifest.json")
         assert wait_for(lambda: "public_key" in version(s.url).get("refused", "")) and version(s.url)["model_version"] == "2"
 
-def test_keys_made_by_openssl_work_and_others_are_refused(tmp_path):
-    if not shutil.which("openssl"): pytest.skip("no openssl")
-    ssl = lambda *a: subprocess.run(["openssl", *map(str, a)], check=True, capture_output=True)
-    ssl("genpkey", "-algorithm", "ed25519", "-out", tmp_path/"signing.pem"); ssl("pkey", "-in", tmp_path/"signing.pem", "-pubout", "-out", tmp_path/"public.pem")
-    key = signing_key(str(tmp_path/"public.pem"), {"CHURN_SIGNING_KEY": str(tmp_path/"signing.pem")})
-    make(tmp_path/"b", "1", key)
-    assert verify_bundle(tmp_path/"b"/"1", str(tmp_path/"public.pem")).version == "1"
-    assert signing_key((tmp_path/"public.pem").read_text(), {"CHURN_SIGNING_KEY": (tmp_path/"signing.pem").read_text().replace("\n", "\\n")}).public_key() == key.public_key()
-    ssl("genpkey", "-algorithm", "rsa", "-out", tmp_path/"rsa.pem"); ssl("pkey", "-in", tmp_path/"rsa.pem", "-pubout", "-out", tmp_path/"rsa-public.pem")
-    with pytest.raises(BundleError, match="not an Ed25519 key"): public_keys(str(tmp_path/"rsa-public.pem"))
-    with pytest.raises(BundleError, match="not an Ed25519 key"): signing_key(environ={"CHURN_SIGNING_KEY": str(tmp_path/"rsa.pem")})
-    ssl("genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:x", "-out", tmp_path/"locked.pem")
-    with pytest.raises(BundleError): signing_key(environ={"CHURN_SIGNING_KEY": str(tmp_path/"locked.pem")})
-
-@pytest.mark.parametrize("text", ["/no/such/file", "hunter2-hunter2", "-----BEGIN PRIVATE KEY-----\nhunter2-hunter2\n-----END PRIVATE KEY-----", "-----BEGIN hunter2-hunter2", "hunter2\0", "/dev/zero", "/"])
-def test_private_key_errors_do_not_reveal_the_key(text):
-    with pytest.raises(BundleError, match="^CHURN_SIGNING_KEY: ") as e: signing_key(environ={"CHURN_SIGNING_KEY": text})
-    assert "hunter2" not in str(e.value) and "\n" not in str(e.value) and e.value.__cause__ is None and e.value.__suppress_context__ | (e.value.__context__ is None)
-
 def test_no_bundle_is_believed_before_its_signature(tmp_path):
     "The manifest is not even parsed."
     key, b = Ed25519PrivateKey.generate(), tmp_path/"b"
@@ -205,15 +182,6 @@ def test_no_bundle_is_believed_before_its_signature(tmp_path):
     (folder/"manifest.sig").unlink()
     (folder/"manifest.sig").symlink_to("/dev/zero")
     with pytest.raises(BundleError, match="manifest.sig"): read_bundle(folder, public(key))
-
-def test_the_settings_know_public_keys_and_not_the_private_one(tmp_path):
-    from churn_nb.core.settings import load_settings
-    key = Ed25519PrivateKey.generate()
-    (tmp_path/"settings.ini").write_text("[serve]\npublic_key = keys/a.pem, keys/b.pem\n")
-    s = load_settings(path=tmp_path/"settings.ini", environ={"CHURN_SIGNING_KEY": pem(key)})
-    assert s.serve.public_key == f"{tmp_path}/keys/a.pem,{tmp_path}/keys/b.pem" and pem(key)[40:60] not in repr(s)
-    s = load_settings(path=tmp_path/"settings.ini", environ={"CHURN_SERVE_PUBLIC_KEY": public(key)})
-    assert [k.public_bytes_raw() for k in public_keys(s.serve.public_key)] == [key.public_key().public_bytes_raw()]
 
 # --- the pipeline's side ---
 

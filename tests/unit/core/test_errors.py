@@ -1,14 +1,11 @@
 "One tree of errors: exit codes, HTTP statuses and names follow from the class, and a crash is 70."
-import ast, os, subprocess, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import ast, os, subprocess
 import pytest, sources
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from churn_nb.core import errors
 from churn_nb.core.errors import CRASHED, ChurnError, error_class, error_classes
-from churn_nb.core.settings import load_settings
 from churn_nb.cli import app as cli, registry as registry_commands
-from churn_nb.registry.connection import connect
 from churn_nb.serving.http.problem_details import ProblemDetails, install_problem_handlers
 from paths import CHURN, ROOT
 
@@ -100,22 +97,3 @@ def test_problem_details_has_a_status_of_its_own():
 def test_a_port_out_of_range_is_bad_usage():
     done = subprocess.run([CHURN, "serve", "--port", "99999"], capture_output=True, text=True)
     assert done.returncode == 2 and "65535" in done.stderr
-
-class Fake(BaseHTTPRequestHandler):
-    "A fake of an MLflow server with users: it is healthy and rejects who does not say who he is."
-    def answer(self):
-        self.send_response(200 if self.path == "/health" else self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    do_GET = do_POST = answer
-    def log_message(self, *args): pass
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_rejected_credentials_are_no_crash(status, tmp_path):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
-        server.status = status
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        s = load_settings({"paths.workspace": str(tmp_path), "stores.tracking_uri": f"http://user:secret@127.0.0.1:{server.server_port}"}, environ={})
-        with pytest.raises(errors.RegistryError, match="rejects the credentials.*MLFLOW_TRACKING_USERNAME") as e: connect(s)
-        assert "secret" not in str(e.value)
-        server.shutdown()
