@@ -224,7 +224,7 @@ def make_manifest(
         data_hash=log_hash(settings),
         metrics=metrics,
         threshold=s.decision_threshold(),
-        decision={"offer_cost": s.offer_cost, "saved_margin": s.saved_margin},
+        decision=s.costs,
         calibration=c.model.calibrator.name,
         reference=as_values(reference_row(X, dictionary.texts), dictionary),
         features=manifest_features(X, gaps, feature_descriptions(settings), dictionary),

@@ -135,7 +135,9 @@ class Manifest(_Part, frozen=True):
     )
     calibration: str = ""  # Name of the method; documentation
     card: ModelCard = ModelCard()  # For people
-    decision: dict[str, float] = {}  # What the threshold and the gate's profit rest on: offer_cost and saved_margin
+    decision: dict[
+        str, float
+    ] = {}  # What the threshold and the gate's profit rest on: offer_cost and saved_margin, or nothing
     input: str = "features"  # float32 [N, k]
     output: str = "probability"  # float32 [N]
     serves: str = "model.onnx"  # The listed file that answers

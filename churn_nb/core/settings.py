@@ -83,6 +83,7 @@ _Strs = Annotated[list[str], BeforeValidator(_split)]
 _Ints = Annotated[list[int], BeforeValidator(_split)]
 _Dates = Annotated[list[date], BeforeValidator(_split)]
 _Criteria = Annotated[list[Annotated[Criterion, BeforeValidator(parse_criterion)]], BeforeValidator(_split)]
+_Cost = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda x: None if x == "" else x)]
 
 
 # %% ../../nbs/core/20_settings.ipynb #bb5ca42a
@@ -133,12 +134,29 @@ class Train(Section):
     n_jobs: int = Field(gt=0)
     search_customers: int = Field(ge=0)
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["profit"]
-    offer_cost: float = Field(gt=0)
-    saved_margin: float = Field(gt=0)
+    offer_cost: _Cost
+    saved_margin: _Cost
+
+    @field_validator("saved_margin")
+    @classmethod
+    def both_costs(cls, v: float | None, info: ValidationInfo) -> float | None:
+        "`saved_margin`, if `offer_cost` is given as well, or neither. Raises ValueError."
+        if "offer_cost" in info.data and (v is None) != (info.data["offer_cost"] is None):
+            raise ValueError("offer_cost and saved_margin go together; give both, or none")
+        return v
+
+    @property
+    def costs(self) -> dict[str, float]:
+        "offer_cost and saved_margin; empty where they are not given."
+        if self.offer_cost is None or self.saved_margin is None:
+            return {}
+        return {"offer_cost": self.offer_cost, "saved_margin": self.saved_margin}
 
     def decision_threshold(self) -> float:
-        "The probability from which an offer pays: offer_cost / saved_margin, at most 1; or the fixed number."
-        return min(self.offer_cost / self.saved_margin, 1.0) if self.threshold == "profit" else self.threshold
+        "The probability from which an offer pays: offer_cost / saved_margin, at most 1; or the fixed number. 0.5 without costs."
+        if self.threshold != "profit":
+            return self.threshold
+        return min(self.costs["offer_cost"] / self.costs["saved_margin"], 1.0) if self.costs else 0.5
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70b7
@@ -390,8 +408,6 @@ def _read_description(toml: Path, raw: dict, base: Path = Path()) -> dict[str, d
         name = own_data_name(file, name)
     layer: dict[str, Any] = {s: d[s] for s in ("features", "train") if s in d}
     layer["drift"] = {"evidently": False, **d.get("drift", {})}  # its import takes longer than the rest of the step
-    if d.get("kind", "snapshot") == "snapshot":  # what an offer costs and saves is known of CDNOW alone
-        layer["train"] = {"threshold": 0.5, **layer.get("train", {})}
     gate = raw.get(f"gate.{name}", {} if name in BUILT_IN else raw.get("gate.own", {}))
     return layer | {
         f"gate.{name}": {**gate, **d.get("gate", {})},
@@ -447,7 +463,7 @@ def _validated(
     layers: dict[str, dict],  # By name, the strongest first, for the error
 ) -> Settings:
     "Complete the data sets' gates from `[gate]`, convert and check. Raises SettingsError."
-    common = {s: kv for s, kv in raw.items() if not s.startswith("gate.")}
+    common = {s: kv for s, kv in raw.items() if not s.startswith(("gate.", "train."))}
     gates = {s.removeprefix("gate."): {**raw.get("gate", {}), **kv} for s, kv in raw.items() if s.startswith("gate.")}
     try:
         return Settings.model_validate({**common, "gates": gates})
@@ -474,7 +490,9 @@ def load_settings(
     asked, layered = _merge(env, over).get("data", {}).get("dataset"), _merge(raw, env, over)
     if toml := _description_of(layered, asked, base):
         described = _read_description(toml, layered, base)
-    raw = _merge(raw, described, env, over, {"data": described.get("data", {})})
+    name = described.get("data", {}).get("dataset", "cdnow")
+    costs = _merge(raw, env).get(f"train.{name}", {})
+    raw = _merge(raw, {"train": costs}, described, env, over, {"data": described.get("data", {})})
     layers = {"parameter": over, "environment": env, toml.name if toml else "": described}
     s = _validated(raw, file.name if file else "settings", layers)
     changes = {

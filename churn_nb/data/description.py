@@ -147,15 +147,19 @@ def _renamed(i: int, old: str, new: str) -> Finding:  # i: from 1
 
 
 # %% ../../nbs/data/40_description.ipynb #4c239773
-# columns of the table that `typed_table.prepare` writes
-_RESERVED = {"row", "customer_id", "entity", "event_timestamp", "created_timestamp", "churn", "twin"}
+_RESERVED = {
+    # columns of the table that `typed_table.prepare` writes, and of the rows made of it
+    *("row", "customer_id", "entity", "event_timestamp", "created_timestamp", "churn", "twin", "split", "as_of"),
+    # what the request log and `churn score` add
+    *("at", "model_version", "probability", "churn_risk", "reasons"),
+}
 
 
 def rename_reserved(
     names: list[str],  # Normalised
     roles: set[str],  # Columns that have a role
 ) -> tuple[list[str], list[Finding]]:
-    "The names, where a feature called like a column of the typed table has another; and a finding for each."
+    "The names, where a feature called like a column that is added later has another; and a finding for each."
     out, findings = list(names), []
     for i, name in enumerate(names):
         if name.lower() not in _RESERVED or name in roles:
@@ -171,7 +175,7 @@ def require_columns(d: Description, file: Path | None = None) -> list[str]:  # f
     of its own file any column, of another file (which may lack the label) any feature."""
     file = file or d.file
     names = normalise_names(read_header(file)[1])[0]
-    names = rename_reserved(names, {c.name for c in d.columns if c.use in ROLES})[0]
+    names = rename_reserved(names, {c.name for c in d.columns})[0]
     needed = [c.name for c in d.columns if file == d.file or c.is_feature]
     if lost := [n for n in needed if n not in names]:
         raise DataError(f"{file}: column {', '.join(lost[:5])} is missing; it is in the description of {d.name}")

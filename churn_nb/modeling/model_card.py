@@ -64,9 +64,13 @@ def _inputs(m: Manifest) -> list[dict]:
 
 # %% ../../nbs/modeling/70_model_card.ipynb #a1f2c4ab
 def _purpose(m: Manifest, events: bool) -> str:  # events: from a log of purchases
+    why = "a fixed threshold, as no costs were given ([train] offer_cost and saved_margin)"
+    if m.decision:
+        why = (
+            f"which is an offer of {m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}"
+        )
     return (
-        f"To choose whom to make an offer: act at {m.threshold:g} or above, which is an offer of "
-        f"{m.decision['offer_cost']:g} against a kept margin of {m.decision['saved_margin']:g}. Not for decisions "
+        f"To choose whom to make an offer: act at {m.threshold:g} or above, {why}. Not for decisions "
         f"about a single person that matter to them; not for customers "
         f"{'without a purchase' if events else 'unlike those of the table'}."
     )

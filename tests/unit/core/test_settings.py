@@ -3,7 +3,7 @@ import configparser
 import pydantic, pytest
 from hypothesis import given, settings, strategies as st
 from churn_nb.core.errors import SettingsError
-from churn_nb.core.settings import Criterion, find_settings, load_settings, parse_criterion, repository_file, step_settings
+from churn_nb.core.settings import BUILT_IN, Criterion, find_settings, load_settings, parse_criterion, repository_file, step_settings
 from paths import ROOT
 
 def written(folder, text):
@@ -103,3 +103,35 @@ def test_a_criterion_reads_what_it_prints(metric, op, thousandths, x):
 @pytest.mark.parametrize("text", ["", "auc", "auc = 1", "auc > ", "> 1", "auc > .8 extra", "Auc >> 1"])
 def test_what_is_no_criterion_is_refused_with_the_form(text):
     with pytest.raises(ValueError, match="expected `metric op number`"): parse_criterion(text)
+
+# What a data set inherits: costs are its own, or not known
+
+def of_shop(tmp_path, kind="snapshot", more="", **environ):
+    (toml := tmp_path/"shop.toml").write_text(f'kind = "{kind}"\nfile = "shop.csv"\n{more}')
+    return load_settings({"data.dataset": str(toml), "paths.workspace": str(tmp_path/"w")}, environ=environ).train
+
+@pytest.mark.parametrize("kind", ["snapshot", "events"])
+def test_a_strangers_data_has_no_costs_and_threshold_one_half(tmp_path, kind):
+    train = of_shop(tmp_path, kind)
+    assert train.costs == {} and train.decision_threshold() == .5
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_costs_are_known_of_cdnow_alone(tmp_path, name):
+    train = load_settings({"data.dataset": name, "paths.workspace": str(tmp_path)}, environ={}).train
+    assert (train.costs, train.decision_threshold()) == (({"offer_cost": 2., "saved_margin": 2.5}, .8) if name == "cdnow" else ({}, .5))
+
+@pytest.mark.parametrize("more, environ", [("[train]\noffer_cost = 1\nsaved_margin = 4\n", {}), ("", {"CHURN_TRAIN_OFFER_COST": "1", "CHURN_TRAIN_SAVED_MARGIN": "4"})])
+def test_given_costs_set_the_threshold(tmp_path, more, environ):
+    train = of_shop(tmp_path, "snapshot", more, **environ)
+    assert train.costs == {"offer_cost": 1., "saved_margin": 4.} and train.decision_threshold() == .25
+
+def test_a_section_of_its_own_gives_a_data_set_its_costs(tmp_path):
+    (ini := tmp_path/"settings.ini").write_text("[train.shop]\noffer_cost = 3\nsaved_margin = 4\n")
+    (toml := tmp_path/"shop.toml").write_text('kind = "snapshot"\nfile = "shop.csv"\n')
+    train = [load_settings({"data.dataset": d}, ini, environ={}).train for d in (str(toml), "cdnow")]
+    assert [t.decision_threshold() for t in train] == [.75, .8]
+    assert load_settings({"data.dataset": str(toml)}, ini, environ={"CHURN_TRAIN_SHOP_OFFER_COST": "1"}).train.decision_threshold() == .25
+
+def test_one_cost_without_the_other_is_refused(tmp_path):
+    for key in ("OFFER_COST", "SAVED_MARGIN"):
+        with pytest.raises(SettingsError, match="offer_cost and saved_margin go together"): of_shop(tmp_path, **{f"CHURN_TRAIN_{key}": "3"})
