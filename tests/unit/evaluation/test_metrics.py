@@ -1,8 +1,9 @@
 "Metrics against scikit-learn, and profit at every threshold."
-import numpy as np, pytest
+import matplotlib.pyplot as plt, numpy as np, pytest
 from hypothesis import given, strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 from churn_nb.evaluation import metrics as e
+from lessons import of_lesson
 from scores import COSTS, METRICS, bad_input, few, quick, refused, scored, world
 
 @quick
@@ -32,11 +33,24 @@ def test_the_order_of_rows_does_not_matter(case, random):
     one, two = (np.concatenate(e.profit_curve(y[f], a[f], 2, 2.5)) for f in (np.arange(len(y)), mixed))
     np.testing.assert_allclose(one, two, atol=1e-12)
 
+# The lesson's plot
+
+plot_profit = of_lesson("evaluation/10_metrics", "plot_profit").plot_profit
+
+@few
+@given(scored(), st.sampled_from([(2, 2.5), (0, 0), (1, 0)]))
+def test_a_plot_of_profit_has_named_axes(case, costs):
+    y, p, _, _ = case
+    fig = plot_profit(y, p, *costs)
+    assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in fig.axes)
+    plt.close(fig)
+
 # What can't be measured is an error, in one line
 
 def calls(y, p):
     "Every function that takes labels and predictions."
-    return {"evaluate": lambda: e.evaluate(y, p), "profit": lambda: e.profit(y, p, .5, 1, 2), "profit_curve": lambda: e.profit_curve(y, p, 1, 2)}
+    return {"evaluate": lambda: e.evaluate(y, p), "profit": lambda: e.profit(y, p, .5, 1, 2), "profit_curve": lambda: e.profit_curve(y, p, 1, 2),
+            "plot_profit": lambda: plot_profit(y, p, 1, 2)}
 
 @bad_input
 def test_bad_input_is_a_value_error_of_one_line(y, p, says):

@@ -31,6 +31,7 @@ from churn_nb.modeling.calibration import Calibrated, Isotonic, Platt
 from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
 from churn_nb.serving.predictor import Model
 from churn_nb.core.settings import load_settings
+from lessons import of_lesson
 
 quick = lambda n: hyp(max_examples=n, deadline=None, derandomize=True)
 rng = np.random.default_rng(0)
@@ -46,6 +47,46 @@ def wide():
     m = network(512, 512)
     raw = t.predict(m, X)
     return {name: (f := to_onnx(w, 6), q.quantize_static(f, X)) for name, w in (("none", m), ("platt", Calibrated(m, Platt.fit(y, raw))), ("isotonic", Calibrated(m, Isotonic.fit(y, raw))))}
+
+# Rounding
+
+lesson = of_lesson("modeling/50_quantization", "scale_and_zero_point", "quantize", "dequantize")
+finite = st.floats(-1e6, 1e6, width=32)
+
+@quick(200)
+@given(finite, finite, st.lists(finite, max_size=20))
+def test_a_value_is_off_by_half_a_scale_at_most(a, b, xs):
+    "Inside the range that the zero point leaves; at its ends by one scale, and 0 is exact."
+    lo, hi = min(a, b, 0), max(a, b, 0)
+    scale, zero = lesson.scale_and_zero_point(lo, hi)
+    x = np.clip(np.array([*xs, lo, hi, 0.]), lo, hi)
+    back = lesson.dequantize(lesson.quantize(x, scale, zero), scale, zero)
+    assert 0 <= zero <= 255 and back[-1] == 0
+    inside = (x >= (0 - zero)*scale) & (x <= (255 - zero)*scale) # the zero point is rounded, which shifts the ends by half a scale
+    assert (np.abs(x - back)[inside] <= scale*(.5 + 1e-9)).all() and (np.abs(x - back) <= scale*(1 + 1e-9)).all()
+
+@pytest.fixture(scope="module")
+def small(): return onnx.load_from_string(to_onnx(network(16, 12, passes=1), 6))
+
+def weights(graph): return {i.name: onnx.numpy_helper.to_array(i) for i in graph.graph.initializer}
+
+@quick(12)
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.booleans(), st.booleans())
+def test_every_stored_weight_is_off_by_half_its_scale_at_most(small, seed, size, lopsided, reduce_range):
+    "Whatever the weights are: each column has a scale of its own, and the file's INT8 numbers times it are within half of it."
+    graph, r = onnx.ModelProto.FromString(small.SerializeToString()), np.random.default_rng(seed)
+    names = [n.input[1] for n in q.layers(graph.graph)]
+    for i in graph.graph.initializer:
+        if i.name in names:
+            W = r.normal(size=i.dims)*10**size*(10**r.uniform(-3, 3, i.dims[1]) if lopsided else 1)
+            i.CopyFrom(onnx.numpy_helper.from_array(W.astype(np.float32), i.name))
+    before, after = weights(graph), weights(onnx.load_from_string(q.quantize_static(graph.SerializeToString(), X, reduce_range)))
+    for place, name in enumerate(names):
+        stored = next(v for k, v in after.items() if k in (f"{name}_q", f"{name}_quantized"))
+        scale, inner = after[f"{name}_scale"], 0 < place < len(names) - 1
+        assert stored.dtype == np.int8 and np.abs(stored.astype(int)).max() <= (64 if inner and reduce_range else 128)
+        error = np.abs(before[name].astype(np.float64) - stored.astype(np.float64)*scale.astype(np.float64))
+        assert (error <= scale*(.5 + 1e-3)).all(), name
 
 # The file
 
