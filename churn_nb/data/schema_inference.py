@@ -207,6 +207,20 @@ def _reading_findings(d: Description, seen: _Observed) -> list[Finding]:
     return out
 
 
+# %% ../../nbs/data/50_schema_inference.ipynb #8633151c
+def _offered_entity(d: Description, profiles: list[ColumnProfile]) -> list[Finding]:
+    "A finding for the first column that has a value of its own in every row: it may be the customer's id."
+    for c, p in zip(d.columns, profiles):
+        of_ids = p.kind == "text" or (p.kind == "number" and p.whole)
+        if of_ids and c.use in ("number", "category", "drop") and d.rows >= 20 and p.distinct == p.known == d.rows:
+            sentence = (
+                f"{c.name}: every row has a value of its own; if it names the customer, say --entity {c.name}, "
+                "and the API answers by it"
+            )
+            return [Finding("entity", c.name, sentence, "noted", "may be the customer's id")]
+    return []
+
+
 # %% ../../nbs/data/50_schema_inference.ipynb #6ab60552
 def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], options: DescribeOptions) -> Description:
     "The positive value, and what the checks drop. Raises DataError where no feature is left."
@@ -224,7 +238,8 @@ def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], op
     if not d.names:
         why = "; ".join(f.sentence for f in findings)[:300] or "bring some that say something about the customers"
         raise DataError(f"{d.file}: no column is left to learn from; {why}")
-    return replace(d, findings=(*findings, *check_label(con, d), *check_twins(con, d)))
+    offered = [] if d.entity else _offered_entity(d, profiles)
+    return replace(d, findings=(*findings, *offered, *check_label(con, d), *check_twins(con, d)))
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #e8e308fc

@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.storage import read_parquet_sql
 from .column_profiles import find_positive, label_key_sql, native_columns, raw_table
 from .description import Description, TableColumn, require_columns
-from .encoding import quoted_name
+from .encoding import WHOLE_KEY, key_text_sql, quoted_name
 from .value_parsing import cell_sql, number_cell_sql, number_sql, text_sql, time_sql
 
 
@@ -75,6 +75,13 @@ def _role_text(i: int | None, native: list[bool]) -> str:
     return f"CAST(c{i} AS VARCHAR)" if native[i] else text_sql(f"c{i}", [])
 
 
+def _role_id(i: int | None, native: list[bool]) -> str:
+    "SQL: an id in its one spelling, NULL where it is missing."
+    if i is None:
+        return "CAST(NULL AS VARCHAR)"
+    return key_text_sql(f"c{i}" if native[i] else f"({text_sql(f'c{i}')})", native[i])
+
+
 def _role_number(i: int | None, native: list[bool], decimal: str) -> str:
     if i is None:
         return "CAST(NULL AS DOUBLE)"
@@ -87,7 +94,7 @@ def role_sql(d: Description, native: list[bool]) -> RoleSql:
     i = d.index("timestamp")
     form = d.columns[i].form if i is not None else "iso"
     return RoleSql(
-        entity=_role_text(d.index("entity"), native),
+        entity=_role_id(d.index("entity"), native),
         event_timestamp="CAST(NULL AS TIMESTAMPTZ)" if i is None else time_sql(_role_text(i, native), form),
         amount=_role_number(d.index("amount"), native, d.decimal),
         quantity=_role_number(d.index("quantity"), native, d.decimal),
@@ -96,7 +103,7 @@ def role_sql(d: Description, native: list[bool]) -> RoleSql:
 
 def _key_sql(con: Any, entity: str) -> str:
     "SQL: customer_id. Whole numbers stay what they are, other ids are hashed, without ids it is the row."
-    is_whole = "regexp_matches(e, '^(0|[1-9][0-9]{0,18})$') AND TRY_CAST(e AS BIGINT) IS NOT NULL"
+    is_whole = f"regexp_full_match(e, '{WHOLE_KEY}') AND TRY_CAST(e AS BIGINT) IS NOT NULL"
     known, whole = con.execute(
         f"SELECT count(e), count(*) FILTER (WHERE {is_whole}) FROM (SELECT {entity} AS e FROM raw)"
     ).fetchone()

@@ -98,9 +98,9 @@ def customer_key_type(
 
 
 # %% ../../nbs/feature_store/20_event_log.ipynb #9ec2f053
-def write_base(settings: Settings, events: pd.DataFrame, every: int = 1):
+def write_base(settings: Settings, events: pd.DataFrame, every: int = 1, customer_key: str = "int"):
     """Keep the data set as parquet, a customer's events beside each other, so that one customer is found quickly.
-    Where it is a sample, it is of the customers whose number `every` divides."""
-    write_watermark(settings, every=every)
+    Where it is a sample, it is of the customers whose number `every` divides. `customer_key`: as in the watermark."""
+    write_watermark(settings, every=every, customer_key=customer_key)
     rows = events.sort_values(["customer_id", "event_timestamp"], kind="stable")
     write_parquet(rows, Workspace(settings.paths.workspace).base)

@@ -253,7 +253,8 @@ def build_event_features(settings: Settings, customers: int = 0) -> dict:
     everyone, source = load_events(settings), EventLogSource(settings)
     with event_batches(settings).lock:
         data_hash = log_hash(settings)
-        write_base(settings, sample_customers(everyone, customers), sampling_interval(everyone, customers))
+        every, key = sampling_interval(everyone, customers), source.customer_key() or "int"
+        write_base(settings, sample_customers(everyone, customers), every, key)
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
     if settings.data.description and settings.features.serve_as_of != "now":

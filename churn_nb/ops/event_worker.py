@@ -6,6 +6,7 @@
 __all__ = [
     "Refusal",
     "Event",
+    "EventKey",
     "parse_event",
     "judge_events",
     "log_events",
@@ -38,9 +39,10 @@ import pyarrow.parquet as pq
 from msgspec import Meta
 
 from ..core.clock import current_time, utc
-from ..core.errors import ClockError, DataError
+from ..core.errors import ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
+from ..data.encoding import event_key
 from ..data.tabular_reader import Chunk, open_table, read_chunks
 from ..data.value_parsing import TableFormat, parse_numbers, plain_array
 from ..feature_store.event_log import event_batches, log_sql
@@ -49,33 +51,73 @@ from ..features import apply_store, refresh
 from ..serving.event_endpoint import encode_frame, read_frame
 from ..serving.http.problem_details import invalid_body
 from ..serving.http.telemetry import JsonFormatter
+from ..serving.request_schema import KEY_CLASSES, NumberKey, TextKey
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #6401e8ec
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     "A purchase, as it is sent."
 
-    event_id: Annotated[int, Meta(ge=0, le=2**63 - 1)]  # The sender's; the same id is the same event, sent again
-    customer_id: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    event_id: Any  # The sender's, a text or a number; the same id is the same event, sent again
+    customer_id: Any  # A number, or a text where the log's customers are texts
     event_timestamp: str  # ISO 8601; without an offset, UTC
     amount: Annotated[float, Meta(ge=0, lt=1e14)]  # dollars; the sums are exact to 1e14
     quantity: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1
 
 
+# %% ../../nbs/ops/80_event_worker.ipynb #56a86ae6
+class EventKey(TextKey):
+    "The key of an event. It prints as the sender's id."
+
+    @classmethod
+    def read(cls, value: Any) -> "EventKey":
+        "The key of an id as it stands in an event. Raises ValueError for an id that is neither text nor whole number."
+        text = str(TextKey.read(value))
+        if isinstance(value, int | float) and not event_key(text) == value:
+            raise ValueError("expected text, or a whole number from 0 to 2^63 - 1")
+        key = cls(event_key(text))
+        key.text = text
+        return key
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #4bad8d69
+def _decode_event(row: msgspec.Raw | dict, customer_key: str) -> dict:
+    "An event with the keys of its ids. Raises ValueError, ClockError and what msgspec raises."
+    if isinstance(row, msgspec.Raw):
+        e = msgspec.json.decode(row, type=Event)
+    else:
+        e = msgspec.convert(row, Event, strict=False)
+    return msgspec.structs.asdict(e) | {
+        "event_id": _key(EventKey, "event_id", e.event_id),
+        "customer_id": _key(KEY_CLASSES[customer_key], "customer_id", e.customer_id),
+        "event_timestamp": utc(e.event_timestamp),
+    }
+
+
+def _key(kind: type[NumberKey] | type[TextKey], field: str, value: Any) -> int:
+    "The key of an id. Raises InvalidRequest that names the field."
+    try:
+        key = kind.read(value)
+    except ValueError as e:
+        raise InvalidRequest([{"field": field, "message": str(e)}]) from None
+    if key < 0:
+        raise InvalidRequest([{"field": field, "message": "expected a whole number of 0 or more"}])
+    return key
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #16ce16a2
 Refusal = dict  # {"field", "message"}
 
 
 def parse_event(
     row: msgspec.Raw | dict,  # JSON, or a row of a file
+    customer_key: str = "int",  # How the log's customers are named: int or text
 ) -> dict | Refusal:
-    "One event with its time in UTC, or why it is refused."
+    "One event with its time in UTC and the keys of its ids, or why it is refused."
     try:
-        e = (
-            msgspec.json.decode(row, type=Event)
-            if isinstance(row, msgspec.Raw)
-            else msgspec.convert(row, Event, strict=False)
-        )
-        return msgspec.structs.asdict(e) | {"event_timestamp": utc(e.event_timestamp)}
+        return _decode_event(row, customer_key)
+    except InvalidRequest as e:
+        return e.errors[0]
     except ClockError as e:
         return {"field": "event_timestamp", "message": str(e)}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as e:
@@ -91,7 +133,7 @@ def _known(settings: Settings, events: list[dict]) -> tuple[dict, set]:
     "From the log: {event_id: content} of those ids it has, and the customers it has."
     con = connection()
     log = log_sql(settings)
-    con.register("asked", pd.DataFrame(events)[["event_id", "customer_id"]])
+    con.register("asked", pd.DataFrame({k: [int(e[k]) for e in events] for k in ("event_id", "customer_id")}))
     same = con.execute(f"""SELECT event_id, customer_id, epoch_us(event_timestamp), amount, quantity
                            FROM {log} WHERE event_id IN (SELECT event_id FROM asked)""").fetchall()
     customers = con.execute(f"""SELECT DISTINCT customer_id FROM {log}
@@ -153,7 +195,8 @@ def log_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
         verdicts = judge_events(settings, events)
         new = [e for e, v in zip(events, verdicts) if v == "new"]
         if new:
-            df = pd.DataFrame(new).assign(created_timestamp=current_time(settings), batch=batches.last + 1)
+            df = pd.DataFrame(new).astype({"event_id": "int64", "customer_id": "int64"})
+            df = df.assign(created_timestamp=current_time(settings), batch=batches.last + 1)
             for c in ("event_timestamp", "created_timestamp"):
                 df[c] = df[c].astype("datetime64[us, UTC]")
             batches.append(df.astype({"quantity": "int32"}))
@@ -251,7 +294,8 @@ def read_event_rows(
 # %% ../../nbs/ops/80_event_worker.ipynb #e1dc29fb
 def push_rows(settings: Settings, store, rows: list) -> tuple[list[str | Refusal], str]:
     "Check, log and refresh. What became of each row, and why the features are not fresh yet (empty: they are)."
-    parsed = [parse_event(r) for r in rows]
+    customer_key = read_watermark(settings)["customer_key"]
+    parsed = [parse_event(r, customer_key) for r in rows]
     verdicts = iter(log_events(settings, [p for p in parsed if "event_id" in p]))
     out = [next(verdicts) if "event_id" in p else p for p in parsed]
     try:

@@ -7,6 +7,7 @@ from churn_nb.data.encoding import Dictionary, entity_key
 from churn_nb.serving.client_codegen import python_client
 from churn_nb.modeling.onnx_export import onnx_predict
 from churn_nb.features import build, feature_names, online, open_store, parity, training_rows
+from churn_nb.ops.event_worker import push_rows
 from churn_nb.promote import deploy_champion, run_gate
 from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.serve import create_app
@@ -214,6 +215,10 @@ def test_a_log_gets_dates_windows_and_features(tmp_path):
     one = d.customer_id.iloc[0]
     got = online(open_store(s), [entity_key(f"C-{one}")], s).iloc[0]
     assert got.transactions_total == (d.customer_id == one).sum() and got.spend_total == pytest.approx(d[d.customer_id == one].amount.sum(), abs=.01)
+    sent = {"event_id": "A-1", "customer_id": f"C-{one}", "event_timestamp": "1998-06-30T12:00:00", "amount": 5.}
+    outcome, why = push_rows(s, open_store(s), [sent, sent, sent | {"event_id": "A-2", "customer_id": "C-none"}])
+    assert outcome[:2] == ["new", "known"] and "no customer C-none in the log" in outcome[2]["message"] and not why
+    assert online(open_store(s), [entity_key(f"C-{one}")], s).iloc[0].transactions_total == got.transactions_total + 1
 
 def test_a_short_log_is_refused_with_a_fitting_horizon(tmp_path):
     days = pd.date_range("2025-01-01", periods=80).strftime("%F")

@@ -135,7 +135,7 @@ ok = json.dumps(ROW).encode()
     ("/predict", b'{"age": NaN, "usage_minutes": 1, "gap": 1}', 400, "body"),
     ("/predict", b'{"age": Infinity, "usage_minutes": 1, "gap": 1}', 400, "body"),
     ("/predict", b'{"customer_id": 1, "age": 42}', 422, "customer_id"),
-    ("/predict", b'{"customer_id": "1"}', 422, "customer_id"),
+    ("/predict", b'{"customer_id": "one"}', 422, "customer_id"),
     ("/predict", b'{"customer_id": 1.5}', 422, "customer_id"),
     ("/predict", b'{"customer_id": true}', 422, "customer_id"),
     ("/predict", b'{"customer_id": null}', 422, "customer_id"),

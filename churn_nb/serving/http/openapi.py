@@ -32,12 +32,18 @@ def _object(title: str, properties: dict, **more) -> dict:
     return {"type": "object", "title": title, **more, "required": [*properties], "properties": properties}
 
 
+_KEY_SCHEMAS: dict[str, dict] = {  # as `KEY_CLASSES` reads them
+    "int": {"type": ["integer", "string"], "format": "int64", "pattern": "^-?(0|[1-9][0-9]{0,17})$"},
+    "text": {"type": ["string", "integer"], "minLength": 1},
+}
+
+
 def _request_schema(m: Manifest) -> dict:
     features = _object("Features", {f.name: _feature_schema(f) for f in m.features}, additionalProperties=False)
     if not m.store:
         return features
-    key = {"type": "string"} if m.store.key == "text" else {"type": "integer", "format": "int64"}
-    return {"oneOf": [features, _object("ById", {"customer_id": key}, additionalProperties=False)]}
+    by_id = _object("ById", {"customer_id": _KEY_SCHEMAS[m.store.key]}, additionalProperties=False)
+    return {"oneOf": [features, by_id]}
 
 
 def _request_examples(m: Manifest) -> dict:
@@ -152,12 +158,13 @@ _EVENT = {
     "required": ["event_id", "customer_id", "event_timestamp", "amount"],
     "properties": {
         "event_id": {
-            "type": "integer",
+            "type": ["integer", "string"],
             "format": "int64",
             "minimum": 0,
+            "minLength": 1,
             "description": "The sender's; the same id is the same event, sent again",
         },
-        "customer_id": {"type": "integer", "format": "int64", "minimum": 0},
+        "customer_id": {"type": ["integer", "string"], "format": "int64", "minimum": 0, "minLength": 1},
         "event_timestamp": {"type": "string", "description": "ISO 8601; without an offset, UTC"},
         "amount": {"type": "number", "minimum": 0, "description": "Dollars"},
         "quantity": {"type": "integer", "minimum": 0, "default": 1},
