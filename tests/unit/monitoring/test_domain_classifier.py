@@ -27,7 +27,7 @@ def test_the_interval_covers_one_half_without_drift(world, monkeypatch):
     monkeypatch.setattr(c, "_auc_lost", lambda model, X, y, rng: np.zeros(2)) # not asked for here, and most of the time
     rng, hit, alarm = np.random.default_rng(1), [], []
     for _ in range(15):
-        parts = [two_windows(rng, customers=120, **world) for _ in range(2)]
+        parts = [two_windows(rng, customers=(120, 120), **world) for _ in range(2)]
         d = c.domain_auc(*frames(*parts), ["x0", "x1"], parts[0][2:])
         hit.append(d["low"] <= .5 <= d["high"])
         alarm.append(d["pvalue"] <= .05)

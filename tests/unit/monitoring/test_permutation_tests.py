@@ -63,8 +63,10 @@ CASES = {"three paired": ([1, 2, 3], [4, 5, 6], [0, 1, 2], [0, 1, 2]), "one row 
          "unequal": ([1, 2, 3, 1, 4, 1], [5, 3, 6, 2], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3])}
 
 @pytest.mark.parametrize("case", CASES)
-def test_p_against_all_arrangements(case):
+def test_p_against_all_arrangements(case, all_rounds):
     x, y, i, j = map(np.asarray, CASES[case])
+    kept = c.Clusters.of(len(x), len(y), (i, j)).equal_rows(np.random.default_rng([0, 2]))
+    x, y, i, j = x[kept[:len(x)]], y[kept[len(x):]], i[kept[:len(x)]], j[kept[len(x):]]
     D, p = all_arrangements(x, y, i, j)
     got = permutation_pvalue(x, y, (i, j), rounds=5000)
     assert got == (pytest.approx(D, abs=1e-12), pytest.approx(p, abs=4*np.sqrt(p*(1 - p)/5000) + 1e-3))
@@ -74,7 +76,7 @@ def test_hand_case(): # worked in the lesson: 2 of 8
 
 @pytest.mark.parametrize("kind", ["independent", "samples"])
 @pytest.mark.parametrize("shift", [0, .6])
-def test_p_against_scipy(kind, shift):
+def test_p_against_scipy(kind, shift, all_rounds):
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=25), rng.normal(shift, size=25)
     want = stats.permutation_test((x, y), lambda x, y: stats.ks_2samp(x, y, method="asymp").statistic, permutation_type=kind,
@@ -124,7 +126,67 @@ def test_a_cap_draws_whole_customers_reproducibly(monkeypatch):
     got = [c.permutation_pvalues(x, y, (i, j), rounds=19) for _ in range(2)]
     assert np.array_equal(got[0], got[1]) and not np.array_equal(got[0][0], whole)
 
-# Its word
+def test_a_small_window_is_kept_whole_beside_a_large_reference():
+    clusters = c.Clusters.of(30_000, 60, (np.arange(30_000), 29_990 + np.arange(60)))
+    kept = clusters.drawn(3000, np.random.default_rng(0))
+    assert kept[30_000:].all() and kept.sum() <= 3000
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_customer_has_equally_many_rows_in_either_window(seed):
+    rng = np.random.default_rng(seed)
+    i, j = (np.repeat(rng.integers(0, 30, 25), rng.integers(2, 9)) for _ in range(2))
+    clusters = c.Clusters.of(len(i), len(j), (i, j))
+    kept = clusters.equal_rows(rng)
+    rows = [np.unique(ids[k], return_counts=True)[1] for ids, k in ((i, kept[:len(i)]), (j, kept[len(i):]))]
+    most = max(r.max() for r in rows)
+    assert [len(np.unique(ids)) for ids in (i, j)] == [len(r) for r in rows] # no customer is lost
+    assert all(np.mean(r == most) >= .95 for r in rows)
+
+def test_few_exchanges_decide_where_nothing_has_changed():
+    "Besag and Clifford's p-value is uniform under no change, and calls the statistic seldom."
+    rng, found, calls = np.random.default_rng(2), [], 0
+    def counted(inside, total):
+        nonlocal calls
+        calls += 1
+        return c.ks_distance(inside, total)
+    for _ in range(200):
+        found.append(c.exchange_test([c.Column(rng.normal(size=90), counted)], c.Clusters.of(60, 30, None), 999, int(rng.integers(1e9)))[1][0])
+    assert stats.kstest(found, "uniform").pvalue > .001 and calls < 200*300
+
+# Level and power
+
+SHAPES = {"equal": ((60, 60), (1, 1)), "five and five": ((60, 60), (5, 5)), "seven and one": ((300, 60), (7, 1)),
+          "seven and one, 200": ((300, 200), (7, 1)), "seven and one, 2,000": ((1000, 2000), (7, 1)), "one and seven": ((300, 60), (1, 7))}
+WHOSE = {"others": 0., "half of the reference": .5, "of the reference": 1.}
+def counts(v): return np.where(v > 2.05, np.round(10*v), 0.) # 2 % of the rows are not 0
+VALUES = {"normal": lambda v: v, "sparse counts": counts}
+
+def shared_windows(rng, shape, shared, rho):
+    "As `two_windows`, with a share of the current customers in the reference as well."
+    (n, m), rows = SHAPES[shape]
+    known = min(round(shared*m), n)
+    current = np.r_[rng.permutation(n)[:known], n + np.arange(m - known)]
+    ids = np.repeat(np.arange(n), rows[0]), np.repeat(current, rows[1])
+    habit = rng.normal(size=n + m)
+    return *(np.sqrt(rho)*habit[i] + np.sqrt(1 - rho)*rng.normal(size=len(i)) for i in ids), *ids
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_level_in_the_shapes_that_the_product_meets(shape, whose, values):
+    rng, worlds, alarms = np.random.default_rng(5), 40 if "2,000" in shape else 120, 0
+    for k in range(worlds):
+        x, y, i, j = shared_windows(rng, shape, WHOSE[whose], rho=(.1, .3, .8)[k % 3])
+        alarms += permutation_pvalue(VALUES[values](x), VALUES[values](y), (i, j), 59, k)[1] <= .05
+    assert alarms/worlds <= slack(.05, worlds)
+
+def test_more_buyers_are_seen_in_a_window_of_100():
+    "2 % of customers buy, then 10 %: the Kolmogorov-Smirnov distribution without ties sees none of it."
+    rng, worlds, seen = np.random.default_rng(6), 60, np.zeros(2)
+    for _ in range(worlds):
+        x, y = (rng.random(2000) < .02)*rng.integers(1, 9, 2000), (rng.random(100) < .1)*rng.integers(1, 9, 100)
+        seen += [permutation_pvalue(x, y, rounds=199)[1] <= .01, stats.ks_2samp(x, y, method="asymp").pvalue <= .01]
+    assert seen[0] >= .8*worlds and seen[1] <= .1*worlds
 
 ALIKE = {"others, one row": {}, "others, five rows": {"rows": (5, 5)}, "the same, one row": {"same": True},
          "the same, five rows": {"same": True, "rows": (5, 5)}, "the same, seven and one": {"same": True, "rows": (7, 1)},
@@ -132,14 +194,14 @@ ALIKE = {"others, one row": {}, "others, five rows": {"rows": (5, 5)}, "the same
 
 @pytest.mark.parametrize("world", ALIKE)
 def test_level(world):
-    assert share_below(by_customer, 150, seed=11, customers=60, **ALIKE[world]) <= slack(.05, 150)
+    assert share_below(by_customer, 150, seed=11, customers=(60, 60), **ALIKE[world]) <= slack(.05, 150)
 
 def test_the_naive_test_errs_both_ways():
     assert share_below(naive, 150, rows=(5, 5)) > .25
     assert share_below(naive, 150, same=True) < .02
 
 def test_power_where_the_naive_test_is_blind():
-    world = dict(same=True, rho=.9, shift=.15, customers=300)
+    world = dict(same=True, rho=.9, shift=.15, customers=(300, 300))
     assert share_below(by_customer, 40, **world) > share_below(naive, 40, **world) + .4
 
 # Refusals
