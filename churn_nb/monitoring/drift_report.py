@@ -30,7 +30,7 @@ from ..core.optional import optional
 from ..core.settings import Drift
 from .drift_html import as_html
 from .empirical_cdf import tally
-from .permutation_tests import permutation_pvalues
+from .permutation_tests import Clusters, Column, chi_square_distance, exchange_test
 from churn_nb.monitoring.statistical_tests import (
     benjamini_hochberg,
     category_counts,
@@ -39,6 +39,7 @@ from churn_nb.monitoring.statistical_tests import (
     ks_pvalue,
     missing_change,
     pool_rare,
+    psi_by_chance,
     psi_of_shares,
     shares,
     unseen_and_vanished,
@@ -65,6 +66,9 @@ class FeatureDrift:
     statistic: float | None = None  # K-S distance D of the values; None for text, or where a side has no value
     pvalue: float | None = None  # Of this feature alone
     psi: float | None = None
+    psi_by_chance: float | None = (
+        None  # Expected without drift, from the number of bins and rows (of customers, if they repeat)
+    )
     jensen_shannon: float | None = None  # Distance of the same shares, in [0, 1]
     counts_reference: tuple = ()  # Rows in each bin or category, the missing ones last
     counts_current: tuple = ()
@@ -80,9 +84,14 @@ class FeatureDrift:
         return "; ".join(s for s in (self.trouble, self.remark) if s)
 
     @property
+    def psi_excess(self) -> float:
+        "PSI above what chance gives; 0 where it was not measured. The bands are for this."
+        return max((self.psi or 0.0) - (self.psi_by_chance or 0.0), 0.0)
+
+    @property
     def weight(self) -> float:
         "Effect times importance: what the drift report is ranked by."
-        return float("inf") if self.trouble else (self.psi or 0.0) * (1 if self.importance is None else self.importance)
+        return float("inf") if self.trouble else self.psi_excess * (1 if self.importance is None else self.importance)
 
 
 # %% ../../nbs/monitoring/65_drift_report.ipynb #7b3a9c88
@@ -90,6 +99,7 @@ def _effect_sizes(counts: tuple) -> dict[str, Any]:  # psi, jensen_shannon and t
     p, q = shares(np.asarray(counts[0]), np.asarray(counts[1]))
     return {
         "psi": psi_of_shares(p, q),
+        "psi_by_chance": psi_by_chance(len(p), sum(counts[0]), sum(counts[1])),
         "jensen_shannon": jensen_shannon(p, q),
         "counts_reference": tuple(map(int, counts[0])),
         "counts_current": tuple(map(int, counts[1])),
@@ -246,7 +256,8 @@ class DriftReport:
             "reference_rows": self.n_reference,
             "current_rows": self.n_current,
             "features": [
-                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(r).items()} | {"note": r.note}
+                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(r).items()}
+                | {"psi_excess": r.psi_excess, "note": r.note}
                 for r in self.rows
             ],
         }
@@ -273,7 +284,7 @@ def verdicts(
 
     def judged(r: FeatureDrift) -> FeatureDrift:
         significant = r.psi is not None and adjusted.get(r.name, 1) <= drift.alpha
-        level = band(r.psi or 0.0, drift.psi_warn, drift.psi_retrain) if significant else "none"
+        level = band(r.psi_excess, drift.psi_warn, drift.psi_retrain) if significant else "none"
         level = max(level, "warn" if r.trouble else "none", key=levels.index)
         share = gains.get(r.name, 0.0) / total if importance else None
         return replace(r, qvalue=adjusted.get(r.name), level=level, importance=share)
@@ -292,29 +303,71 @@ def _customer_numbers(reference: np.ndarray, current: np.ndarray) -> tuple[np.nd
     return codes[: len(reference)], codes[len(reference) :]
 
 
-def _matrix(frame: "pd.DataFrame", names: list[str], gaps: list[str]) -> np.ndarray:  # float64 (rows, columns)
-    "Columns of numbers, then a flag for each column with gaps: 1 where the value is missing."
-    number = {n: frame[n].to_numpy(float, na_value=np.nan) for n in names}
-    return np.column_stack([*number.values(), *(np.isnan(number[n]).astype(float) for n in gaps)])
+def _codes(sides: list[np.ndarray]) -> np.ndarray:  # float, reference first
+    "A number for each category of both windows; missing is one of its own."
+    values = [None if v is None or v != v else str(v) for v in np.concatenate(sides)]
+    number = {v: i for i, v in enumerate(dict.fromkeys(values))}
+    return np.array([number[v] for v in values], dtype=float)
 
 
 # %% ../../nbs/monitoring/65_drift_report.ipynb #44e78aee
-def _clustered_pvalues(
-    rows: list[FeatureDrift], tables: tuple, ids: tuple[np.ndarray, np.ndarray], drift: Drift, seed: int
-) -> dict[str, float]:  # By feature of numbers
-    "p-values of the permutation test over whole customers."
-    names = [r.name for r in rows if r.kind == "number"]
-    if not names:
-        return {}
-    gaps = [r.name for r in rows if r.kind == "number" and (r.missing_reference or r.missing_current)]
-    X, Y = (_matrix(frame, names, gaps) for frame in tables)
+_LARGE = 10_000  # rows in both windows: then K-S without ties misses no change of a size that matters
+_SURE = 0.001  # K-S without ties errs to the safe side, so a p-value this small stands
+
+
+def _to_exchange(rows: list[FeatureDrift], tables: tuple, repeated: bool) -> list[FeatureDrift]:
+    "Features that need the exchange: all where customers repeat, else numbers that repeat in a small window."
+    if repeated:
+        return [r for r in rows if r.kind in ("number", "category")]
+    smaller = min(tables, key=len)
+    if len(smaller) > _LARGE:
+        return []
+    unsure = [r for r in rows if r.kind == "number" and r.pvalue is not None and r.pvalue > _SURE]
+    return [r for r in unsure if smaller[r.name].nunique() < smaller[r.name].count()]
+
+
+def _columns_of(r: FeatureDrift, tables: tuple) -> list[Column]:
+    "What is tested of a feature: its values, and for numbers with gaps also whether one is missing."
+    sides = [frame[r.name] for frame in tables]
+    if r.kind == "category":
+        return [Column(_codes([s.to_numpy(object) for s in sides]), chi_square_distance)]
+    values = np.concatenate([s.to_numpy(float, na_value=np.nan) for s in sides])
+    gaps = [Column(np.isnan(values).astype(float))] if r.missing_reference or r.missing_current else []
+    return [Column(values), *gaps]
+
+
+def _ids(tables: tuple, key: str | None) -> tuple[np.ndarray, np.ndarray] | None:
+    "Numbers of the customers of both windows; None where either has no ids."
+    if key is None or any(key not in t.columns for t in tables):
+        return None
+    return _customer_numbers(*(t[key].to_numpy(object) for t in tables))
+
+
+def _counted_by_customer(r: FeatureDrift, home: np.ndarray) -> FeatureDrift:
+    "A row whose PSI by chance is that of so many customers."
+    bins = int((np.asarray(r.counts_reference) + np.asarray(r.counts_current) > 0).sum())
+    return r if r.psi is None else replace(r, psi_by_chance=psi_by_chance(bins, (home != 1).sum(), (home != 0).sum()))
+
+
+def _exchanged(
+    rows: list[FeatureDrift], tables: tuple, ids: tuple | None, drift: Drift, seed: int
+) -> tuple[list[FeatureDrift], bool]:  # Rows with the p-values of the exchange; whether customers repeat
+    "Test by an exchange of whole customers where that is needed; the smaller p-value of two counts double."
+    n, m = map(len, tables)
+    repeated = ids is not None and len(np.unique(np.concatenate(ids))) < n + m
+    columns = [(r.name, c) for r in _to_exchange(rows, tables, repeated) for c in _columns_of(r, tables)]
+    if not columns:
+        return rows, repeated
+    clusters = Clusters.of(n, m, ids if repeated else None)
     rounds = max(drift.permutations, math.ceil(2 * len(rows) / drift.alpha))  # fewer could never be significant
-    _, p = permutation_pvalues(X, Y, ids, rounds, seed)
+    _, p = exchange_test([c for _, c in columns], clusters, rounds, seed)
     found: dict[str, list[float]] = {}
-    for name, value in zip([*names, *gaps], p.tolist()):
+    for (name, _), value in zip(columns, p.tolist()):
         if not math.isnan(value):
             found.setdefault(name, []).append(value)
-    return {n: min(1.0, len(v) * min(v)) for n, v in found.items()}
+    pvalues = {name: min(1.0, len(v) * min(v)) for name, v in found.items()}
+    rows = [replace(r, pvalue=pvalues.get(r.name, r.pvalue)) for r in rows]
+    return [_counted_by_customer(r, clusters.home) for r in rows] if repeated else rows, repeated
 
 
 # %% ../../nbs/monitoring/65_drift_report.ipynb #cfa54ef8
@@ -340,13 +393,8 @@ def drift_report(
     columns = list(dict.fromkeys([*reference.columns, *current.columns])) if columns is None else list(columns)
     if not (columns := [c for c in columns if c != key]):
         raise DriftInputError("no columns to compare")
-    rows = [compare_column(reference, current, c, drift) for c in columns]
-    repeated = False
-    if key is not None and key in reference.columns and key in current.columns:
-        ids = _customer_numbers(reference[key].to_numpy(object), current[key].to_numpy(object))
-        if repeated := len(np.unique(np.concatenate(ids))) < len(reference) + len(current):
-            pvalues = _clustered_pvalues(rows, (reference, current), ids, drift, options.seed)
-            rows = [replace(r, pvalue=pvalues.get(r.name, r.pvalue)) for r in rows]
+    rows, tables = [compare_column(reference, current, c, drift) for c in columns], (reference, current)
+    rows, repeated = _exchanged(rows, tables, _ids(tables, key), drift, options.seed)
     return DriftReport(verdicts(rows, drift, options.importance), drift, len(reference), len(current), repeated)
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "unseen_and_vanished",
     "shares",
     "psi_of_shares",
+    "psi_by_chance",
     "jensen_shannon",
     "missing_change",
     "benjamini_hochberg",
@@ -198,6 +199,12 @@ def psi_of_shares(
 ) -> float:  # >= 0
     "Population stability index of two sets of shares: the symmetric Kullback-Leibler divergence of Jeffreys (1946)."
     return float(((p - q) * np.log(p / q)).sum())
+
+
+# %% ../../nbs/monitoring/20_statistical_tests.ipynb #3b8c4fe7
+def psi_by_chance(bins: int, n: float, m: float) -> float:
+    "Expected PSI of n and m independent rows of one distribution, over so many bins that hold a row."
+    return (bins - 1) * (1 / n + 1 / m)
 
 
 # %% ../../nbs/monitoring/20_statistical_tests.ipynb #b8d600eb
