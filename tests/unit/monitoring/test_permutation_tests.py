@@ -31,7 +31,20 @@ def test_D_is_the_definition(seed):
     n, m = rng.integers(1, 30, 2)
     x, y = rng.integers(0, 6, n).astype(float), rng.integers(0, 6, m).astype(float)
     i, j = rng.integers(0, 8, n), rng.integers(4, 12, m)
-    assert permutation_pvalue(x, y, (i, j), rounds=1)[0] == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
+    clusters = c.Clusters.of(n, m, (i, j))
+    column = c._Weighted(c.Column(np.r_[x, y]), clusters.customer, clusters.current)
+    assert column.at(~clusters.current) == pytest.approx(weighted_D(x, y, i, j), abs=1e-12)
+    kept = clusters.equal_rows(np.random.default_rng([0, 2]))
+    drawn = [v[k] for v, k in zip((x, y, i, j), (kept[:n], kept[n:])*2)]
+    assert permutation_pvalue(x, y, (i, j), rounds=1)[0] == pytest.approx(weighted_D(*drawn), abs=1e-12)
+
+@pytest.mark.parametrize("seed", range(10))
+def test_chi_square_of_categories_is_scipys(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 4, 50), rng.integers(0, 5, 30)
+    statistic, _ = c.exchange_test([c.Column(np.r_[x, y].astype(float), c.chi_square_distance)], c.Clusters.of(50, 30, None), 1)
+    table = [np.bincount(v, minlength=5) for v in (x, y)]
+    assert statistic == pytest.approx(stats.chi2_contingency(np.array(table)[:, np.sum(table, 0) > 0], correction=False).statistic)
 
 @pytest.mark.parametrize("seed", range(10))
 def test_D_equals_ks_with_one_row_per_customer(seed):
