@@ -336,6 +336,7 @@ def _columns_of(r: FeatureDrift, tables: tuple) -> list[Column]:
     return [Column(values), *gaps]
 
 
+# %% ../../nbs/monitoring/65_drift_report.ipynb #535cb00c
 def _ids(tables: tuple, key: str | None) -> tuple[np.ndarray, np.ndarray] | None:
     "Numbers of the customers of both windows; None where either has no ids."
     if key is None or any(key not in t.columns for t in tables):
