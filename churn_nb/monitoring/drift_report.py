@@ -350,6 +350,7 @@ def _counted_by_customer(r: FeatureDrift, home: np.ndarray) -> FeatureDrift:
     return r if r.psi is None else replace(r, psi_by_chance=psi_by_chance(bins, (home != 1).sum(), (home != 0).sum()))
 
 
+# %% ../../nbs/monitoring/65_drift_report.ipynb #f3576368
 def _exchanged(
     rows: list[FeatureDrift], tables: tuple, ids: tuple | None, drift: Drift, seed: int
 ) -> tuple[list[FeatureDrift], bool]:  # Rows with the p-values of the exchange; whether customers repeat
