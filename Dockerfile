@@ -51,7 +51,7 @@ COPY --from=build /opt/package /opt/churn
 ARG BUNDLE=docker/bundle
 ARG STORE=docker/store
 COPY ${BUNDLE} /srv/churn/work/bundle
-COPY ${STORE} /srv/churn/work/feast
+COPY --chown=10001:10001 ${STORE} /srv/churn/work/feast
 ARG GIT_SHA=unknown
 ARG MODEL_VERSION=none
 LABEL org.opencontainers.image.title="churn_nb: the API" \
@@ -82,7 +82,7 @@ COPY --from=triton-build /opt/package /opt/churn
 ARG BUNDLE=docker/bundle
 ARG STORE=docker/store
 COPY ${BUNDLE} /srv/churn/work/bundle
-COPY ${STORE} /srv/churn/work/feast
+COPY --chown=10001:10001 ${STORE} /srv/churn/work/feast
 ARG GIT_SHA=unknown
 ARG MODEL_VERSION=none
 LABEL org.opencontainers.image.title="churn_nb: the API beside Triton" \

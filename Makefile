@@ -131,7 +131,7 @@ lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir nbs --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/index.ipynb
 
 export: setup ## notebooks, formatted -> churn_nb/, formatted; cleaned, README included
-	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-export && $(BIN)/ruff format --quiet churn_nb && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
+	@$(BIN)/ruff format --quiet nbs && $(BIN)/nbdev-export && $(BIN)/ruff format --quiet churn_nb && $(BIN)/nbdev-clean && cp settings.ini k8s/base/settings.ini && $(MAKE) --no-print-directory readme
 
 readme: ## nbs/index.ipynb -> README.md, its links counted from the top folder
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb

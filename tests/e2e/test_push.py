@@ -5,7 +5,9 @@ Stand-ins, each of which says its name in the run's output: the actions (no netw
 a cluster of one node behind it (cluster.py), `docker` (passed on to buildah, podman and skopeo), and the base image (containers.py)."""
 import json, os, re, shutil, subprocess, sys, textwrap, threading, time
 from pathlib import Path
-import httpx, pytest, yaml
+import duckdb, httpx, pytest, yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from deadlines import allow
 from paths import ROOT, SUPPORT
 import containers 
@@ -119,6 +121,9 @@ class Shop:
         self.port, registry, mlflow = free_ports(3)
         self.registry, self.mlflow = f"127.0.0.1:{registry}", f"http://127.0.0.1:{mlflow}"
         self.url = f"http://127.0.0.1:{self.port}"
+        key = Ed25519PrivateKey.generate()
+        self.private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode().strip().replace("\n", "\\n") # as a variable of a CI system has it
+        self.public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     def process(self, *command, env=None, log):
         with open(self.here/log, "wb") as out: p = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=out, stderr=subprocess.STDOUT)
         self.stop.append(lambda: (p.terminate(), p.wait(allow(30))))
@@ -157,7 +162,7 @@ class Shop:
     def cluster(self):
         (self.here/"cluster").mkdir()
         podman = [shutil.which("podman"), "--runtime", shutil.which("runc"), "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
-        (self.here/"cluster/service.json").write_text(json.dumps({"port": self.port, "kubectl": shutil.which("kubectl"), "podman": podman, "secrets": {"api-keys": KEY},
+        (self.here/"cluster/service.json").write_text(json.dumps({"port": self.port, "kubectl": shutil.which("kubectl"), "podman": podman, "secrets": {"api-keys": KEY, "public-key": self.public},
                                                                   "services": {"churn-redis:6379": f"127.0.0.1:{self.valkey.port}"}}))
         self.process(PYTHON, ROOT/"tests/support/cluster.py", "service", env={"CLUSTER": str(self.here/"cluster")}, log="service.log")
     def state(self): return json.loads(f.read_text()) if (f := self.here/"cluster/state.json").exists() else {"serving": None, "coming": None}
@@ -173,7 +178,7 @@ class Shop:
         self.bare, self.dev = self.here/"shop.git", self.here/"dev"
         variables = {"CHURN_STORES_TRACKING_URI": self.mlflow, "CHURN_DVC_URL": "s3://shop/dvc", "CHURN_STORES_ONLINE": f"redis://127.0.0.1:{self.valkey.port}", "CHURN_IMAGE": f"{self.registry}/churn",
                      "CHURN_REGISTRY": self.registry, "CHURN_CLUSTER": "stand-in", "CHURN_OVERLAY": "prod", "CHURN_CUSTOMERS": "800"}
-        self.options = [*(x for k, v in variables.items() for x in ("--var", f"{k}={v}")), "-s", "GITHUB_TOKEN=token-of-this-run-0123", "-s", f"CHURN_API_KEY={KEY}", "--env", "CHURN_DRIFT_EVIDENTLY=no", *actions(self.here/"actions")]
+        self.options = [*(x for k, v in variables.items() for x in ("--var", f"{k}={v}")), "-s", "GITHUB_TOKEN=token-of-this-run-0123", "-s", f"CHURN_API_KEY={KEY}", "-s", f"CHURN_SIGNING_KEY={self.private}", "--env", "CHURN_DRIFT_EVIDENTLY=no", *actions(self.here/"actions")]
         self.env = {"PATH": f"{stubs}:" + os.environ["PATH"].replace(f"{BIN}:", ""), "HOME": os.environ["HOME"], "LANG": "C.UTF-8", "CLUSTER": str(self.here/"cluster"),
                     "ARTIFACTS": str(self.here/"artifacts"), **self.s3.env(), "GIT_AUTHOR_NAME": "dev", "GIT_AUTHOR_EMAIL": "dev@example.org", "GIT_COMMITTER_NAME": "dev", "GIT_COMMITTER_EMAIL": "dev@example.org"}
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.bare], check=True)
@@ -263,6 +268,19 @@ def test_a_good_push_deploys_the_new_version_without_failed_requests(shop):
     assert shop.tags() == sorted([first["git_sha"], now["git_sha"], "model-1", "model-2"])
     by_id = shop.ask("/predict", json={"customer_id": int(text[-1].split(",")[1])})
     assert by_id.status_code in (200, 404) and (by_id.status_code == 404 or by_id.json()["model_version"] == "2"), by_id.text
+
+def test_an_event_sent_to_the_pod_becomes_fresh(shop):
+    "The root of its container is read-only; the history it is added to comes with the image."
+    (base,) = (shop.here/"cluster/pods").glob(f"{shop.state()['serving']['name']}/features/base.parquet")
+    customer, last = duckdb.sql(f"SELECT customer_id, max(event_timestamp) FROM '{base}' GROUP BY 1 ORDER BY 2 LIMIT 1").fetchall()[0]
+    asked = lambda: shop.ask("/predict", json={"customer_id": customer}).json()
+    before = asked()
+    event = {"event_id": 10**12, "customer_id": customer, "event_timestamp": "1998-06-30T12:00:00Z", "amount": 55.5}
+    end = time.monotonic() + allow(60)
+    while (sent := shop.ask("/events", json=event)).status_code == 503 and time.monotonic() < end: time.sleep(1) # the first one waits for the process's imports
+    assert (sent.status_code, sent.json()["fresh"]) == (200, True), sent.text
+    assert asked()["probability"] < before["probability"], "who bought just now is less likely gone"
+    assert shop.ask("/events", json=event).json() == {"accepted": 0, "known": 1, "fresh": True}
 
 def as_before(shop, images):
     about = shop.ask().json()

@@ -282,6 +282,9 @@ KUBECTL = """#!/bin/bash
 echo "kubectl $*" >> "$CALLED"
 case "$*" in
   kustomize*) printf 'kind: Deployment\nmetadata:\n  namespace: shop\n' ;;
+  *"get deployment"*) echo deployment.apps/churn-api; echo configmap/churn-settings-old
+    if grep -q "apply -f deployed" "$CALLED"; then echo configmap/churn-settings-new; echo cronjob.batch/churn-new; fi ;;
+  *view-last-applied*) echo "of: ${*: -3:1}" ;;
   *port-forward*) echo "Forwarding from 127.0.0.1:$PORT -> 8000"; exec sleep 60 ;;
   *) for f in $FAILS; do case "$*" in *"$f"*) exit 1 ;; esac; done ;;
 esac
@@ -289,10 +292,10 @@ esac
 
 @pytest.mark.parametrize("fails, version, code, last", [
     ("", "1", 0, "deployed: version 1"),
-    ("apply", "1", 1, "not deployed: the cluster refused the manifests; what was there is as it was"),
+    ("dry-run", "1", 1, "not deployed: the cluster refused the manifests; what was there is as it was"),
     ("--timeout=300s", "1", 1, "not deployed: the new pods did not become ready; and there was nothing to put back, or it does not start either"),
     ("", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; the version before it answers again"),
-    ("undo", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; and there was nothing to put back, or it does not start either"),
+    ("before.yaml", "7", 1, "not deployed: smoke test failed: version 1 answers, not 7; and there was nothing to put back, or it does not start either"),
 ], ids=["good", "refused", "not ready", "another version", "nothing before"])
 def test_a_deployment_that_fails_its_smoke_test_is_undone(server, tmp_path, fails, version, code, last):
     (tmp_path/"k8s/overlays/prod").mkdir(parents=True)
@@ -308,7 +311,10 @@ def test_a_deployment_that_fails_its_smoke_test_is_undone(server, tmp_path, fail
     called = (tmp_path/"called").read_text().splitlines()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (code, last), done.stdout + done.stderr
     assert called[0] == "kustomize edit set image churn-api=registry.example/churn@sha256:0 churn-api-triton=registry.example/churn@sha256:0"
-    assert any("rollout undo" in c for c in called) == (code == 1 and fails != "apply") and all("--namespace shop" in c for c in called[2:])
+    undone, new = code == 1 and fails != "dry-run", ["configmap/churn-settings-new", "cronjob.batch/churn-new"]
+    assert any("apply -f before.yaml" in c for c in called) == undone and all("--namespace shop" in c for c in called[2:])
+    assert (tmp_path/"before.yaml").read_text() == "---\nof: configmap/churn-settings-old\n---\nof: deployment.apps/churn-api\n"
+    assert [c.split()[-1] for c in called if " delete " in c] == (new if last.endswith("answers again") else []), "what is new goes, once what was there is back"
 
 def test_a_smoke_test_is_one_real_question(server, tmp_path):
     smoke = lambda url, version: subprocess.run([sys.executable, "-I", ROOT/".github/smoke.py", url, version, "1"], capture_output=True, text=True, timeout=allow(300))
