@@ -2554,6 +2554,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'churn_nb/serving/event_endpoint.py'),
                                                  'churn_nb.serving.event_endpoint.EventWriter.__init__': ( 'serving/event_endpoint.html#eventwriter.__init__',
                                                                                                            'churn_nb/serving/event_endpoint.py'),
+                                                 'churn_nb.serving.event_endpoint.EventWriter._ask': ( 'serving/event_endpoint.html#eventwriter._ask',
+                                                                                                       'churn_nb/serving/event_endpoint.py'),
                                                  'churn_nb.serving.event_endpoint.EventWriter._start': ( 'serving/event_endpoint.html#eventwriter._start',
                                                                                                          'churn_nb/serving/event_endpoint.py'),
                                                  'churn_nb.serving.event_endpoint.EventWriter._write_waiting': ( 'serving/event_endpoint.html#eventwriter._write_waiting',

@@ -317,7 +317,11 @@ def answer_batches(read, write, settings: Settings):
         return store[0]
 
     while (batch := read_frame(read)) is not None:
-        out, why = push_rows(settings, opened, msgspec.json.decode(batch, type=list[msgspec.Raw]))
+        try:
+            out, why = push_rows(settings, opened, msgspec.json.decode(batch, type=list[msgspec.Raw]))
+        except OSError as e:  # a full disk, a folder that can't be written: nothing of the batch is logged
+            _logger.error("the event log can't be written: %s", e.strerror or type(e).__name__)
+            out, why = None, f"the event log can't be written: {e.strerror or type(e).__name__}"
         if why:
             store.clear()
         write(encode_frame(msgspec.json.encode([out, why])))

@@ -59,8 +59,8 @@ class EventWriter:
         _send(child, self.settings.model_dump_json().encode())
         return child
 
-    def write(self, rows: list[bytes]) -> tuple[list, str]:
-        "Write one batch; runs in the pool's thread. As `add`. Raises ServiceUnavailable where the process died."
+    def _ask(self, rows: list[bytes]) -> tuple[list | None, str]:
+        "The process's answer to one batch; no outcomes where the log can't be written. Raises ServiceUnavailable."
         try:
             self.child = self.child or self._start()
             _send(self.child, b"[" + b",".join(rows) + b"]")
@@ -72,6 +72,13 @@ class EventWriter:
             pass
         self.close()
         raise ServiceUnavailable("the process that writes events ended; send it again")
+
+    def write(self, rows: list[bytes]) -> tuple[list, str]:
+        "Write one batch; runs in the pool's thread. As `add`. Raises ServiceUnavailable: no log, or no process."
+        outcomes, why = self._ask(rows)
+        if outcomes is None:
+            raise ServiceUnavailable(f"{why}; nothing of the request is logged, send it again")
+        return outcomes, why
 
     async def _write_waiting(self):
         while self.waiting:

@@ -24,11 +24,12 @@ from paths import PYTHON
 from serving import free_port, wait_for
 
 from churn_nb import features as f
-from churn_nb.core.errors import StoreUnavailable
+from churn_nb.core.errors import ServiceUnavailable, StoreUnavailable
 from churn_nb.ops.event_worker import catch_up, log_events, parse_event, push_rows, stale_customers
 from churn_nb.core.storage import compact
 from churn_nb.feature_store.event_log import load_log, event_batches
 from churn_nb.serve import create_app
+from churn_nb.serving.event_endpoint import EventWriter
 from churn_nb.core.workspace import Workspace
 from churn_nb.core.clock import advance_clock, current_time, utc
 
@@ -558,3 +559,46 @@ def test_every_event_becomes_visible_once_under_load(shop, capsys):
     q = [f"{x*1000:.0f}" for x in (*np.quantile(answers, [.5, .99]), *np.quantile(lags, [.5, .99]))]
     with capsys.disabled(): print(f"\nevents: {n/took:.0f} a second; POST answered p50 {q[0]} ms, p99 {q[1]} ms; event to changed answer p50 {q[2]} ms, p99 {q[3]} ms; "
                                   f"{len(away)} answers 503")
+
+# A log that can't be written
+
+def test_a_log_that_cannot_be_written_refuses_at_once_and_recovers(fill, tmp_path):
+    "A full disk under events/, or a folder that is gone: the process that writes goes on, so that no request waits for the imports of a new one."
+    writer = EventWriter(fill(tmp_path/"w", 300))
+    (base,) = (tmp_path/"w").glob("feast/base.parquet")
+    customer = duckdb.sql(f"SELECT min(customer_id) FROM '{base}'").fetchall()[0][0]
+    event = lambda i: json.dumps({"event_id": 10**12 + i, "customer_id": customer, "event_timestamp": "1998-06-30T10:00:00Z", "amount": 5}).encode()
+    events = tmp_path/"w"/"events"
+    try:
+        assert writer.write([event(0)]) == (["new"], "")
+        pid = writer.child.pid
+        events.rename(tmp_path/"aside")
+        events.write_text("")
+        for _ in range(3):
+            with pytest.raises(ServiceUnavailable, match="event log can't be written: .*; nothing of the request is logged"): writer.write([event(1)])
+        events.unlink()
+        (tmp_path/"aside").rename(events)
+        assert writer.write([event(1), event(0)]) == (["new", "known"], "") and writer.child.pid == pid
+    finally:
+        writer.close()
+        writer.pool.shutdown()
+
+def test_a_full_disk_under_the_events_is_refused_at_once(fill, tmp_path):
+    writer, events = EventWriter(fill(tmp_path/"w", 300)), tmp_path/"w"/"events"
+    events.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", events], capture_output=True).returncode: pytest.skip("NOT TESTED: a full disk (mounting a tmpfs needs root)")
+    try:
+        customer = duckdb.sql(f"SELECT min(customer_id) FROM '{tmp_path}/w/feast/base.parquet'").fetchall()[0][0]
+        sent = json.dumps({"event_id": 10**12, "customer_id": customer, "event_timestamp": "1998-06-30T10:00:00Z", "amount": 5}).encode()
+        writer.write([])
+        pid = writer.child.pid
+        with open(events/"ballast", "wb") as f:
+            try: f.write(b"x"*10**5)
+            except OSError: pass
+        with pytest.raises(ServiceUnavailable, match="No space left on device"): writer.write([sent])
+        (events/"ballast").unlink()
+        assert writer.write([sent]) == (["new"], "") and writer.child.pid == pid
+    finally:
+        writer.close()
+        writer.pool.shutdown()
+        subprocess.run(["umount", events], check=True)

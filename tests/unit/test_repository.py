@@ -69,6 +69,20 @@ def test_duckdb_is_opened_in_one_place():
     opened = [f for f in sources.modules(ROOT).values() if re.search(r"duckdb\.(connect|sql|execute|query|default_connection)\(", sources.read(ROOT, f))]
     assert [Path(f).name for f in opened] == ["workspace.py"]
 
+def slow_comparisons(code):
+    "Arguments of test_eq that are the bytes of a file or a model: it compares them byte by byte in Python, 20 MB in minutes."
+    calls = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "test_eq"]
+    name = lambda n: getattr(n.func, "attr", getattr(n.func, "id", "")) if isinstance(n, ast.Call) else ""
+    return [ast.unparse(c) for c in calls if {name(a) for a in c.args} & {"read_bytes", "to_onnx", "reference_file", "tobytes", "getvalue"}]
+
+def test_a_slow_comparison_is_found():
+    assert slow_comparisons("test_eq(f.read_bytes(), g)") and not slow_comparisons("test_eq(f.read_bytes() == g, True)")
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_step_compares_files_byte_by_byte(nb):
+    cells = ["".join(c["source"]) for c in json.loads(nb.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [x for c in cells if "test_eq" in c and not c.startswith("%") for x in slow_comparisons(c)] == []
+
 def logical_lines(source):
     "Lines of code however the formatter wraps them: a statement, or the head of a compound one."
     return sum(t.type == tokenize.NEWLINE for t in tokenize.generate_tokens(io.StringIO(source).readline))
