@@ -13,9 +13,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import tomlkit
-
 from ..core.errors import DataError
+from ..core.optional import optional
 from ..core.settings import own_data_name
 from ..core.workspace import atomic_write
 from .csv_dialect import CsvDialect
@@ -54,6 +53,7 @@ def is_unedited(path: Path) -> bool:
 
 def write_description(d: Description, path: Path) -> None:
     "Write a description, to be read and edited by people. Paths count from its folder."
+    tomlkit = optional("tomlkit", "Writing a description")  # the API's event process only reads one
     t = tomlkit.document()
     t.add(
         tomlkit.comment(

@@ -43,13 +43,13 @@ def test_hints_are_found():
 
 @pytest.mark.parametrize("hint", CHURN)
 def test_a_command_of_a_hint_takes_what_the_hint_gives(hint):
-    if hint.split()[-1] in ("score", "describe", "step", "deploy-hook", "install"): return  # the command's name, no line to type: said in prose alone, below
+    if hint.split()[-1] in ("score", "describe", "step", "triton", "deploy-hook", "install"): return  # the command's name, no line to type: said in prose alone, below
     command, words = parser(filled(hint)[1:])
     command.make_context(command.name, words)
 
 def test_a_command_that_needs_more_is_named_alone_only_in_prose():
     "An error that sends the reader to `churn describe` without its file sends them to another error."
-    bare = r"((?:with|to|by|run|look at|again|;) `churn (?:describe|score|step|deploy-hook)`)"
+    bare = r"((?:with|to|by|run|look at|again|;) `churn (?:describe|score|step|triton|deploy-hook)`)"
     assert hints(bare) == []
 
 @pytest.mark.parametrize("hint", CHURN)
