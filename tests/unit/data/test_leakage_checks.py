@@ -42,6 +42,26 @@ def test_a_good_feature_is_no_leak(tmp_path):
     df["usage"] = df.churn*3 + np.random.default_rng(1).normal(0, 1, N) # AUC about .98
     assert "usage" in found(tmp_path, df)[0].names
 
+nearly = {"a number": ("calls", lambda df, r: df.churn*2 + r.normal(0, 1, N)),
+          "a text": ("state", lambda df, r: np.where(df.churn ^ (r.random(N) < .08), "a", "b")),
+          "the label's word": ("Churn-Score", lambda df, r: r.normal(0, 1, N).round(4))}
+
+@pytest.mark.parametrize("what", nearly)
+def test_a_column_that_nearly_knows_is_kept_with_a_sentence(tmp_path, what):
+    name, make = nearly[what]
+    df = clean()
+    df[name] = make(df, np.random.default_rng(1))
+    d, said = found(tmp_path, df)
+    assert name in d.names and len(said["near leak"]) == 1 and said["near leak"][0].startswith(f"{name}: it nearly knows the answer")
+
+@pytest.mark.parametrize("what", leaks)
+def test_a_leak_that_was_asked_to_stay_gets_its_sentence(tmp_path, what):
+    name, make = leaks[what]
+    df = clean()
+    df[name] = make(df, np.random.default_rng(1))
+    d, said = found(tmp_path, df, keep=(name,))
+    assert name in d.names and [s.partition(":")[0] for s in said["near leak"]] == [name] and "it is kept" in said["near leak"][0]
+
 def test_a_date_after_the_rows_own_time_is_dropped(tmp_path):
     df = clean().assign(as_of="2025-01-01", closed_on=lambda d: np.where(d.churn, "2025-02-11", ""))
     d, said = found(tmp_path, df)
