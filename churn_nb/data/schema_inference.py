@@ -162,13 +162,19 @@ def _columns(names: list[str], seen: _Observed, uses: dict[str, str]) -> tuple[T
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #cc2aefc7
-def _with_time_form(d: Description, profiles: list[ColumnProfile]) -> Description:
-    "The notation of the time column. A number counts seconds (or milliseconds) since 1970. Raises DataError."
+def _with_time_form(d: Description, profiles: list[ColumnProfile], given: bool) -> Description:
+    """The notation of the time column. A number counts seconds (or milliseconds) since 1970. A guessed column of a
+    snapshot that holds no times is a plain one. Raises DataError where the column is given or needed."""
     i = d.index("timestamp")
     if i is None:
         return d
     c, p = d.columns[i], profiles[i]
     form = p.form or ("epoch" if p.kind == "number" and p.low and p.low > 1e8 else "")
+    if not form and not given and d.kind == "snapshot":
+        plain = replace(c, use="number" if p.kind == "number" else "category")
+        said = f"{c.name}: it is named like a time and holds none ({c.shown}), so it is a plain column"
+        noted = Finding("role", c.name, said, "noted", "holds no times")
+        return replace(d, columns=(*d.columns[:i], plain, *d.columns[i + 1 :]), findings=(*d.findings, noted))
     if not form:
         raise DataError(
             f"{d.file}: column {c.name} ({c.shown}) holds no times; "
@@ -286,7 +292,8 @@ def infer_description(
     dialect, given = read_header(file)
     names, renamed = normalise_names(given)
     options = options.renamed(dict(zip(given, names)))  # a column may be named as the file spells it
-    roles = find_roles(names, options.kind, options.roles, file)
+    free_for_roles = [n for n in names if n not in options.drop or n in options.roles.values()]
+    roles = find_roles(free_for_roles, options.kind, options.roles, file)
     free, reserved = rename_reserved(names, {*roles.values()})
     names, options = free, options.renamed(dict(zip(names, free)))
     stated = (*options.drop, *options.keep, *options.categories, *options.numbers)
@@ -301,6 +308,6 @@ def infer_description(
         if not seen.rows:
             raise DataError(f"{file}: a line of column names and no row; bring some customers")
         d = replace(d, dialect=dialect, columns=_columns(names, seen, options.uses(roles)), rows=seen.rows)
-        d = _with_time_form(d, seen.profiles)
+        d = _with_time_form(d, seen.profiles, bool(options.timestamp))
         d = replace(d, findings=(*d.findings, *renamed, *reserved, *_reading_findings(d, seen)))
         return _finish_events(con, d) if options.kind == "events" else _finish_snapshot(con, d, seen.profiles, options)
