@@ -23,7 +23,7 @@ from typing import Any
 import requests
 import sqlalchemy
 
-from ..core.errors import ChurnError, RegistryError, RegistryUnavailable
+from ..core.errors import ChurnError, RegistryError, RegistryUnavailable, WorkspaceError
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..modeling.onnx_export import hushed
@@ -47,12 +47,21 @@ def _unavailable(tracking_uri: str, e: Exception) -> RegistryUnavailable:
     )
 
 
+def _no_registry(tracking_uri: str, e: Exception) -> RegistryError:
+    "What to raise where a server answers that is not MLflow's."
+    return RegistryError(
+        f"{registry_address(tracking_uri)} answers, but not as MLflow does ({' '.join(str(e).split())[:150]}); give "
+        "[stores] tracking_uri the server's address with its path, and a token where there is a page to log in"
+    )
+
+
 # %% ../../nbs/registry/11_connection.ipynb #66237ec1
 def ping(
     tracking_uri: str,  # `[stores] tracking_uri`; a file needs no server, so it is not asked
     seconds: int = 5,  # Longest wait
 ):
-    "Raise RegistryUnavailable, within seconds, where the registry's server does not answer."
+    """Raise RegistryUnavailable, within seconds, where the registry's server does not answer, and RegistryError where
+    it only redirects."""
     try:
         if tracking_uri.startswith(("http:", "https:")):
             response = requests.get(tracking_uri.rstrip("/") + "/health", timeout=seconds)
@@ -64,6 +73,8 @@ def ping(
             )
             with engine.connect():
                 pass
+    except requests.TooManyRedirects as e:  # to a page for people to log in
+        raise _no_registry(tracking_uri, e) from None
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as e:
         raise _unavailable(tracking_uri, e) from None
 
@@ -74,16 +85,30 @@ def is_unavailable(e: Exception) -> bool:
     return (
         isinstance(e, (ConnectionError, requests.ConnectionError))
         or "Max retries exceeded" in str(e)
-        or getattr(e, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+        or getattr(e, "error_code", "") in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
         or type(e).__name__ == "EndpointConnectionError"
     )
+
+
+def _is_other_server(e: Exception) -> bool:
+    "True where MLflow's client could make nothing of an answer: a page to log in, or a path that the server does not know."
+    return (
+        "not in a valid JSON format" in str(e) or "Exceeded 30 redirects" in str(e) or "error code 404 != 200" in str(e)
+    )
+
+
+def _is_not_writable(e: Exception) -> bool:
+    "True where SQLite may not write its file, or has no room."
+    reasons = ("unable to open database file", "readonly database", "database or disk is full")
+    return any(r in str(e) for r in reasons)
 
 
 @contextlib.contextmanager
 def registry_errors(
     tracking_uri: str,  # For the message
 ) -> Iterator[None]:
-    "Turn what MLflow and its database raise into RegistryUnavailable, or RegistryError where they reject the credentials."
+    """Turn what MLflow and its database raise into RegistryUnavailable, or RegistryError where they reject the
+    credentials or another server answers, or WorkspaceError where the database's file can't be written."""
     try:
         yield
     except ChurnError:
@@ -95,6 +120,12 @@ def registry_errors(
                 f"the registry {registry_address(tracking_uri)} rejects the credentials ({code}); set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             ) from None
+        if _is_other_server(e):
+            raise _no_registry(tracking_uri, e) from None
+        if _is_not_writable(e):
+            reason = str(getattr(e, "orig", None) or e).splitlines()[0][:150]
+            where = registry_address(tracking_uri)
+            raise WorkspaceError(f"the registry {where} can't be written ({reason}); allow it, or make room") from None
         if not is_unavailable(e):
             raise
         raise _unavailable(tracking_uri, e) from None

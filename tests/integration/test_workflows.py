@@ -115,6 +115,12 @@ def test_the_job_ends_with_the_gates_exit_code(runner, code):
     assert (done.returncode, called, summary) == (code, "churn step 02_promote\n", "version 2 judged\n")
     assert ("::error title=The gate refused::" in done.stdout) == (code == 1)
 
+def test_a_failing_summary_is_not_taken_for_a_refusal(runner):
+    runner.fake("churn", "echo version 2 judged", ".venv/bin")
+    runner.fake("tee", "cat; exit 1")
+    done = runner(steps("mlops.train")["02_promote, the gate"]["run"])[0]
+    assert done.returncode == 0 and "The gate refused" not in done.stdout
+
 def test_showing_results_does_not_hide_a_failed_step(runner):
     runner.fake("churn", "exit 70", ".venv/bin")
     for name in ("00_features", "01_train", "03_drift", "04_serve, the bundle"): assert runner(steps("mlops.train")[name]["run"], CUSTOMERS="0")[0].returncode == 70

@@ -1,8 +1,10 @@
 "`churn_nb.cli`: the table of commands says of each what its module says, and only the module of the called command is imported."
-import importlib, inspect, subprocess, sys
-import pytest, sources
+import errno, importlib, inspect, os, subprocess, sys
+import pytest, sources, typer
 from typer.main import get_group
-from churn_nb.cli.app import COMMANDS, ListedCommand, app
+from churn_nb.cli import app as module
+from churn_nb.cli.app import COMMANDS, ListedCommand, app, main
+from churn_nb.core.errors import error_classes
 from paths import REAL_CHURN, ROOT
 
 HEAVY = ("pandas", "sklearn", "mlflow", "feast", "papermill", "jupyter_client", "duckdb", "onnxruntime")
@@ -44,3 +46,36 @@ def test_a_command_imports_its_own_module_alone():
 def test_an_unknown_command_gets_a_suggestion():
     done = subprocess.run([REAL_CHURN, "promot"], capture_output=True, text=True)
     assert done.returncode == 2 and "No such command 'promot'" in done.stderr and "'promote'" in done.stderr
+
+def of_system(number, name=None): return OSError(number, os.strerror(number), name)
+
+ENDS = {2: [of_system(errno.EROFS, "w/runs"), of_system(errno.EACCES, "w"), of_system(errno.ENOSPC), of_system(errno.ENOSPC, "out.csv"), SystemExit(2)], 3: [typer.Exit(3)], 0: [typer.Exit(0)],
+        70: [KeyError("x"), MemoryError(), RecursionError("deep"), GeneratorExit(), SystemExit(1), SystemExit("a text"), typer.Exit(1), typer.Abort(), EOFError(), OSError("without a number"), of_system(errno.EACCES),
+             ImportError("no module"), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), typer.BadParameter("x").__class__.__mro__[2]("a plain ClickException")],
+        130: [KeyboardInterrupt()], 141: [BrokenPipeError(errno.EPIPE, "Broken pipe")]}
+
+@pytest.mark.parametrize(("code", "error"), [pytest.param(c, e, id=f"{c}-{type(e).__name__}") for c, errors in ENDS.items() for e in errors])
+def test_only_the_gate_ends_with_1(code, error, monkeypatch, capsys, tmp_path):
+    "Whatever a command or a package raises; a crash leaves its traceback in a file."
+    broken = typer.Typer(add_completion=False)
+    @broken.command()
+    def go(): raise error
+    monkeypatch.setattr(module, "app", broken)
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended: main([])
+    said = capsys.readouterr().err
+    assert ended.value.code == code
+    assert len([*tmp_path.glob("churn-crash-*")]) == (code == 70) and ("the traceback is in" in said) == (code == 70)
+
+def test_one_class_of_errors_has_exit_code_1():
+    assert [c.__name__ for c in error_classes() if c.exit_code == 1] == ["GateRefused"]
+
+@pytest.mark.parametrize("error", ["KeyError('x')", "module.UsageError('x')", "PermissionError(13, 'denied', 'w')"])
+def test_an_error_that_no_stream_takes_keeps_its_code(error, tmp_path):
+    code = f"""import typer, churn_nb.cli.app as module, churn_nb.core.errors as errors
+module.UsageError, module.app = errors.UsageError, typer.Typer()
+@module.app.command()
+def go(): raise {error}
+module.main([])"""
+    with open("/dev/full", "w") as full: done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode in ((70,) if "KeyError" in error else (2,))
