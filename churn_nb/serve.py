@@ -28,6 +28,7 @@ from .core.errors import ServeError
 from .core.settings import Settings
 from .core.workspace import Workspace
 from .feature_store.online import FeastOnline
+from .monitoring.background_writer import BackgroundStream
 from .monitoring.request_log import DriftGauges, RequestLog, RequestLogOptions
 from .monitoring.shadow import Shadow
 from .registry.onnx_validation import bundle_requirements
@@ -210,15 +211,16 @@ def create_app(
 
 
 # %% ../nbs/04_serve.ipynb #a2976a91
-def _log_json() -> logging.StreamHandler:
-    "Log to stderr, one JSON object per line."
-    handler = logging.StreamHandler()
+def _log_json() -> BackgroundStream:
+    "Log to stderr, one JSON object per line; no request waits for a reader."
+    handler = logging.StreamHandler(stream := BackgroundStream())
     handler.setFormatter(JsonFormatter())
+    logging.lastResort = handler  # of loggers without a handler
     for name in ("churn_nb", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel("INFO")
-    return handler
+    return stream
 
 
 # %% ../nbs/04_serve.ipynb #eda5f2d1
@@ -259,15 +261,11 @@ def run_server(
     host, port = host or settings.serve.host, settings.serve.port if port is None else port
     keys = read_api_keys()
     _check_address(host, keys, insecure)
-    sock, handler = listen(host, port), _log_json()
+    sock, log = listen(host, port), _log_json()
     app = create_app(settings, keys=keys)
     app.state.limiter.fit_open_files()
-
-    def write_log(text: str):
-        handler.stream.write(text)
-        handler.stream.flush()
-
-    app.state.recorder.write_lines = write_log
+    app.state.recorder.write_lines = log.write
+    log.on_drop = app.state.recorder.metrics.log_dropped.inc
     server, model = _uvicorn_server(app), app.state.current.model
     message = f"serves model {model.manifest.version}" if model else app.state.current.trouble().detail
     print(f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]} {message}", flush=True)

@@ -18,6 +18,8 @@ __all__ = [
 ]
 
 # %% ../../nbs/cli/10_app.ipynb #0fbe4dff
+import contextlib
+import errno
 import importlib
 import os
 import re
@@ -32,7 +34,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from ..core.errors import CRASHED, ChurnError, GateRefused
+from ..core.errors import CRASHED, ChurnError, GateRefused, WorkspaceError
 
 
 # %% ../../nbs/cli/10_app.ipynb #70da8a77
@@ -153,8 +155,9 @@ def with_workspace(message: str) -> str:
 
 
 def _report_error(e: Exception, code: int) -> int:
-    "One line on stderr; returns the code."
-    print(f"churn: {with_workspace(' '.join(str(e).split()))}", file=sys.stderr)
+    "One line on stderr, where it can be written; returns the code."
+    with contextlib.suppress(OSError):
+        print(f"churn: {with_workspace(' '.join(str(e).split()))}", file=sys.stderr)
     return code
 
 
@@ -165,21 +168,37 @@ def _report_crash(e: BaseException) -> int:
         with tempfile.NamedTemporaryFile("w", prefix="churn-crash-", suffix=".txt", delete=False) as f:
             traceback.print_exception(e, file=f)
     except OSError:
-        traceback.print_exception(e)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(e)
         return _report_error(RuntimeError(message), CRASHED)
     return _report_error(RuntimeError(f"{message}; the traceback is in {f.name}"), CRASHED)
 
 
 # %% ../../nbs/cli/10_app.ipynb #08d7efbf
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _report_unforeseen(e: BaseException) -> int:
+    "A folder that can't be written, a full disk, or a crash."
+    if isinstance(e, OSError) and (e.errno in _NO_ROOM or (e.filename and e.errno in _NOT_WRITABLE)):
+        todo = "make room" if e.errno in _NO_ROOM else "allow it, or choose another folder"
+        place = f"{e.filename}: " if e.filename else ""
+        return _report_error(WorkspaceError(f"{place}{e.strerror}; {todo}"), WorkspaceError.exit_code)
+    return _report_crash(e)
+
+
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it: no process reads the output any more
 
 
-def _typers_exit_code(e: SystemExit) -> int | str | None:
-    "The exit code of what typer ended."
+def _exit_code(e: SystemExit) -> int | None:
+    "The exit code of what typer or another package ended; 1 and texts are crashes."
     if isinstance(e.__context__, BrokenPipeError):
         return BROKEN_PIPE
     if isinstance(e.__context__, typer.Abort):
         return _report_crash(e.__context__.__cause__ or e.__context__)
+    if isinstance(e.code, str) or e.code == GateRefused.exit_code:
+        return _report_crash(e)
     return e.code
 
 
@@ -191,10 +210,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         app(args, standalone_mode=True)
     except SystemExit as e:
-        sys.exit(_typers_exit_code(e))
+        sys.exit(_exit_code(e))
     except GateRefused as e:  # the command has printed the decision
         sys.exit(e.exit_code)
     except ChurnError as e:
         sys.exit(_report_error(e, e.exit_code))
-    except Exception as e:  # noqa: BLE001
-        sys.exit(_report_crash(e))
+    except BaseException as e:  # noqa: BLE001
+        sys.exit(_report_unforeseen(e))

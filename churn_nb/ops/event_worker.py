@@ -48,6 +48,7 @@ from ..data.value_parsing import TableFormat, parse_numbers, plain_array
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
+from ..monitoring.background_writer import BackgroundStream
 from ..serving.event_endpoint import encode_frame, read_frame
 from ..serving.http.problem_details import invalid_body
 from ..serving.http.telemetry import JsonFormatter
@@ -331,7 +332,7 @@ def answer_batches(read, write, settings: Settings):
 def run_worker():
     "Entry point of `python -m churn_nb.ops.event_worker`: the settings first, then batches."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is the end of our input
-    write, handler = os.fdopen(os.dup(1), "wb", buffering=0).write, logging.StreamHandler()
+    write, handler = os.fdopen(os.dup(1), "wb", buffering=0).write, logging.StreamHandler(BackgroundStream())
     os.dup2(2, 1)  # what a library prints must not get between the answers
     handler.setFormatter(JsonFormatter())
     _logger.handlers, _logger.propagate = [handler], False

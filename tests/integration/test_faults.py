@@ -109,6 +109,19 @@ class Over(Server):
         self.code = first + "\n" + Server.code.replace("json.loads(sys.argv[1])", f"json.loads(sys.argv[1]) | {over or {}!r}")
         super().__init__(workspace, **serve)
 
+def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path):
+    "The pipe is full after some hundred lines; what finds no room is dropped and counted, and SIGTERM ends the server."
+    put_live(tmp_path)
+    s = Over(tmp_path, first="import os\nfull = os.pipe()\nos.dup2(full[1], 2)")
+    load = Load(s.url)
+    assert wait_for(lambda: sum(map(len, load.answered)) > 15_000)
+    load.end()
+    metrics = httpx.get(f"{s.url}/metrics").text
+    dropped = next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith("churn_log_dropped_total "))
+    assert dropped > 1000 and httpx.get(f"{s.url}/readyz").status_code == 200
+    s.stop()
+    assert s.process.returncode == 0
+
 def test_with_the_registry_unavailable_the_last_good_bundle_is_served(tmp_path):
     put_live(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as hangs: # accepts and never answers

@@ -150,6 +150,9 @@ class Metrics:
 
     def _add_log_metrics(self):
         self.events = self._counter("churn_events", "Events taken: new, known, refused", "outcome")
+        self.log_dropped = self._counter(
+            "churn_log_dropped", "Lines that are not in the log on stderr: too many waited, or nothing could be written"
+        )
         self.logged = self._counter("churn_request_log_rows", "Rows written to the request log")
         self.unlogged = self._counter(
             "churn_request_log_dropped",
