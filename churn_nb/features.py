@@ -204,6 +204,8 @@ def _ensure(settings: Settings, customers: int) -> Workspace:
             json.loads(_made_from(settings, customers, log_hash(settings), current_time(settings))),
         )
         made = json.loads(f.read_text()) if f.exists() else None
+        if made:  # earlier releases had a choice of engines for the history
+            made["stores"].pop("offline", None)
         if made and made != want:
             changed = [
                 f"{k} was {made.get(k)} and is {want.get(k)}"

@@ -77,7 +77,7 @@ from churn_nb.modeling.search import (  # `churn_nb.train` offers the search bes
 from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
 from .monitoring.permutation_tests import whole_customers
 from .registry.connection import registry_errors
-from .registry.tracking import describe_run, git_sha, provenance, tracking
+from .registry.tracking import describe_run, git_sha, provenance, repair_workspace, tracking
 
 
 # %% ../nbs/01_train.ipynb #42709c4d
@@ -158,6 +158,7 @@ def train_all(
 ) -> tuple[Candidate, list[Candidate]]:  # The baseline; the candidates, one of each kind
     "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
     tracking(settings)
+    repair_workspace(settings)
     mlflow = optional("mlflow", "Training")
     found = search(settings, data["train"], dictionary)
     name, simple = baseline_of(settings)

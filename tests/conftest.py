@@ -86,8 +86,7 @@ def copied(stores, configured, tmp_path):
     def copy(name="few", to="ws", **over):
         shutil.copytree(stores(name), tmp_path/to)
         s = configured(tmp_path/to, **over)
-        store = f.apply_store(s) # Feast's registry knows its files by absolute paths
-        if s.stores.online != "sqlite": f.materialize(s, store, keep=False)
+        if s.stores.online != "sqlite": f.materialize(s, f.apply_store(s), keep=False)
         return s
     return copy
 

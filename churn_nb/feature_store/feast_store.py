@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = [
+    "OFFLINE_FOLDER",
     "offline_folder",
     "file_source",
     "customer_entity",
+    "on_demand_view",
     "event_objects",
     "apply_objects",
     "open_store",
@@ -14,6 +16,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/55_feast_store.ipynb #8813e8c1
+import copy
 import glob
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +24,8 @@ from typing import Any, NamedTuple
 
 from ..core.errors import DataError
 from ..core.settings import Settings
-from ..core.workspace import Workspace
+from ..core.workspace import Workspace, atomic_write
+from .feast_definitions import definitions_text
 from .feature_sql import LIFETIME, window_features
 from churn_nb.feature_store.online import (
     REQUEST_TIME_FEATURES,
@@ -32,11 +36,13 @@ from churn_nb.feature_store.online import (
     write_config,
 )
 
-
 # %% ../../nbs/feature_store/55_feast_store.ipynb #c980ca1a
+OFFLINE_FOLDER = "customer_features"  # Beside Feast's registry
+
+
 def offline_folder(settings: Settings) -> Path:
     "The offline store: a parquet file for each as-of date and each push."
-    return Workspace(settings.paths.workspace).feast / "customer_features"
+    return Workspace(settings.paths.workspace).feast / OFFLINE_FOLDER
 
 
 def file_source(name: str, settings: Settings) -> Any:  # feast.FileSource
@@ -61,15 +67,19 @@ def customer_entity() -> Any:  # feast.Entity
 _AT_REQUEST = f"from {at_request.__module__} import at_request"  # Feast runs this text to get the function by its name
 
 
-def _on_demand(lifetime) -> Any:  # feast.OnDemandFeatureView
-    "The on-demand view over the facts of `customer_lifetime` and the moment of asking."
+def on_demand_view(lifetime) -> Any:  # feast.OnDemandFeatureView
+    """The on-demand view over the facts of `customer_lifetime` and the moment of asking. Its sources carry no time at which
+    they were made: Feast would take each making for a change."""
     feast = import_feast()
     types = feast.types
     moment = feast.RequestSource(name="request", schema=[feast.Field(name="request_timestamp", dtype=types.Int64)])
+    moment.created_timestamp = moment.last_updated_timestamp = None
+    facts = copy.copy(lifetime.projection)
+    facts.batch_source = None
     transformation = feast.transformation.python_transformation.PythonTransformation
     return feast.OnDemandFeatureView(
         name="customer_at_request",
-        sources=[lifetime, moment],
+        sources=[facts, moment],
         mode="python",
         schema=[feast.Field(name=n, dtype=types.Float64) for n in REQUEST_TIME_FEATURES],
         feature_transformation=transformation(udf=at_request, udf_string=_AT_REQUEST),
@@ -91,7 +101,7 @@ def event_objects(settings: Settings) -> list:
     recent = dict.fromkeys(window_features(settings.features.windows_hours), types.Float32)
     ever = dict.fromkeys(LIFETIME, types.Float32) | dict.fromkeys(STORED_FACTS, types.Int64)
     windows, lifetime = view("customer_windows", recent, settings.features.ttl_days), view("customer_lifetime", ever, 0)
-    moment = _on_demand(lifetime)
+    moment = on_demand_view(lifetime)
     services = [
         feast.FeatureService(name="churn_v1", features=[windows, lifetime, moment]),
         feast.FeatureService(name="churn_v1_stored", features=[windows, lifetime]),
@@ -101,12 +111,20 @@ def event_objects(settings: Settings) -> list:
 
 # %% ../../nbs/feature_store/55_feast_store.ipynb #69c3739c
 def apply_objects(settings: Settings, objects: list) -> Any:  # feast.FeatureStore
-    "Configure Feast as the settings say, and register the objects."
+    """Configure Feast as the settings say, and register the objects. Their definitions are written beside the registry,
+    for `feast plan` and `feast apply` ([53_feast_definitions](53_feast_definitions.ipynb))."""
     feast = import_feast()
     offline_folder(settings).mkdir(parents=True, exist_ok=True)
+    definitions, text = Workspace(settings.paths.workspace).feast / "definitions.py", definitions_text(objects)
+    if not definitions.exists() or definitions.read_text() != text:
+        atomic_write(definitions, text)
     with quiet():
         store = feast.FeatureStore(repo_path=str(write_config(settings).parent))
         store.apply(objects)
+        registry = store.registry
+        registry.update_infra(
+            store.provider.plan_infra(store.config, registry.proto()), store.project
+        )  # as `feast apply`
     return store
 
 

@@ -12,7 +12,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from ..core.workspace import Workspace
 from ..modeling.quantization import INT8_FILE
 from .connection import connect, is_unavailable, list_versions, mlflow_error, registry_session
 from .decision_log import CHANGES, DecisionLog, copy_history, latest_promotion, lineage, new_entry
+from .tracking import present_locations, repair_workspace
 
 
 # %% ../../nbs/registry/13_model_registry.ipynb #c3d0874e
@@ -44,16 +45,17 @@ def _readable(what: str, advice: str) -> Iterator[None]:
 class VersionFiles:
     "The files of the versions of one registered model. Each is compared with the hash that was registered."
 
-    def __init__(self, client: Any, model_name: str):
+    def __init__(self, client: Any, model_name: str, present: Callable[[str], str] = str):
         self.client, self.model_name = client, model_name
+        self.present = present  # The location of a file, now, from the one that the registry has
 
     def version(self, version: str) -> tuple[Manifest, bytes]:
         "Manifest and ONNX file of a version. Raises RegistryError where one is missing or is not the registered one."
         what = f"{self.model_name} version {version}"
         with _readable(f"{what}: its files", "train again or roll back"):
             mv = self.client.get_model_version(self.model_name, version)
-            files = self._fetch(f"models:/{self.model_name}/{version}")
-            files |= self._fetch(f"runs:/{mv.run_id}/manifest.json")
+            files = self._fetch(self.client.get_model_version_download_uri(self.model_name, version))
+            files |= self._fetch(self._of_run(mv.run_id, "manifest.json"))
             model, text = files["model.onnx"], files["manifest.json"]
         if mv.tags.get("sha256") != hashlib.sha256(model).hexdigest():
             raise RegistryError(f"{what}: model.onnx is not the file that was registered; train again")
@@ -67,16 +69,24 @@ class VersionFiles:
         what = f"{self.model_name} version {version}"
         with _readable(f"{what}: {name}", "train again"):
             mv = self.client.get_model_version(self.model_name, version)
-            content = self._fetch(f"runs:/{mv.run_id}/{name}")[name]
+            content = self._fetch(self._of_run(mv.run_id, name))[name]
         if mv.tags.get(f"{name}.sha256") != hashlib.sha256(content).hexdigest():
             raise RegistryError(f"{what}: {name} is not the file that was registered; train again")
         return content
 
-    def _fetch(self, uri: str) -> dict[str, bytes]:
+    def _of_run(self, run_id: str, name: str) -> str:
+        "The location of a file that was logged in a run."
+        return f"{self.client.get_run(run_id).info.artifact_uri}/{name}"
+
+    def _fetch(self, location: str) -> dict[str, bytes]:
         "The files of an artifact, by name."
         artifacts = optional("mlflow", "The model registry").artifacts
         with tempfile.TemporaryDirectory() as tmp:
-            got = Path(artifacts.download_artifacts(uri, dst_path=tmp, tracking_uri=self.client.tracking_uri))
+            got = Path(
+                artifacts.download_artifacts(
+                    self.present(location), dst_path=tmp, tracking_uri=self.client.tracking_uri
+                )
+            )
             return {f.name: f.read_bytes() for f in ([got] if got.is_file() else got.iterdir()) if f.is_file()}
 
 
@@ -171,12 +181,13 @@ class ModelRegistry:
         settings: Settings,
         client: Any = None,  # MlflowClient; None: `connect(settings)`
     ):
-        self.tracking_uri, self.name = settings.stores.tracking_uri, settings.train.model_name
+        self.settings, self.tracking_uri = settings, settings.stores.tracking_uri
+        self.name = settings.train.model_name
         self.workspace = Workspace(settings.paths.workspace)
         self.client = client or connect(settings)
         self.log = DecisionLog(self.client, self.name)
         self.aliases = VersionAliases(self.client, self.name)
-        self.files = VersionFiles(self.client, self.name)
+        self.files = VersionFiles(self.client, self.name, present_locations(settings, self.client))
 
     def version_of(self, alias: str) -> str | None:
         "The version that carries an alias, `challenger`, `champion` or `previous`; None where none does."
@@ -234,6 +245,7 @@ class ModelRegistry:
 
     def _record(self, entry: dict, during: str) -> dict:  # The entry, replayed
         "Append an entry and reconcile. Raises RegistryError where another process changed the champion first."
+        repair_workspace(self.settings)
         self.log.append(entry)
         history = self.reconcile()
         at = next(i for i, e in enumerate(history) if e["id"] == entry["id"])
