@@ -19,6 +19,7 @@ SMALLEST_EXTRA = {  # package -> the smallest extra of pyproject.toml that bring
     "feast": "online",
     "filelock": "online",
     "onnx": "serve",
+    "openpyxl": "excel",
     "onnxruntime": "serve",
     "tritonclient": "triton",
     "uvicorn": "serve",

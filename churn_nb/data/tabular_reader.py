@@ -26,12 +26,11 @@ __all__ = [
 import codecs
 import contextlib
 import csv
-import gzip
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, cast
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +40,7 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from ..core.errors import DataError
-from .csv_dialect import sniff_dialect
+from .csv_dialect import is_parquet, open_table_bytes, sniff_dialect, unreadable
 from churn_nb.data.value_parsing import (
     USUAL_FORMAT,
     TableFormat,
@@ -148,7 +147,7 @@ class ParquetReader:
                 self.schema: pa.Schema = f.schema_arrow
                 self.n_rows: int | None = f.metadata.num_rows
         except (OSError, ArrowException) as e:
-            raise DataError(f"{path}: {' '.join(str(e).split())[:200]}") from None
+            raise unreadable(path, e, "can't be read as parquet") from None
 
     def batches(self, size: int, columns: Sequence[str] = ()) -> Iterator[Chunk]:
         "All rows, in order, at most `size` at a time. columns: empty: all."
@@ -161,19 +160,10 @@ class ParquetReader:
 
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #db011378
-def _open_bytes(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open(path, "rb")
-
-
 def _head_text(path: Path, form: TableFormat) -> tuple[str, str]:  # Text, encoding
     "The first megabyte of a CSV file. Raises DataError."
-    try:
-        with _open_bytes(path) as f:
-            head = f.read(1 << 20)
-    except (OSError, EOFError) as e:
-        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    with open_table_bytes(path, form.encoding) as f:
+        head = f.read(1 << 20)
     encoding = form.encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
     without_bom = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     try:
@@ -256,6 +246,16 @@ class _TailRecorder(io.RawIOBase):
 
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #118941b5
+def _why_not_csv(e: Exception, encoding: str) -> str:
+    "An error of the CSV parser in our words."
+    if isinstance(e, UnicodeError):
+        return f"not {encoding}; name the file's encoding in its dataset.toml"
+    reason = " ".join(str(e).split()).removeprefix("CSV parse error: ")[:200]
+    if "straddl" in reason:
+        return "a quote opens and never closes, or a row is longer than a megabyte"
+    return "one line and no row; the first line must name the columns" if "Empty CSV" in reason else reason
+
+
 class CsvReader:
     "A CSV file, compressed with gzip or not; each field is text. Raises DataError where it can't be read."
 
@@ -297,14 +297,12 @@ class CsvReader:
         )
         read = pa_csv.ReadOptions(use_threads=False, block_size=1 << 20, encoding=self.form.encoding)
         types = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)
-        with _open_bytes(self.path) as f:
+        with open_table_bytes(self.path, self.form.encoding) as f:
             stream = _TailRecorder(f)
             try:
                 yield pa_csv.open_csv(pa.PythonFile(stream, "r"), read, parse, types), stream
-            except (ArrowException, UnicodeError, EOFError, OSError) as e:
-                endless = "a quote opens and never closes, or a row is longer than a megabyte"
-                reason = endless if "straddl" in str(e) else " ".join(str(e).split())[:200]
-                raise DataError(f"{self.path}: {reason}") from None
+            except (ArrowException, UnicodeError) as e:
+                raise DataError(f"{self.path}: {_why_not_csv(e, self.form.encoding)}") from None
 
     def _skip(self, line: pa_csv.InvalidRow) -> str:
         reason = f"{line.actual_columns} fields, the first line has {line.expected_columns}"
@@ -342,11 +340,7 @@ def open_table(
     names: Sequence[str] = (),  # Columns that it should have: they tell the delimiter
 ) -> TableReader:
     "A reader of a file: parquet by its first bytes, anything else is CSV. Raises DataError."
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    with open(path, "rb") as f:
-        magic = f.read(4)
-    if magic == b"PAR1":
+    if is_parquet(path):
         return ParquetReader(path, form or USUAL_FORMAT)
     return CsvReader(path, form or infer_format(path), names)
 

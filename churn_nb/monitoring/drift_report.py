@@ -407,13 +407,13 @@ def _tabular_reader() -> Any:
 
 def _open_drift_table(path: Path, encoding: str = "") -> "TableReader":
     "A reader of a table to compare. Raises DataError."
-    name = path.name.lower()
-    if name.endswith((".parquet", ".pq")):
-        return _tabular_reader().ParquetReader(path)
-    if not name.endswith((".csv", ".csv.gz")):
-        raise DriftInputError(f"{path}: neither .csv, .csv.gz nor .parquet; convert it or rename it")
     tabular_reader = _tabular_reader()
-    return tabular_reader.open_table(path, tabular_reader.infer_format(path, encoding))
+    if tabular_reader.is_parquet(path):
+        return tabular_reader.ParquetReader(path)
+    form = tabular_reader.infer_format(path, encoding)
+    if not path.name.lower().endswith((".csv", ".csv.gz", ".xlsx", ".parquet", ".pq")):
+        raise DriftInputError(f"{path}: neither .csv, .csv.gz nor .parquet; convert it or rename it")
+    return tabular_reader.open_table(path, form)
 
 
 def read_table(
