@@ -156,8 +156,9 @@ def with_workspace(message: str) -> str:
 
 def _report_error(e: Exception, code: int) -> int:
     "One line on stderr, where it can be written; returns the code."
+    message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(e).split()))
     with contextlib.suppress(OSError):
-        print(f"churn: {with_workspace(' '.join(str(e).split()))}", file=sys.stderr)
+        print(f"churn: {with_workspace(message[:2000])}", file=sys.stderr)
     return code
 
 

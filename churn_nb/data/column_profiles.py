@@ -124,7 +124,7 @@ def raw_table(
             )
             yield con
         except duckdb.Error as e:
-            raise DataError(f"{file}: {' '.join(str(e).split())[:300]}") from None
+            raise DataError(f"{file}: {' '.join(str(e).partition('LINE 1:')[0].split())[:200]}") from None
         finally:
             con.close()
 

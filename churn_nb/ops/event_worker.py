@@ -42,6 +42,7 @@ from ..core.clock import current_time, utc
 from ..core.errors import ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
+from ..data.csv_dialect import is_parquet, unreadable
 from ..data.encoding import event_key
 from ..data.tabular_reader import Chunk, open_table, read_chunks
 from ..data.value_parsing import TableFormat, parse_numbers, plain_array
@@ -266,7 +267,10 @@ def _json_rows(path: Path) -> list:
 
 
 def _parquet_rows(path: Path) -> list[dict]:
-    return pq.read_table(path).to_pylist()
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        raise unreadable(path, e) from None
 
 
 def _as_sent(row):
@@ -278,14 +282,14 @@ def _as_sent(row):
 
 
 def read_event_rows(
-    path: Path,  # CSV, JSON lines or parquet
+    path: Path,  # JSON lines (.jsonl), or CSV or parquet by their content
 ) -> list[dict]:
     "The rows of a file as dicts, empty cells left out. Raises DataError where the file can't be read."
-    readers: dict[str, Callable[[Path], list]] = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: neither .csv, .jsonl nor .parquet")
+    read: Callable[[Path], list] = _json_rows
+    if path.suffix.lower() != ".jsonl":
+        read = _parquet_rows if is_parquet(path) else _csv_rows
     try:
-        rows = readers[path.suffix](path)
+        rows = read(path)
     except (OSError, ValueError) as e:
         reason = " ".join(str(e).removeprefix(f"{path}: ").split())[:200]
         raise DataError(f"{path}: can't be read: {reason}") from None
