@@ -110,8 +110,8 @@ def find_near_leak(
         return ""
     words = {*name_words(name)} & ({*name_words(label), "churn", "churned"} - _GENERAL)
     reasons = [_evidence(x, y), f"its name holds the label's word {min(words)}" if words else ""]
-    told = " and ".join(r for r in reasons if r)
-    return f"{name}: it nearly knows the answer ({told})" if told else ""
+    evidence = " and ".join(r for r in reasons if r)
+    return f"{name}: it nearly knows the answer ({evidence})" if evidence else ""
 
 
 # %% ../../nbs/data/80_leakage_checks.ipynb #fd253db1

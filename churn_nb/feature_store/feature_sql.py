@@ -22,10 +22,10 @@ __all__ = [
 from datetime import date, datetime
 
 import pandas as pd
-import sqlglot
 
 from ..core.clock import utc
 from ..core.errors import DataError
+from ..core.optional import optional
 from ..core.storage import connection
 from .online import REQUEST_TIME_FEATURES, STORED_FACTS, request_time
 
@@ -168,4 +168,4 @@ def spark_sql(
     sql: str,  # DuckDB's dialect
 ) -> str:
     "The same query for Spark SQL 4 (session time zone UTC)."
-    return sqlglot.transpile(sql, read="duckdb", write="spark")[0]
+    return optional("sqlglot", "A query for Spark").transpile(sql, read="duckdb", write="spark")[0]

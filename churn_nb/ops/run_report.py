@@ -119,7 +119,7 @@ def _facts(results: dict[str, dict]) -> list[tuple[str, Any]]:
 
 
 NO_PROFIT = (
-    "No profit is reported, as nobody has said what an offer costs and what it saves; the threshold is the settings' own, or 0.5. "
+    "No profit is reported, as what an offer costs and what it saves is not set; the threshold is the settings' own, or 0.5. "
     "Give [train] offer_cost and saved_margin in settings.ini (or CHURN_TRAIN_OFFER_COST and CHURN_TRAIN_SAVED_MARGIN), and run again."
 )
 
