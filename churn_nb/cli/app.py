@@ -154,11 +154,14 @@ def with_workspace(message: str) -> str:
     return _hint.sub(lambda m: m[0] if "--workspace" in m[0] else m[0][:-1] + option, message)
 
 
+# %% ../../nbs/cli/10_app.ipynb #d3b2b104
 def _report_error(e: Exception, code: int) -> int:
     "One line on stderr, where it can be written; returns the code."
     message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(e).split()))
-    with contextlib.suppress(OSError):
-        print(f"churn: {with_workspace(message[:2000])}", file=sys.stderr)
+    try:
+        print(f"churn: {with_workspace(message[:2000])}", file=sys.stderr, flush=True)
+    except OSError:  # what is left in its buffer would fail again at the end, and Python would end with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 
 

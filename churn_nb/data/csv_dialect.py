@@ -83,6 +83,7 @@ def _cell_text(value: Any) -> str:
     return str(value)
 
 
+# %% ../../nbs/data/30_csv_dialect.ipynb #44801df9
 @functools.lru_cache(maxsize=2)  # a file is read twice: its head, then all of it
 def _workbook_csv(file: Path, changed: int) -> bytes:  # changed: time of the last change, in ns
     "The one sheet of an .xlsx workbook as CSV in UTF-8. Raises DataError, and UsageError where the extra is missing."

@@ -256,6 +256,7 @@ def _why_not_csv(e: Exception, encoding: str) -> str:
     return "one line and no row; the first line must name the columns" if "Empty CSV" in reason else reason
 
 
+# %% ../../nbs/data/37_tabular_reader.ipynb #10fc21cb
 class CsvReader:
     "A CSV file, compressed with gzip or not; each field is text. Raises DataError where it can't be read."
 
@@ -310,6 +311,7 @@ class CsvReader:
         return "skip"
 
 
+# %% ../../nbs/data/37_tabular_reader.ipynb #957da11b
 def _check_end(chunk: Chunk, tail: bytes) -> Chunk:
     "The last rows of a file; the very last one is invalid if its last field runs on over the file's end."
     table = chunk.table

@@ -318,6 +318,7 @@ def prepare(
         return _write_table(con, _snapshot_sql(con, d, native), out, d.file, check)
 
 
+# %% ../../nbs/data/70_typed_table.ipynb #775f5ff4
 def prepare_events(
     d: Description,  # Of an event log
     out: Path,  # Parquet to write

@@ -8,6 +8,7 @@ __all__ = ["definitions_text"]
 # %% ../../nbs/feature_store/53_feast_definitions.ipynb #53defa03
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 
@@ -68,22 +69,24 @@ def _feature_service(o) -> str:
 
 
 # %% ../../nbs/feature_store/53_feast_definitions.ipynb #53defa12
-_HEAD = '''"""The features of this workspace, as `churn` registered them; it writes this file at each registration.
-`feast plan` and `feast apply` read it. Definitions of your own belong into another file beside it."""
+_HEAD = dedent('''\
+    """The features of this workspace, as `churn` registered them; it writes this file at each registration.
+    `feast plan` and `feast apply` read it. Definitions of your own belong into another file beside it."""
 
-from datetime import timedelta
-from glob import escape
-from pathlib import Path
+    from datetime import timedelta
+    from glob import escape
+    from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.data_format import ParquetFormat
-from feast.types import Float32, Int64, String
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+    from feast.data_format import ParquetFormat
+    from feast.types import Float32, Int64, String
 
-from churn_nb.feature_store.feast_store import on_demand_view
+    from churn_nb.feature_store.feast_store import on_demand_view
 
-HERE = escape(str(Path(__file__).resolve().parent))  # the path of a source is a pattern
-'''
+    HERE = escape(str(Path(__file__).resolve().parent))  # the path of a source is a pattern
+''')
 
+# %% ../../nbs/feature_store/53_feast_definitions.ipynb #9e2a943b
 _WRITERS: dict[str, Callable[[Any], str]] = {
     "Entity": _entity,
     "FileSource": _file_source,

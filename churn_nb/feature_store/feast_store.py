@@ -86,6 +86,7 @@ def on_demand_view(lifetime) -> Any:  # feast.OnDemandFeatureView
     )
 
 
+# %% ../../nbs/feature_store/55_feast_store.ipynb #8b485bba
 def event_objects(settings: Settings) -> list:
     "Entity, sources, views and services of an event log, as Feast objects."
     feast = import_feast()
@@ -112,7 +113,7 @@ def event_objects(settings: Settings) -> list:
 # %% ../../nbs/feature_store/55_feast_store.ipynb #69c3739c
 def apply_objects(settings: Settings, objects: list) -> Any:  # feast.FeatureStore
     """Configure Feast as the settings say, and register the objects. Their definitions are written beside the registry,
-    for `feast plan` and `feast apply` ([53_feast_definitions](53_feast_definitions.ipynb))."""
+    for `feast plan` and `feast apply` (see 53_feast_definitions)."""
     feast = import_feast()
     offline_folder(settings).mkdir(parents=True, exist_ok=True)
     definitions, text = Workspace(settings.paths.workspace).feast / "definitions.py", definitions_text(objects)

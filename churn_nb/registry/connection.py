@@ -103,6 +103,7 @@ def _is_not_writable(e: Exception) -> bool:
     return any(r in str(e) for r in reasons)
 
 
+# %% ../../nbs/registry/11_connection.ipynb #f2e45005
 @contextlib.contextmanager
 def registry_errors(
     tracking_uri: str,  # For the message

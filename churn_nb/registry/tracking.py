@@ -85,6 +85,7 @@ def present_locations(settings: Settings, client: Any) -> Callable[[str], str]: 
     return lambda location: _locations().present_location(location, experiment.artifact_location, artifacts)
 
 
+# %% ../../nbs/registry/40_tracking.ipynb #528ac0c9
 def tracking(settings: Settings) -> Any:  # MlflowClient
     "Point MLflow at the configured store, make the experiment where it is missing, and return an `MlflowClient`."
     with hushed():

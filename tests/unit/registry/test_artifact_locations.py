@@ -1,5 +1,6 @@
 "MLflow's files in a workspace that is moved or copied: read there, written there, and no path in the database."
 import contextlib, shutil, sqlite3
+import churn_nb # noqa: F401 # before mlflow: its telemetry
 import mlflow, numpy as np, pytest
 from sklearn.linear_model import LogisticRegression
 from churn_nb import train as t
