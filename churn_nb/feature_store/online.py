@@ -295,6 +295,7 @@ class FeastOnline:
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #b3dd808d
+@functools.cache
 def _without_typeguard() -> Any:
     if "feast" in sys.modules or not importlib.util.find_spec("typeguard"):
         return optional("feast", why="The feature store")
@@ -313,10 +314,10 @@ def _without_typeguard() -> Any:
         typeguard.typechecked = check
 
 
-@functools.cache
 def import_feast() -> Any:
     """The package `feast`, whose classes typeguard leaves as they are, and whose SQLite store keeps times in UTC.
-    typeguard itself is changed only while Feast is imported. Raises UsageError, with the command that installs it,
+    typeguard itself is changed only while Feast is imported; how SQLite's times are read is set at each call, as other
+    packages (IPython among them) set it for the process, too. Raises UsageError, with the command that installs it,
     where Feast is missing."""
     feast = _without_typeguard()
     optional("feast.infra.online_stores.sqlite", why="The feature store")  # it registers the zone of the process

@@ -124,7 +124,7 @@ def test_the_model_card_and_docs_hold_the_files_own_words(served):
     p = features["properties"]
     assert p["Vertragsart"]["type"] == ["string", "null"] and p["Vertragsart"]["examples"] == ["jährlich", "monatlich"]
     assert p["Vertragsart"]["description"] == "Laufzeit; training saw jährlich, monatlich"
-    assert p["Vorwahl"]["type"] == "string" and p["Alter"]["type"] == "number" and by_id["properties"]["customer_id"] == {"type": "string"}
+    assert p["Vorwahl"]["type"] == "string" and p["Alter"]["type"] == "number" and by_id["properties"]["customer_id"] == {"type": ["string", "integer"], "minLength": 1}
     answer = doc["responses"]["200"]["content"]["application/json"]
     assert answer["example"]["unseen_categories"] == [] and "unseen_categories" in answer["schema"]["properties"]
     body = doc["requestBody"]["content"]["application/json"]["examples"]["features"]["value"]
