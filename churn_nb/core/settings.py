@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "BUILT_IN",
     "Criterion",
     "parse_criterion",
     "Section",
@@ -20,7 +19,6 @@ __all__ = [
     "Settings",
     "find_settings",
     "repository_file",
-    "own_data_name",
     "load_settings",
     "step_settings",
 ]
@@ -30,8 +28,6 @@ import configparser
 import operator
 import os
 import re
-import shlex
-import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -39,6 +35,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from .data_settings import description_of, read_description
 from .errors import SettingsError
 from .workspace import temporary_workspace
 
@@ -351,70 +348,6 @@ def repository_file(
     return found.parent / name
 
 
-# %% ../../nbs/core/20_settings.ipynb #cf9a3b9a
-BUILT_IN = ("cdnow", "telecom", "telco", "simulated")  # data sets that the project brings
-
-
-def own_data_name(
-    file: str | Path,
-    given: str = "",  # What its description calls it
-) -> str:
-    "The name of the user's data set: as given or as the file's, with own_ before a name of the project's data sets."
-    name = given or Path(file).name.split(".")[0]
-    return f"own_{name}" if name.lower() in BUILT_IN else name
-
-
-def _description_of(
-    raw: dict,
-    asked: str | None,  # All layers; what a parameter or the environment asks for
-    base: Path,
-) -> Path | None:
-    "The description of the data set that is meant; None for CDNOW. Raises SettingsError."
-    of_workspace = base / str(raw.get("paths", {}).get("workspace", "")) / "dataset.toml"
-    if not asked and of_workspace.is_file():
-        return of_workspace
-    name = str(raw.get("data", {}).get("dataset", "cdnow"))
-    if name == "cdnow":
-        return None
-    if name in BUILT_IN:
-        return base / str(raw["paths"]["data"]) / f"{name}.toml"
-    path = next((p for p in (Path(name).expanduser(), base / name) if p.is_file()), None)
-    if path is None:
-        raise SettingsError(f"[data] dataset = {name!r}: neither one of {', '.join(BUILT_IN)} nor a file")
-    toml = path if path.suffix == ".toml" else path.with_name(path.name.removesuffix(".gz")).with_suffix(".toml")
-    if toml.is_file():
-        return toml.resolve()
-    raise SettingsError(
-        f"[data] dataset = {name!r}: not described yet; `churn describe {shlex.quote(name)}`, "
-        f"or `churn run --data {shlex.quote(name)}`"
-    )
-
-
-# %% ../../nbs/core/20_settings.ipynb #3c1f70c4
-def _is_kept(toml: Path, raw: dict, base: Path) -> bool:
-    "Whether a description is one of the project's, or the one that a workspace keeps of them."
-    folders = [base / str(raw.get("paths", {}).get(key, "")) for key in ("data", "workspace")]
-    return toml.resolve().parent in [folder.resolve() for folder in folders]
-
-
-def _read_description(toml: Path, raw: dict, base: Path = Path()) -> dict[str, dict]:
-    "The settings that a description brings, as a layer. Raises SettingsError."
-    try:
-        d = tomllib.loads(toml.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise SettingsError(f"{toml}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())}") from None
-    file, name = d.get("file", toml.name), d.get("name", "")
-    if not (name and _is_kept(toml, raw, base)):
-        name = own_data_name(file, name)
-    layer: dict[str, Any] = {s: d[s] for s in ("features", "train") if s in d}
-    layer["drift"] = {"evidently": False, **d.get("drift", {})}  # its import takes longer than the rest of the step
-    gate = raw.get(f"gate.{name}", {} if name in BUILT_IN else raw.get("gate.own", {}))
-    return layer | {
-        f"gate.{name}": {**gate, **d.get("gate", {})},
-        "data": {"dataset": name, "description": toml, "kind": d.get("kind", "snapshot")},
-    }
-
-
 # %% ../../nbs/core/20_settings.ipynb #9df4dc21
 def _one_line(
     e: ValidationError,
@@ -488,8 +421,8 @@ def load_settings(
     raw = _merge(*(_read_ini(f) for f in (packaged, file) if f))
     over, env, described = _nested(overrides), _env_values(raw, environ), {}
     asked, layered = _merge(env, over).get("data", {}).get("dataset"), _merge(raw, env, over)
-    if toml := _description_of(layered, asked, base):
-        described = _read_description(toml, layered, base)
+    if toml := description_of(layered, asked, base):
+        described = read_description(toml, layered, base)
     name = described.get("data", {}).get("dataset", "cdnow")
     costs = _merge(raw, env).get(f"train.{name}", {})
     raw = _merge(raw, {"train": costs}, described, env, over, {"data": described.get("data", {})})

@@ -13,9 +13,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.data_settings import own_data_name
 from ..core.errors import DataError
 from ..core.optional import optional
-from ..core.settings import own_data_name
 from ..core.workspace import atomic_write
 from .csv_dialect import CsvDialect
 from .description import ROLES, Description, Finding, TableColumn

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.data_settings import own_data_name
 from ..core.errors import DataError
-from ..core.settings import own_data_name
 from churn_nb.data.column_profiles import (
     ColumnProfile,
     find_positive,

@@ -27,8 +27,9 @@ from typing import Any
 import filelock
 import pandas as pd
 
+from ..core.data_settings import BUILT_IN
 from ..core.optional import optional
-from ..core.settings import BUILT_IN, Settings
+from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..feature_store.event_log import log_hash
 from ..modeling.onnx_export import hushed

@@ -4,7 +4,8 @@ import pandas as pd, pytest
 from churn_nb.cli.data import OwnDataFlags
 from churn_nb.cli.pipeline import keep_description, own_data_settings
 from churn_nb.core.errors import UsageError
-from churn_nb.core.settings import BUILT_IN, load_settings
+from churn_nb.core.data_settings import BUILT_IN
+from churn_nb.core.settings import load_settings
 from customer_tables import customers, purchases
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,8 @@ import configparser
 import pydantic, pytest
 from hypothesis import given, settings, strategies as st
 from churn_nb.core.errors import SettingsError
-from churn_nb.core.settings import BUILT_IN, Criterion, find_settings, load_settings, parse_criterion, repository_file, step_settings
+from churn_nb.core.data_settings import BUILT_IN
+from churn_nb.core.settings import Criterion, find_settings, load_settings, parse_criterion, repository_file, step_settings
 from paths import ROOT
 
 def written(folder, text):
