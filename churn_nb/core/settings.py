@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from .data_settings import description_of, read_description
+from .data_settings import find_description, description_layer
 from .errors import SettingsError
 from .workspace import temporary_workspace
 
@@ -421,8 +421,8 @@ def load_settings(
     raw = _merge(*(_read_ini(f) for f in (packaged, file) if f))
     over, env, described = _nested(overrides), _env_values(raw, environ), {}
     asked, layered = _merge(env, over).get("data", {}).get("dataset"), _merge(raw, env, over)
-    if toml := description_of(layered, asked, base):
-        described = read_description(toml, layered, base)
+    if toml := find_description(layered, asked, base):
+        described = description_layer(toml, layered, base)
     name = described.get("data", {}).get("dataset", "cdnow")
     costs = _merge(raw, env).get(f"train.{name}", {})
     raw = _merge(raw, {"train": costs}, described, env, over, {"data": described.get("data", {})})
