@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from .data_settings import find_description, description_layer
+from .data_settings import description_layer, find_description
 from .errors import SettingsError
 from .workspace import temporary_workspace
 
