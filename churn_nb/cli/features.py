@@ -32,12 +32,17 @@ def require_features(settings: Settings) -> None:
 
 
 # %% ../../nbs/cli/70_features.ipynb #9c588efa
+_SHOWN = 5  # refused rows of a file that are named
+
+
 def _print_refused(events: Path, outcome: list) -> int:
-    "A line on stderr for each refused row; returns their number."
-    for i, o in enumerate(outcome, 1):
-        if isinstance(o, dict):
-            typer.echo(f"{events}: row {i}, {o['field']}: {o['message']}", err=True)
-    return sum(isinstance(o, dict) for o in outcome)
+    "A line on stderr for each of the first refused rows, and how many more there are; returns their number."
+    refused = [(i, o) for i, o in enumerate(outcome, 1) if isinstance(o, dict)]
+    for i, o in refused[:_SHOWN]:
+        typer.echo(f"{events}: row {i}, {o['field']}: {o['message']}", err=True)
+    if more := len(refused[_SHOWN:]):
+        typer.echo(f"{events}: {more:,} more rows are refused", err=True)
+    return len(refused)
 
 
 # %% ../../nbs/cli/70_features.ipynb #4ec55635

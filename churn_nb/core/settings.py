@@ -310,6 +310,7 @@ _not_settings = {
     "CHURN_SETTINGS",  # says where the file is, so it can't be in the file
     "CHURN_REDIS_PASSWORD",  # secrets
     "CHURN_SERVE_API_KEYS",
+    "CHURN_API_KEY",  # what the generated client sends
     "CHURN_SIGNING_KEY",
 }
 

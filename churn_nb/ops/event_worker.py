@@ -26,7 +26,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,6 +148,9 @@ def _as_stored(e: dict) -> tuple:
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #a08d6a9d
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # no event is older: such a time is a mistake
+
+
 def _verdict(e: dict, before: tuple | None, unknown_customer: bool, now: datetime) -> str | Refusal:
     "What an event is, given what is logged under its id."
 
@@ -167,6 +170,8 @@ def _verdict(e: dict, before: tuple | None, unknown_customer: bool, now: datetim
         )
     if e["event_timestamp"] >= now:
         return refusal("event_timestamp", f"lies in the future; here it is {now:%FT%TZ}")
+    if e["event_timestamp"] < _EARLIEST:
+        return refusal("event_timestamp", f"lies before {_EARLIEST:%Y}; check the unit of the time")
     return "new"
 
 

@@ -140,7 +140,11 @@ def model_routes(current: CurrentModel) -> APIRouter:
         hashes = {name: file["sha256"] for name, file in manifest["files"].items()}
         signature = "verified" if current.public_key else "not asked for"  # [serve] public_key
         # a bundle that is not verified is not loaded
-        return {k: manifest[k] for k in _MODEL_FIELDS} | {"verified": True, "signature": signature, "sha256": hashes}
+        return {k: manifest[k] for k in _MODEL_FIELDS} | {
+            "verified": bool(current.public_key),
+            "signature": signature,
+            "sha256": hashes,
+        }
 
     return router
 

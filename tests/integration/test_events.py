@@ -227,7 +227,7 @@ def test_the_next_answer_knows_the_event(shop):
     assert 'churn_events_total{outcome="known"}' in m and 'churn_events_total{outcome="new"}' in m
 
 GOOD = event(5_100_000, 0)
-BAD = {"unknown customer": ({"customer_id": 10**9}, "customer_id", "no customer"), "future": ({"event_timestamp": "1998-07-01T00:00:00.000001Z"}, "event_timestamp", "future"),
+BAD = {"year 1": ({"event_timestamp": "0001-01-01T00:00:00Z"}, "event_timestamp", "lies before 1970"), "unknown customer": ({"customer_id": 10**9}, "customer_id", "no customer"), "future": ({"event_timestamp": "1998-07-01T00:00:00.000001Z"}, "event_timestamp", "future"),
        "wrong type": ({"amount": "much"}, "amount", "number"), "negative": ({"amount": -.01}, "amount", ">= 0"), "other content": ({"event_id": 5_200_000, "amount": 999.}, "event_id", "other content"),
        "unknown field": ({"shoe_size": 44}, "shoe_size", "unknown"), "missing": ({"amount": None}, "amount", ""), "not a time": ({"event_timestamp": "tomorrow"}, "event_timestamp", "not a time"),
        "id is empty": ({"event_id": ""}, "event_id", "empty"), "customer is text": ({"customer_id": "C-5"}, "customer_id", "whole number"), "id too large": ({"event_id": 2**63}, "event_id", ""), "id negative": ({"event_id": -1}, "event_id", ""),

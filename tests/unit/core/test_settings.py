@@ -136,3 +136,8 @@ def test_a_section_of_its_own_gives_a_data_set_its_costs(tmp_path):
 def test_one_cost_without_the_other_is_refused(tmp_path):
     for key in ("OFFER_COST", "SAVED_MARGIN"):
         with pytest.raises(SettingsError, match="offer_cost and saved_margin go together"): of_shop(tmp_path, **{f"CHURN_TRAIN_{key}": "3"})
+
+@pytest.mark.parametrize("name", ["CHURN_API_KEY", "CHURN_SERVE_API_KEYS", "CHURN_SIGNING_KEY", "CHURN_REDIS_PASSWORD"])
+def test_a_secret_of_the_environment_is_no_setting(name):
+    "The generated client asks for CHURN_API_KEY; no command may stop at it."
+    assert load_settings(environ={name: "secret"}) == load_settings(environ={})
