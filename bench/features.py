@@ -247,7 +247,7 @@ def feast_on_a_file(s, file:Path):
     db.sql(f"COPY (FROM '{f.offline_folder(s)}/*.parquet') TO '{file}'")
     feast, objects = import_feast(), event_objects(s)
     for o in objects:
-        if isinstance(o, feast.FileSource): o.path = str(file)
+        if isinstance(o, feast.FileSource): o.file_options.uri = str(file)
     store = feast.FeatureStore(config=feast.RepoConfig(project="bench", provider="local", registry=str(file.with_suffix(".registry")), offline_store={"type": "file"},
         online_store={"type": "sqlite", "path": str(file.with_suffix(".db"))}, entity_key_serialization_version=3))
     store.apply(objects)
