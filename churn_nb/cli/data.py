@@ -32,6 +32,7 @@ from .app import app
 from .options import OverwriteOption
 from ..core.errors import UsageError
 from ..core.outputs import Output, link_target, require_outputs, same_file
+from ..data.csv_dialect import require_file
 from ..data.dataset_toml import is_unedited, read_description, write_description
 from ..data.description import Description
 from ..data.schema_inference import DescribeOptions, infer_description
@@ -94,8 +95,7 @@ def description_of(
     flags: OwnDataFlags,
 ) -> Description:
     "The description beside a file where no flag is given, else a new one. Raises UsageError and DataError."
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file")
+    require_file(file)
     beside = description_file(file)
     if beside.is_file() and not flags.given():
         return read_description(beside)

@@ -14,8 +14,8 @@ import typer
 from ..batch.job import ScoreOptions, score_file
 from .app import app, end_command
 from .options import WorkspaceOption, command_settings, served_bundle
-from ..core.errors import UsageError
 from ..core.settings import Settings
+from ..data.csv_dialect import require_file
 from ..registry.onnx_validation import bundle_requirements
 from ..serving.predictor import Model
 
@@ -60,8 +60,7 @@ def score_command(
     """Score a table with the served model: adds probability, churn_risk, model_version and reasons.
     A stopped job resumes where it was."""
     settings = command_settings(workspace)
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file")
+    require_file(source)
     model = load_served_model(settings)
     options = ScoreOptions(rejects, reasons, overwrite=overwrite, progress=_print_progress_line)
     done = score_file(settings, model, source, out, options)

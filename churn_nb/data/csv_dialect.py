@@ -7,6 +7,7 @@ __all__ = [
     "DELIMITERS",
     "HEAD_BYTES",
     "unreadable",
+    "require_file",
     "is_parquet",
     "open_table_bytes",
     "CsvDialect",
@@ -118,14 +119,15 @@ def unreadable(file: Path, e: Exception, what: str = "can't be read") -> DataErr
     return DataError(f"{file}: {what}: {getattr(e, 'strerror', None) or 'it is cut off or damaged; bring it again'}")
 
 
-def _require_file(file: Path) -> None:
+def require_file(file: Path) -> None:
+    "Raise DataError for what is no file: a folder, or nothing."
     if not file.is_file():
         raise DataError(f"{file}: {'it is a folder; name one file in it' if file.is_dir() else 'no such file'}")
 
 
 def is_parquet(file: Path) -> bool:
     "Whether a file is parquet, by its first bytes. Raises DataError where it can't be read."
-    _require_file(file)
+    require_file(file)
     try:
         with open(file, "rb") as f:
             return f.read(4) == b"PAR1"
@@ -149,7 +151,7 @@ def open_table_bytes(
     encoding: str = "",  # Of the file, where it is known
 ) -> Iterator[BinaryIO]:
     "The text of a table as bytes. Raises DataError for a file that is no table, or can't be read to its end."
-    _require_file(file)
+    require_file(file)
     try:
         with _unpacked(file) as f:
             head = f.read(4096)
