@@ -140,6 +140,7 @@ def describe_command(
     "Infer a schema from a file, explain each decision, and write it to a dataset.toml to edit."
     if kind not in ("snapshot", "events"):
         raise UsageError(f"--kind {kind}: snapshot or events")
+    require_file(file)
     flags = OwnDataFlags(label, positive, entity, timestamp, amount, quantity, horizon, drop, keep)
     there, beside = link_target(out or description_file(file)), description_file(file)
     is_source = beside.is_file() and not flags.given() and same_file(there, beside)

@@ -22,7 +22,6 @@ __all__ = [
 # %% ../../nbs/feature_store/50_online.ipynb #91165456
 import asyncio
 import contextlib
-import functools
 import importlib
 import importlib.util
 import io
@@ -295,7 +294,6 @@ class FeastOnline:
 
 
 # %% ../../nbs/feature_store/50_online.ipynb #b3dd808d
-@functools.cache
 def _without_typeguard() -> Any:
     if "feast" in sys.modules or not importlib.util.find_spec("typeguard"):
         return optional("feast", why="The feature store")
