@@ -1,10 +1,12 @@
 "Features of the moment, wiring - and every value of the online store against history, bit by bit, on SQLite and on a real Valkey server."
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import math
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -277,3 +279,13 @@ for f in (guarded.double, guarded.Other):
     except typeguard.TypeCheckError: print("refused", end=" ")"""
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=allow(120))
     assert r.stdout.split() == ["False", "refused", "refused"], r.stdout + r.stderr
+
+def test_times_are_read_in_utc_whatever_another_package_registered():
+    "IPython registers a converter of its own for the whole process; Feast's reads must not meet it."
+    sqlite3.register_converter("timestamp", lambda text: dt.datetime.fromisoformat(text.decode()))
+    stores_.import_feast()
+    at = dt.datetime(2024, 3, 31, 1, tzinfo=dt.UTC)
+    with contextlib.closing(sqlite3.connect(":memory:", detect_types=sqlite3.PARSE_DECLTYPES)) as db:
+        db.execute("CREATE TABLE t (at timestamp)")
+        db.execute("INSERT INTO t VALUES (?)", [at])
+        assert db.execute("SELECT at FROM t").fetchone() == (at,)
