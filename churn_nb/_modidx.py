@@ -402,6 +402,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'churn_nb/core/workspace.py'),
                                          'churn_nb.core.workspace.Workspace.bundles': ( 'core/workspace.html#workspace.bundles',
                                                                                         'churn_nb/core/workspace.py'),
+                                         'churn_nb.core.workspace.Workspace.drop_result': ( 'core/workspace.html#workspace.drop_result',
+                                                                                            'churn_nb/core/workspace.py'),
                                          'churn_nb.core.workspace.Workspace.events': ( 'core/workspace.html#workspace.events',
                                                                                        'churn_nb/core/workspace.py'),
                                          'churn_nb.core.workspace.Workspace.feast': ( 'core/workspace.html#workspace.feast',

@@ -173,6 +173,10 @@ class Workspace:
         atomic_write(self.results / f"{step}.json", json.dumps(result, indent=1, allow_nan=False, default=str) + "\n")
         return result
 
+    def drop_result(self, step: str) -> None:
+        "Remove a step's last result, so that a later one is of this execution."
+        (self.results / f"{step}.json").unlink(missing_ok=True)
+
     def read_result(self, step: str) -> dict | None:
         "A step's last result; None where the step has not run here."
         f = self.results / f"{step}.json"

@@ -33,7 +33,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
 from .. import TELEMETRY_OFF
-from ..core.errors import CRASHED, UsageError, error_class
+from ..core.errors import CRASHED, GateRefused, UsageError, error_class
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
@@ -313,7 +313,7 @@ def run_step(
     settings, target = context.settings, context.run_dir / f"{step}.ipynb"
     values = fitting(given, parameters(settings.paths.notebooks / f"{step}.ipynb"), step)
     ws, run, start = Workspace(settings.paths.workspace), StepRun(step, target), time.monotonic()
-    (ws.results / f"{step}.json").unlink(missing_ok=True)
+    ws.drop_result(step)
     try:
         _execute(context, step, values, target)
         run.error, run.exit_code = _failure(target)
@@ -325,6 +325,8 @@ def run_step(
     finally:
         context.kernels.stop(step)
     run.seconds, run.result = time.monotonic() - start, ws.read_result(step)
+    if run.exit_code == GateRefused.exit_code and run.result:
+        run.error, run.exit_code = "", 0  # the step is done, and its result holds the refusal
     if not run.error and run.result is None:
         run.error, run.exit_code = "all cells ran, but no result was written", CRASHED
     return run

@@ -6,7 +6,7 @@ from churn_nb.features import with_request_time
 from churn_nb.ops.pipeline_runner import STEPS
 from commands import FEW, GATE, PLAIN, churn
 from deadlines import allow
-from paths import CHURN, REAL_CHURN, ROOT, own_environment
+from paths import BIN, CHURN, REAL_CHURN, ROOT, own_environment
 from serving import free_port, wait_for
 
 pytestmark = pytest.mark.usefixtures("measured")
@@ -81,6 +81,25 @@ def test_a_step_alone_keeps_the_features_of_the_run(ran):
     assert {f: f.stat().st_mtime_ns for f in (ws/"feast").rglob("*") if f.is_file()} == before
     parameters = json.loads((executed(ws)[-1]/"02_promote.ipynb").read_text())["metadata"]["papermill"]["parameters"]
     assert "customers" not in parameters
+
+def papermill(ws, out, **given):
+    "The gate's notebook as a job of one's own executes it, without the `churn` command."
+    parameters = [x for k, v in {"workspace": str(ws), **given}.items() for x in ("-p", k, str(v))]
+    command = [BIN/"papermill", "02_promote.ipynb", str(out), *parameters]
+    return subprocess.run(command, cwd=ROOT/"nbs", env=own_environment(), capture_output=True, text=True)
+
+def test_papermill_alone_fails_where_the_gate_refuses(ran, tmp_path):
+    ws, _ = ran
+    refused = papermill(ws, tmp_path/"out.ipynb")
+    assert refused.returncode == 1 and "GateRefused: version 2 is refused" in refused.stderr
+    assert results(ws)["02_promote"]["verdict"] == "refused"
+
+def test_papermill_that_crashes_leaves_no_verdict(ran, tmp_path):
+    ws, _ = ran
+    shutil.copytree(ws, tmp_path/"copy")
+    crashed = papermill(tmp_path/"copy", tmp_path/"out.ipynb", dataset="nowhere.toml")
+    assert crashed.returncode == 1 and "GateRefused" not in crashed.stderr
+    assert not (tmp_path/"copy"/"results"/"02_promote.json").exists()
 
 def test_rollback_from_the_command_line(ran):
     ws, _ = ran

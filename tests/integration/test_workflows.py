@@ -107,13 +107,20 @@ def test_a_missing_setup_is_reported(runner):
     done, _, summary, _ = runner(steps("drift.not-set-up")["say so"]["run"])
     assert done.returncode == 0 and "::notice title=No drift check::" in done.stdout and "CHURN_REQUESTS" in summary
 
+REFUSES = """mkdir -p work/results; echo '{"verdict": "refused"}' > work/results/02_promote.json;"""
+
 @pytest.mark.parametrize("code", [0, 1, 2, 4, 70])
 def test_the_job_ends_with_the_gates_exit_code(runner, code):
     "A refusal is reported as an error of the workflow."
-    runner.fake("churn", f"echo version 2 judged; exit {code}", ".venv/bin")
+    runner.fake("churn", f"{REFUSES if code == 1 else ''} echo version 2 judged; exit {code}", ".venv/bin")
     done, _, summary, called = runner(steps("mlops.train")["02_promote, the gate"]["run"])
     assert (done.returncode, called, summary) == (code, "churn step 02_promote\n", "version 2 judged\n")
     assert ("::error title=The gate refused::" in done.stdout) == (code == 1)
+
+def test_exit_code_one_without_a_verdict_is_no_refusal(runner):
+    runner.fake("churn", "exit 1", ".venv/bin")
+    done = runner(steps("mlops.train")["02_promote, the gate"]["run"])[0]
+    assert done.returncode == 1 and "The gate refused" not in done.stdout
 
 def test_a_failing_summary_is_not_taken_for_a_refusal(runner):
     runner.fake("churn", "echo version 2 judged", ".venv/bin")
@@ -259,7 +266,7 @@ def test_the_site_is_published_after_a_completed_run_if_wanted(act, wanted, code
 @needs_act
 @pytest.mark.parametrize("fails, code, ran", [("nothing", 0, 5), ("02_promote", 1, 4), ("01_train", 70, 2)])
 def test_the_training_workflow_stops_on_failure_and_keeps_artifacts(act, fails, code, ran):
-    returned, said, calls = act("mlops", churn=f'if [ "$2" = {fails} ]; then exit {code}; fi')
+    returned, said, calls = act("mlops", churn=f'if [ "$2" = {fails} ]; then {REFUSES if code == 1 else ""} exit {code}; fi')
     steps = ["churn step 00_features -p customers=0", *(f"churn step {n}" for n in ("01_train", "03_drift", "02_promote", "04_serve"))]
     assert calls == steps[:ran]
     assert returned == bool(code) and "a stand-in for actions/upload-artifact" in said and "Training because of" in said
