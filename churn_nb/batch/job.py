@@ -120,7 +120,7 @@ class ScoringPlan:
     model: object  # With `manifest` and `predict`
     source: ModelInput
     out: Path
-    kept: list[pa.Field]  # Columns of the source
+    kept: list[pa.Field]  # Columns of the source, by the reader's names
     added: list[str]  # Of SCORE_COLUMNS
     scorer: Scorer
 
@@ -178,10 +178,11 @@ def plan_scoring(
     _check_output(table, out)
     with_reasons = bool(options.reasons) and manifest.reference is not None
     added = [n for n in SCORE_COLUMNS if n != "reasons" or with_reasons]
-    taken = [n for n in table.names if n in added]
+    given = table.names
+    taken = [n for n in given.values() if n in added]
     if taken and not options.overwrite:
         raise DataError(f"{source}: has a column {taken[0]} already; rename it, or have it replaced with --overwrite")
-    kept = [f for f in table.reader.schema if f.name not in added]
+    kept = [f for f in table.reader.schema if given[f.name] not in added]
     scorer = Scorer(model, table.form, options.reasons, table.columns)
     return ScoringPlan(model, table, out, kept, added, scorer)
 
@@ -311,6 +312,7 @@ def _output_schema(plan: ScoringPlan) -> pa.Schema:
         types = infer_column_types(plan.source.reader, plan.source.numeric)
         kept = [pa.field(f.name, types[f.name]) for f in kept]
     added = [pa.field(n, SCORE_COLUMNS[n]) for n in plan.added]
+    kept = [f.with_name(plan.source.names[f.name]) for f in kept]  # as the file writes them
     return pa.schema([*kept, *added], plan.source.reader.schema.metadata)
 
 
@@ -320,7 +322,7 @@ def _join(plan: ScoringPlan, schema: pa.Schema, chunk: Chunk, part: pa.Table) ->
     table, part = chunk.table.select([f.name for f in plan.kept]).filter(scored), part.filter(scored)
     columns = table.columns
     if plan.retypes:
-        fields = [schema.field(i) for i in range(len(plan.kept))]
+        fields = [schema.field(i).with_name(f.name) for i, f in enumerate(plan.kept)]
         numeric, form = plan.source.numeric, plan.source.form
         columns = [cast_column(table[f.name], f, form, numeric.get(f.name, False)) for f in fields]
     p = part["probability"]
@@ -399,7 +401,7 @@ def score_file(
     require_score_outputs(source, out, rejects, options, data.description)
     plan = plan_scoring(model, source, out, options.description or own, options)
     unused = [f.name for f in plan.kept if f.name not in plan.source.numeric]
-    result = ScoreResult(out, model.manifest.version, unused=unused)
+    result = ScoreResult(out, model.manifest.version, unused=unused, notes=plan.source.repeated())
     if options.reasons and model.manifest.reference is None:
         result.notes.append(f"no reasons: version {result.version} has no reference row to compare with")
     inputs = _run_inputs(plan, options)

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from ..core.errors import DataError
 from ..core.manifest import Feature
-from ..data.description import normalise_names, rename_reserved
+from ..data.description import rename_reserved
+from ..data.encoding import BLANKS
 from ..data.tabular_reader import TableReader, open_table
 from ..data.value_parsing import TableFormat, is_text
 
@@ -26,13 +27,19 @@ class ModelInput:
     "A table with the columns that a model needs."
 
     reader: TableReader
-    columns: dict[str, str]  # Feature -> column of the file
+    columns: dict[str, str]  # Feature -> column of the reader
     numeric: dict[str, bool]  # Column of a feature -> whether the model takes it as a number
 
     @property
-    def names(self) -> list[str]:
-        "All columns of the file, in its order."
-        return list(self.reader.schema.names)
+    def names(self) -> dict[str, str]:
+        "All columns of the file, in its order: usable name -> name in the file."
+        return dict(zip(self.reader.schema.names, self.reader.given))
+
+    def repeated(self) -> list[str]:
+        "A sentence for each column of the model that the file has twice, where the model does not know both."
+        others = {n.strip(BLANKS) for used, n in self.names.items() if used not in self.numeric}
+        twice = [n for used, n in self.names.items() if used in self.numeric and n.strip(BLANKS) in others]
+        return [f"column {n.strip(BLANKS)} occurs more than once; the first was taken" for n in twice]
 
     @property
     def path(self) -> Path:
@@ -46,23 +53,17 @@ class ModelInput:
 
 
 # %% ../../nbs/batch/10_readers.ipynb #323a46d9
-def _usable_names(names: list[str]) -> dict[str, str]:  # Usable name -> name in the file
-    "The names that `churn describe` gives to columns: normalised, and those of its own table renamed."
-    normalised, _ = normalise_names(names)
-    renamed, _ = rename_reserved(normalised, set())
-    return dict(zip(renamed, names)) | dict(zip(normalised, names))
-
-
-def _columns_of(path: Path, names: list[str], features: list[str]) -> dict[str, str]:
-    "Feature -> column, as the file writes it. Raises DataError where one is missing or a column occurs twice."
-    if twice := [n for i, n in enumerate(names) if n in names[:i]]:
-        raise DataError(f"{path}: column {twice[0]} occurs twice; rename one of them")
-    known = _usable_names(names) | {unicodedata.normalize("NFC", n): n for n in names}
+def _columns_of(reader: TableReader, features: list[str]) -> dict[str, str]:
+    "Feature -> column, by the names that `churn describe` gives to columns. Raises DataError where one is missing."
+    names = reader.schema.names
+    renamed, _ = rename_reserved(names, set())
+    as_written = dict(zip(reversed(reader.given), reversed(names)))  # Age and age, where the model knows only age
+    known = as_written | dict(zip(renamed, names)) | dict(zip(names, names))
     found = {f: known.get(unicodedata.normalize("NFC", f), "") for f in features}
     if missing := [f for f, column in found.items() if not column]:
         several = len(missing) > 1
         raise DataError(
-            f"{path}: column{'s' * several} {', '.join(missing)} {'are' if several else 'is'} missing; "
+            f"{reader.path}: column{'s' * several} {', '.join(missing)} {'are' if several else 'is'} missing; "
             f"the model needs {', '.join(features)}"
         )
     return found
@@ -87,7 +88,7 @@ def open_model_input(
 ) -> ModelInput:
     "A file as the input of a model. Raises DataError where it can't be."
     reader = open_table(path, form, [f.name for f in features])
-    columns = _columns_of(path, reader.schema.names, [f.name for f in features])
+    columns = _columns_of(reader, [f.name for f in features])
     numeric = {columns[f.name]: f.type != "string" for f in features}
     for field in reader.schema:
         t = value_type(field.type)

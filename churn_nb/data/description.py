@@ -7,13 +7,13 @@ __all__ = ["ROLES", "Finding", "TableColumn", "Description", "normalise_names", 
 
 # %% ../../nbs/data/40_description.ipynb #c3a3e762
 import html
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
 from .csv_dialect import CsvDialect, read_header
+from .encoding import usable_names
 
 
 # %% ../../nbs/data/40_description.ipynb #e1d4afbc
@@ -129,17 +129,8 @@ def _table_row(c: TableColumn) -> tuple[str, ...]:
 # %% ../../nbs/data/40_description.ipynb #ac6f73fa
 def normalise_names(given: list[str]) -> tuple[list[str], list[Finding]]:
     "Column names that can be used everywhere, and a finding for each that differs from the given one."
-    names: list[str] = []
-    findings = []
-    for i, name in enumerate(given, 1):
-        new = unicodedata.normalize("NFC", name).strip()
-        new = "".join(c for c in new if c.isprintable() and c not in '"\\') or f"column_{i}"
-        while new.lower() in {n.lower() for n in names}:
-            new += "_"  # SQL doesn't tell Plan from plan
-        if new != name:
-            findings.append(_renamed(i, name, new))
-        names.append(new)
-    return names, findings
+    names = usable_names(given)
+    return names, [_renamed(i, a, b) for i, (a, b) in enumerate(zip(given, names), 1) if a != b]
 
 
 def _renamed(i: int, old: str, new: str) -> Finding:  # i: from 1

@@ -291,7 +291,8 @@ def infer_description(
     file, options = Path(file), options or DescribeOptions()
     dialect, given = read_header(file)
     names, renamed = normalise_names(given)
-    options = options.renamed(dict(zip(given, names)))  # a column may be named as the file spells it
+    spelled = dict(zip(reversed(given), reversed(names)))  # of two columns with one name the first is meant
+    options = options.renamed(spelled | dict(zip(names, names)))  # a column may be named as the file spells it
     free_for_roles = [n for n in names if n not in options.drop or n in options.roles.values()]
     roles = find_roles(free_for_roles, options.kind, options.roles, file)
     free, reserved = rename_reserved(names, {*roles.values()})

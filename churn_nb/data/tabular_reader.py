@@ -41,6 +41,7 @@ from pyarrow.lib import ArrowException
 
 from ..core.errors import DataError
 from .csv_dialect import is_parquet, open_table_bytes, sniff_dialect, unreadable
+from .encoding import usable_names
 from churn_nb.data.value_parsing import (
     USUAL_FORMAT,
     TableFormat,
@@ -106,7 +107,8 @@ class TableReader(Protocol):
 
     path: Path
     form: TableFormat
-    schema: pa.Schema
+    schema: pa.Schema  # Its names are `encoding.usable_names` of the file's
+    given: list[str]  # The names as the file writes them
     n_rows: int | None  # None: unknown before the file was read
     malformed: list[MalformedLine]  # As they are found, up to the last row of the last chunk at least
 
@@ -136,6 +138,11 @@ def read_chunks(
 
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #fe649128
+def _with_usable_names(schema: pa.Schema) -> pa.Schema:
+    fields = [f.with_name(name) for f, name in zip(schema, usable_names(schema.names))]
+    return pa.schema(fields, schema.metadata)
+
+
 class ParquetReader:
     "A parquet file. Raises DataError where it is none."
 
@@ -144,18 +151,26 @@ class ParquetReader:
         self.malformed: list[MalformedLine] = []  # stays empty
         try:
             with pq.ParquetFile(path) as f:
-                self.schema: pa.Schema = f.schema_arrow
+                self.given: list[str] = f.schema_arrow.names
+                self.schema = _with_usable_names(f.schema_arrow)
                 self.n_rows: int | None = f.metadata.num_rows
         except (OSError, ArrowException) as e:
             raise unreadable(path, e, "can't be read as parquet") from None
 
     def batches(self, size: int, columns: Sequence[str] = ()) -> Iterator[Chunk]:
         "All rows, in order, at most `size` at a time. columns: empty: all."
-        done = 0
+        names, done = list(columns) or self.schema.names, 0
+        by_name = dict(zip(self.schema.names, self.given))
+        distinct = len({*self.given}) == len(self.given)  # else a name does not say which column is meant
+        read = names if distinct else self.schema.names
         # else it holds a whole row group, or the file
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 18) as f:
-            for b in f.iter_batches(size, columns=list(columns) or None):
-                yield Chunk(pa.Table.from_batches([b]), np.arange(done + 1, done + 1 + len(b)))
+            for b in f.iter_batches(size, columns=[by_name[n] for n in names] if distinct else None):
+                table = pa.Table.from_batches([b])
+                if distinct:  # in the file's order, whatever was asked for
+                    table = table.select([by_name[n] for n in names])
+                chunk = Chunk(table.rename_columns(read), np.arange(done + 1, done + 1 + len(b)))
+                yield chunk.select(names)
                 done += len(b)
 
 
@@ -189,7 +204,7 @@ def detect_format(
         return next(csv.reader(lines, delimiter=delimiter), [])
 
     def votes(delimiter: str) -> tuple[int, int]:
-        found = fields(delimiter)
+        found = usable_names(fields(delimiter))
         return len({*found} & {*names}), len(found)
 
     return replace(form, delimiter=form.delimiter or max(",;\t|", key=votes), encoding=encoding)
@@ -271,18 +286,19 @@ class CsvReader:
         self.path, self.form = path, detect_format(path, form, names)
         self.malformed: list[MalformedLine] = []
         with self._blocks([]) as (blocks, _):
-            self.schema = pa.schema([(n, pa.string()) for n in blocks.schema.names])
+            self.given: list[str] = blocks.schema.names
+        self.schema = pa.schema([(n, pa.string()) for n in usable_names(self.given)])
 
     def batches(self, size: int = 0, columns: Sequence[str] = ()) -> Iterator[Chunk]:  # size: not used
         "All rows, in order, a block of the file at a time. columns: empty: all."
         self.malformed.clear()
         names = list(columns) or self.schema.names
         numbers, last = _RowNumbers(self.malformed), None
-        with self._blocks(self.schema.names) as (blocks, stream):
+        with self._blocks(self.given) as (blocks, stream):
             for block in blocks:
                 if last is not None:
                     yield last.select(names)
-                table, invalid = _as_texts(pa.Table.from_batches([block]))
+                table, invalid = _as_texts(pa.Table.from_batches([block]).rename_columns(self.schema.names))
                 last = Chunk(table, numbers.next(len(block)), invalid)
             if last is not None:
                 yield _check_end(last, stream.tail).select(names)

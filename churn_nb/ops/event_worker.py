@@ -25,7 +25,6 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,17 +34,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from msgspec import Meta
 
 from ..core.clock import current_time, utc
 from ..core.errors import ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
-from ..data.csv_dialect import is_parquet, unreadable
-from ..data.encoding import event_key
+from ..data.csv_dialect import unreadable
+from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, open_table, read_chunks
-from ..data.value_parsing import TableFormat, parse_numbers, plain_array
+from ..data.value_parsing import TableFormat, is_text, parse_numbers, plain_array
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
@@ -241,20 +239,22 @@ _NUMBERS = ("amount", "quantity")
 
 
 def _plain_cells(chunk: Chunk, form: TableFormat) -> pa.Table:
-    "The cells of a chunk without blanks around them; numbers in the spelling of JSON, missing ones as null."
+    "The texts of a chunk without blanks around them; numbers in the spelling of JSON, missing ones as null."
     table = chunk.table
     columns = []
     for name in table.column_names:
-        text = pc.utf8_trim(plain_array(table[name]), " ")
-        if name in _NUMBERS:
-            x, bad = parse_numbers(text, form, name)
-            text = pc.if_else(pa.array(bad | np.isinf(x)), text, pa.array(x, mask=np.isnan(x)).cast(pa.string()))
-        columns.append(text)
+        cells = plain_array(table[name])
+        if is_text(cells.type):
+            cells = pc.utf8_trim(cells, BLANKS)
+            if name in _NUMBERS:
+                x, bad = parse_numbers(cells, form, name)
+                cells = pc.if_else(pa.array(bad | np.isinf(x)), cells, pa.array(x, mask=np.isnan(x)).cast(pa.string()))
+        columns.append(cells)
     return pa.table(columns, table.column_names)
 
 
-def _csv_rows(path: Path) -> list[dict | str]:
-    "The rows of a CSV file in their order; a line that is no row is its text. Raises DataError."
+def _table_rows(path: Path) -> list[dict | str]:
+    "The rows of a CSV or parquet file in their order; a line that is no row is its text. Raises DataError."
     reader = open_table(path, None)
     rows: dict[int, dict | str] = {}
     for chunk in read_chunks(reader, 10_000):
@@ -271,13 +271,6 @@ def _json_rows(path: Path) -> list:
         return [json.loads(line) for line in f if line.strip()]
 
 
-def _parquet_rows(path: Path) -> list[dict]:
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        raise unreadable(path, e) from None
-
-
 def _as_sent(row):
     "A row without its empty cells, times as text."
     if not isinstance(row, dict):
@@ -290,11 +283,10 @@ def read_event_rows(
     path: Path,  # JSON lines (.jsonl), or CSV or parquet by their content
 ) -> list[dict]:
     "The rows of a file as dicts, empty cells left out. Raises DataError where the file can't be read."
-    read: Callable[[Path], list] = _json_rows
-    if path.suffix.lower() != ".jsonl":
-        read = _parquet_rows if is_parquet(path) else _csv_rows
     try:
-        rows = read(path)
+        rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _table_rows(path)
+    except pa.ArrowException as e:
+        raise unreadable(path, e) from None
     except (OSError, ValueError) as e:
         reason = " ".join(str(e).removeprefix(f"{path}: ").split())[:200]
         raise DataError(f"{path}: can't be read: {reason}") from None

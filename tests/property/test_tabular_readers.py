@@ -69,8 +69,8 @@ def test_describe_score_and_drift_read_the_same_values(tmp_path_factory, dialect
     np.testing.assert_array_equal(X, Dictionary.of(features).encode({n: trained[n].to_pandas() for n in ("spend", "plan")}))
     # drift, without a description but for the encoding
     frame = read_table(file, d.dialect.encoding)
-    assert list(frame) == header and len(frame) == len(drawn)
-    spend, plan = (frame[c] for c in header[:2])
+    assert list(frame) == ["spend", "plan", "left"] and len(frame) == len(drawn)
+    spend, plan = frame.spend, frame.plan
     np.testing.assert_array_equal(as_float32(spend), as_float32(trained["spend"].to_pylist()))
     assert [None if v is None or v != v else v for v in plan] == trained["plan"].to_pylist()
 

@@ -233,6 +233,13 @@ def test_a_description_can_make_none_a_category(plans, tmp_path):
     unseen, q = score(description=toml(tmp_path, '[columns.plan]\nuse = "category"\nmissing = ["NA"]\n'))
     assert unseen == {"plan": [1, "none"]} and q[1:] == p[1:]
 
+def test_a_column_that_occurs_twice_is_said_and_kept(live, tmp_path):
+    settings, model = live
+    (tmp_path/"in.csv").write_text("age, age ,usage_minutes,gap\n30,2,300,4\n")
+    done = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv")
+    assert done.scored == 1 and "column age occurs more than once; the first was taken" in done.summary()
+    assert (tmp_path/"out.csv").read_text().startswith("age, age ,usage_minutes,gap,probability")
+
 # --- what is refused ---
 
 def test_errors_before_anything_is_written(live, tmp_path):
@@ -246,8 +253,6 @@ def test_errors_before_anything_is_written(live, tmp_path):
     says("empty; the first line must name the columns")
     (tmp_path/"in.csv").write_text("age,x\n1,2\n")
     says("columns usage_minutes, gap are missing; the model needs age, usage_minutes, gap")
-    (tmp_path/"in.csv").write_text("age,age,usage_minutes,gap\n1,2,3,4\n")
-    says("column age occurs twice")
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap,reasons\n1,2,3,4\n")
     says("has a column reasons already; rename it, or have it replaced with --overwrite")
     says("neither .csv nor .parquet", out="out.json")
