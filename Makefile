@@ -17,7 +17,7 @@ export DO_NOT_TRACK ?= 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run pipeline serve test test-fast test-rest test-notebooks test-outputs test-code check touched coverage e2e e2e-tests bench site map lab export readme lint lint-python wheel release lock clean
+.PHONY: help setup data run pipeline serve test test-fast test-rest test-notebooks test-outputs test-code check touched coverage e2e e2e-tests soak bench site map lab export readme lint lint-python wheel release lock clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ e2e: setup ## what takes minutes and root: a fresh clone, README's examples, the
 e2e-tests: setup # three sides by side: most of it waits for containers and downloads
 	@echo "== e2e: a fresh clone in an empty environment; images; measurements; from a push to a running service"
 	@$(PYTEST) -n 3 -rA --durations=12 -o faulthandler_timeout=3600 tests/e2e
+
+soak: data ## 40 kills of a fresh run at random moments, each followed by a whole run, which must give the model and the answers of an undisturbed one; goes on where it stopped (an hour or two)
+	@$(BIN)/python tests/soak/killed_runs.py
 
 BENCHES := quantize drift features score serve batching pipeline capacity
 bench: data ## measure side by side on this machine, into bench/RESULTS.md: all (an hour or two), or WHAT=serve|drift|features|score|quantize|batching|pipeline|capacity (QUICK=1: does it run?), or WHAT=freshness (needs `make pipeline`)

@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from ..core.errors import UsageError
+from ..core.processes import hold_lock
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from .run_report import PipelineRun, short_path, step_line, write_report
@@ -26,22 +25,24 @@ STEPS = ["00_features", "01_train", "03_drift", "02_promote", "04_serve"]
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #04c86c6f
 @contextlib.contextmanager
+def _run_lock(ws: Workspace) -> Iterator[int]:  # the locked file; `retrain` looks whether it is free
+    "Hold a workspace for one run and its kernels. Raises UsageError where another run has it."
+    with hold_lock(ws.root / ".run.lock", 1.0) as held:  # kernels of a killed run need a moment to end
+        if held is None:
+            raise UsageError(
+                f"workspace {ws.root}: another run is at work there; wait for it or choose another with --workspace"
+            )
+        yield held
+
+
+@contextlib.contextmanager
 def exclusive_run(
     settings: Settings,
 ) -> Iterator[Workspace]:  # opened
     "Hold the workspace for one run. Raises UsageError where another run has it."
     ws = Workspace(settings.paths.workspace).open()
-    lock = filelock.FileLock(ws.root / ".run.lock", timeout=0.2)  # `retrain` looks whether it is free
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise UsageError(
-            f"workspace {ws.root}: another run is at work there; wait for it or choose another with --workspace"
-        ) from None
-    try:
+    with _run_lock(ws):
         yield ws
-    finally:
-        lock.release()
 
 
 # %% ../../nbs/ops/10_pipeline_runner.ipynb #fb062629
@@ -81,10 +82,11 @@ def run_pipeline(
     "Run the steps in order until one fails, and write the report. Raises UsageError before anything runs."
     known = {s: parameters(settings.paths.notebooks / f"{s}.ipynb") for s in steps}
     fitting(given, {k: v for s in steps for k, v in known[s].items()}, "churn run")
+    ws = Workspace(settings.paths.workspace).open()
     with (
-        exclusive_run(settings) as ws,
+        _run_lock(ws) as held,
         kernel_environment(settings),
-        contextlib.closing(Kernels(settings, steps)) as kernels,
+        contextlib.closing(Kernels(settings, steps, (held,))) as kernels,
     ):
         run, values = PipelineRun(new_run_dir(ws)), {**_defaults(settings, ws, steps), **given}
         context = StepContext(settings, run.run_dir, kernels, lessons)

@@ -179,13 +179,16 @@ def _late_imports(step: str, settings: Settings) -> list[str]:
     return {"01_train": store, "02_promote": store, "03_drift": page, "04_serve": store}.get(step, [])
 
 
-def _start_kernel(settings: Settings, step: str) -> AsyncKernelManager:
-    "Start a kernel for a step; before it is ready it imports what the notebook will import."
+_TIED = "__import__('churn_nb.core.processes').core.processes.end_with_parent()"  # no name is left behind
+
+
+def _start_kernel(settings: Settings, step: str, held: tuple[int, ...]) -> AsyncKernelManager:
+    "Start a kernel for a step; before it is ready it imports what the notebook will import. It ends with this process, and holds the open files, too."
     source, km = settings.paths.notebooks / f"{step}.ipynb", AsyncKernelManager(kernel_name="python3")
     nb = without_lessons(json.loads(source.read_text()))
-    first = "; ".join([imports(nb), *(f"import {m}" for m in _late_imports(step, settings))])
-    arguments = ["--log-level=50", f"--IPKernelApp.exec_lines={first}"]
-    run_sync(km.start_kernel)(cwd=str(source.parent), extra_arguments=arguments)
+    first = [_TIED, imports(nb), *(f"import {m}" for m in _late_imports(step, settings))]
+    arguments = ["--log-level=50", f"--IPKernelApp.exec_lines={'; '.join(first)}"]
+    run_sync(km.start_kernel)(cwd=str(source.parent), extra_arguments=arguments, pass_fds=held)
     return km
 
 
@@ -193,19 +196,19 @@ def _start_kernel(settings: Settings, step: str) -> AsyncKernelManager:
 class Kernels:
     "The kernels of a run: each is started while the two steps before it run, and all are gone after `close`."
 
-    def __init__(self, settings: Settings, steps: list[str]):
-        self.settings, self.steps = settings, steps
+    def __init__(self, settings: Settings, steps: list[str], held: tuple[int, ...] = ()):
+        self.settings, self.steps, self.held = settings, steps, held  # `held`: open files that a kernel holds, too
         self.started: dict[str, AsyncKernelManager] = {}
         self.leaving: list[AsyncKernelManager] = []
 
     def of(self, step: str) -> AsyncKernelManager:
         "The kernel of a step; those of the next two are started beside it."
         if step not in self.started:
-            self.started[step] = _start_kernel(self.settings, step)
+            self.started[step] = _start_kernel(self.settings, step, self.held)
         with contextlib.suppress(Exception):  # the step itself reports what is wrong
             for ahead in self.steps[self.steps.index(step) + 1 :][:2]:
                 if ahead not in self.started:
-                    self.started[ahead] = _start_kernel(self.settings, ahead)
+                    self.started[ahead] = _start_kernel(self.settings, ahead, self.held)
         return self.started[step]
 
     def stop(self, step: str) -> None:
