@@ -17,10 +17,10 @@ __all__ = [
 
 # %% ../../nbs/batch/40_job.ipynb #0c368aef
 import contextlib
+import csv
 import hashlib
 import json
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,11 +38,20 @@ from tqdm import tqdm
 
 from .readers import ModelInput, open_model_input, value_type
 from .scorer import Scorer
-from .writers import RejectsWriter, cast_column, infer_column_types, open_writer, rejects_outputs
+from churn_nb.batch.writers import (
+    LineWriter,
+    RejectsWriter,
+    TableWriter,
+    cast_column,
+    infer_column_types,
+    open_writer,
+    rejects_outputs,
+)
 from ..core.errors import DataError
 from ..core.outputs import Output, link_target, require_outputs
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
+from ..data.csv_dialect import sniff_dialect
 from ..data.tabular_reader import Chunk, CsvReader, read_chunks
 from ..data.value_parsing import read_format
 
@@ -141,8 +151,10 @@ def _is_scored(path: Path) -> bool:
     if path.suffix.lower() == ".parquet":
         names = pq.read_schema(path).names
     else:
-        with open(path, "rb") as f:
-            names = re.split("[,;\t|]", f.readline(1 << 20).decode(errors="replace").strip())
+        try:
+            names = sniff_dialect(path)[1]
+        except (DataError, csv.Error):
+            return False
     added = [*SCORE_COLUMNS]
     return names[-len(added) :] == added or names[-len(added) + 1 :] == added[:-1]
 
@@ -155,14 +167,25 @@ def require_score_outputs(source: Path, out: Path, rejects: Path, options: Score
 
 
 # %% ../../nbs/batch/40_job.ipynb #fff1b217
+_NOT_IN_CSV = (
+    pa.types.is_nested,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
+
+
 def _check_output(source: ModelInput, out: Path) -> None:
     "Raise DataError where the output's format can't hold the source."
     for column in source.reader.schema if out.suffix.lower() == ".csv" else ():
         t = value_type(column.type)
-        if pa.types.is_nested(t) or pa.types.is_binary(t) or pa.types.is_large_binary(t):
+        stored = t.storage_type if isinstance(t, pa.BaseExtensionType) else t
+        if any(holds(stored) for holds in _NOT_IN_CSV):
             raise DataError(f"{out}: CSV can't hold column {column.name}, {t}; write .parquet")
 
 
+# %% ../../nbs/batch/40_job.ipynb #e3af5410
 def plan_scoring(
     model,  # With `manifest` and `predict`, such as the API's
     source: Path,
@@ -316,10 +339,30 @@ def _output_schema(plan: ScoringPlan) -> pa.Schema:
     return pa.schema([*kept, *added], plan.source.reader.schema.metadata)
 
 
+def _open_output(plan: ScoringPlan, path: Path, schema: pa.Schema) -> TableWriter:
+    "A writer of the output: a CSV file keeps the lines of a CSV source."
+    reader = plan.source.reader
+    if isinstance(reader, CsvReader) and plan.kind == ".csv":
+        return LineWriter(path, schema, reader, [f.name for f in plan.kept])
+    return open_writer(path, plan.kind, schema)
+
+
+# %% ../../nbs/batch/40_job.ipynb #5498f90d
+def _take_rows(table: pa.Table, rows: pa.ChunkedArray) -> pa.Table:
+    "The rows of a table where a column of bools is true."
+    if pc.all(rows).as_py():
+        return table
+    try:
+        return table.filter(rows)
+    except pa.ArrowNotImplementedError:  # a type that Arrow can only slice, such as string_view
+        at = np.flatnonzero(rows.to_numpy())
+        return pa.concat_tables([table.slice(0, 0), *(table.slice(i, 1) for i in at)])
+
+
 def _join(plan: ScoringPlan, schema: pa.Schema, chunk: Chunk, part: pa.Table) -> pa.Table:
     "The scored rows of a chunk, with the columns of the output."
     scored, manifest = part["probability"].is_valid(), plan.scorer.model.manifest
-    table, part = chunk.table.select([f.name for f in plan.kept]).filter(scored), part.filter(scored)
+    table, part = _take_rows(chunk.table.select([f.name for f in plan.kept]), scored), part.filter(scored)
     columns = table.columns
     if plan.retypes:
         fields = [schema.field(i).with_name(f.name) for i, f in enumerate(plan.kept)]
@@ -349,7 +392,7 @@ def _count(result: ScoreResult, table: pa.Table, part: pa.Table, resumed: bool) 
 def _run(plan: ScoringPlan, folder: Path, rejects: Path, options: ScoreOptions, result: ScoreResult) -> None:
     "Read, score, write `folder/joined` and the rejects; counts go into the result."
     schema, reader, finished = _output_schema(plan), plan.source.reader, False
-    writer = open_writer(folder / "joined", plan.kind, schema, reader.form.delimiter or ",")
+    writer = _open_output(plan, folder / "joined", schema)
     rejected = RejectsWriter(rejects, reader.malformed)
     bar = tqdm(total=reader.n_rows, unit=" rows", unit_scale=True, disable=None, leave=False, desc=plan.out.name)
     chunks = read_chunks(reader, options.chunk_rows)
@@ -357,7 +400,7 @@ def _run(plan: ScoringPlan, folder: Path, rejects: Path, options: ScoreOptions, 
     try:
         for chunk, (part, resumed) in _in_order(chunks, _score_or_resume(plan.scorer, folder), threads):
             table = _join(plan, schema, chunk, part)
-            writer.write(table)
+            writer.write(table, chunk.row_numbers[part["probability"].is_valid().to_numpy()])
             rejected.add(chunk, part)
             _count(result, table, part, resumed)
             bar.update(len(chunk.table))

@@ -73,7 +73,7 @@ def test_any_sane_csv(live, tmp_path, name, delimiter, encoding):
     for out in (tmp_path/"out.csv", tmp_path/"out.parquet"):
         done = score_file(settings, model, tmp_path/name, out, ScoreOptions(reasons=0))
         assert (done.scored, done.rejected) == (2, 0)
-    back = list(csv.reader(io.StringIO((tmp_path/"out.csv").read_text()), delimiter=delimiter))
+    back = list(csv.reader(io.StringIO((tmp_path/"out.csv").read_text(encoding)), delimiter=delimiter))
     assert [r[:5] for r in back] == rows and back[0][5:] == ["probability", "churn_risk", "model_version"] # every text as it was
     np.testing.assert_allclose([float(r[5]) for r in back[1:]], probability([[42, 310.5, np.nan], [70, 100, np.nan]]), atol=1e-6)
     out = pd.read_parquet(tmp_path/"out.parquet")
@@ -187,9 +187,9 @@ def test_non_utf8_rows_are_rejected_unless_an_encoding_is_given(live, tmp_path):
     assert [score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored, "not UTF-8" in (tmp_path/"out.rejects.csv").read_text()] == [1, True]
     (tmp_path/"dataset.toml").write_text('[csv]\nencoding = "cp1252"\n[columns.age]\nuse = "number"\nmissing = ["43"]\n')
     described = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", ScoreOptions(description=tmp_path/"dataset.toml"))
-    assert (described.scored, described.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text() and "missing" in (tmp_path/"out.rejects.csv").read_text()
+    assert (described.scored, described.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text("cp1252") and "missing" in (tmp_path/"out.rejects.csv").read_text()
     of = lambda name: SimpleNamespace(data=SimpleNamespace(dataset=name, description=tmp_path/"dataset.toml"))
-    found = [score_file(of(name), model, tmp_path/"in.csv", tmp_path/"out.csv") and (tmp_path/"out.csv").read_text().splitlines()[1].split(",")[3] for name in ("demo", "other")]
+    found = [score_file(of(name), model, tmp_path/"in.csv", tmp_path/"out.csv") and (tmp_path/"out.csv").read_text("cp1252").splitlines()[1].split(",")[3] for name in ("demo", "other")]
     assert found == ["Köln", "Bonn"] # the model's own description, and none
 
 # --- categories, through a real graph ---
