@@ -25,7 +25,7 @@ from churn_nb.data.column_profiles import (
 from .csv_dialect import read_header
 from .description import ROLES, Description, Finding, TableColumn, normalise_names, rename_reserved
 from .leakage_checks import check_columns, check_label, check_twins
-from .typed_table import FLOAT32_MAX, label_index, require_float32, role_sql
+from .typed_table import LARGEST, label_index, require_in_range, role_sql
 from .value_parsing import cell_sql, decimal_sign
 
 # %% ../../nbs/data/50_schema_inference.ipynb #91068754
@@ -309,8 +309,8 @@ def infer_description(
         if not seen.rows:
             raise DataError(f"{file}: a line of column names and no row; bring some customers")
         d = replace(d, dialect=dialect, columns=_columns(names, seen, options.uses(roles)), rows=seen.rows)
-        if any(abs(x or 0) > FLOAT32_MAX for p in seen.profiles for x in (p.low, p.high)):
-            require_float32(con, d, native_columns(con))
+        if any(abs(x or 0) > min(LARGEST.values()) for p in seen.profiles for x in (p.low, p.high)):
+            require_in_range(con, d, native_columns(con))
         d = _with_time_form(d, seen.profiles, bool(options.timestamp))
         d = replace(d, findings=(*d.findings, *renamed, *reserved, *_reading_findings(d, seen)))
         return _finish_events(con, d) if options.kind == "events" else _finish_snapshot(con, d, seen.profiles, options)

@@ -447,6 +447,19 @@ def _require_valid(reader: TableReader, cells: dict[int, InvalidCell]) -> None:
 
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #2ffc795d
+def _require_finite(reader: TableReader, chunk: Chunk, typed: pa.Table) -> None:
+    "Raise DataError for a text that spells a number so large that it has become infinite."
+    for name, column in zip(typed.column_names, typed.columns):
+        if not pa.types.is_floating(column.type) or not is_text(chunk.table[name].type) or not column.null_count:
+            continue
+        texts = plain_array(chunk.table[name])
+        numbers, _ = parse_numbers(texts, reader.form, name)
+        spelled = pc.match_substring_regex(texts, r"\d").fill_null(False).to_numpy(zero_copy_only=False)
+        for i in np.flatnonzero(np.isinf(numbers) & spelled)[:1]:
+            cell = InvalidCell(name, f"{texts[i].as_py()[:40]} is beyond 1.8e+308; correct the cell or empty it")
+            _require_valid(reader, {int(chunk.row_numbers[i]): cell})
+
+
 def typed_chunks(
     reader: TableReader,
     size: int,  # Rows of a chunk
@@ -460,7 +473,9 @@ def typed_chunks(
             cast_kind(plain_array(a), kinds[n], reader.form, n) if n in kinds else a
             for n, a in zip(table.column_names, table.columns)
         ]
-        yield pa.table(arrays, table.column_names).replace_schema_metadata(reader.schema.metadata)
+        typed = pa.table(arrays, table.column_names).replace_schema_metadata(reader.schema.metadata)
+        _require_finite(reader, chunk, typed)
+        yield typed
 
 
 def read_typed(reader: TableReader) -> pa.Table:

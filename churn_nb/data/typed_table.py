@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = [
-    "FLOAT32_MAX",
+    "LARGEST",
     "feature_sql",
     "label_index",
     "typed_sql",
     "RoleSql",
     "role_sql",
     "twin_sql",
-    "require_float32",
+    "require_in_range",
     "prepare",
     "prepare_events",
 ]
 
 # %% ../../nbs/data/70_typed_table.ipynb #6b2a5165
 import contextlib
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -239,22 +240,34 @@ def _require_numbers(con: Any, d: Description, native: list[bool], made: str) ->
             )
 
 
-FLOAT32_MAX = 3.4028234663852886e38
+# %% ../../nbs/data/70_typed_table.ipynb #a0411d11
+LARGEST = {  # Use of a column -> the largest number that it can hold
+    "number": 3.4028234663852886e38,
+    "amount": math.nextafter(1e14, 0),
+    "quantity": 2.0**31 - 1,
+}
 
 
-def require_float32(con: Any, d: Description, native: list[bool]) -> None:
-    "Raise DataError for the first number that a feature's 32 bits can't hold, with its row and column."
-    columns = [(i, c.name) for i, c in enumerate(d.columns) if c.use == "number"]
-    for i, name in columns:
-        value = f"CAST({number_cell_sql(i, native[i], d.decimal)} AS DOUBLE)"
+def require_in_range(con: Any, d: Description, native: list[bool]) -> None:
+    "Raise DataError for the first number that a column of its use can't hold, with its row and column."
+    columns = [(i, c) for i, c in enumerate(d.columns) if c.use in LARGEST]
+    for i, c in columns:
+        value, most = f"CAST({number_cell_sql(i, native[i], d.decimal)} AS DOUBLE)", LARGEST[c.use]
         found = con.execute(
-            f"SELECT row, c{i} FROM raw WHERE isfinite({value}) AND abs({value}) > {FLOAT32_MAX} ORDER BY row LIMIT 1"
+            f"SELECT row, c{i} FROM raw WHERE abs({value}) > {most} ORDER BY row LIMIT 1"  # 1e400 is infinite
         ).fetchone()
         if found:
             raise DataError(
-                f"{d.file}: row {found[0]}, column {name}: {str(found[1])[:40]} is beyond {FLOAT32_MAX:.1e}, "
-                "which a feature can't hold; correct the cell or empty it"
+                f"{d.file}: row {found[0]}, column {c.name}: {str(found[1])[:40]} is beyond {most:.1e}, "
+                f"which a{'n' * (c.use == 'amount')} {c.use} can't hold; correct the cell or empty it"
             )
+
+
+def _require_finite(con: Any, d: Description, native: list[bool], made: str) -> None:  # made: SQL of the table
+    "Raise DataError where a number of the file became infinite."
+    found = " OR ".join(f"isinf(CAST({quoted_name(c.name)} AS DOUBLE))" for c in d.columns if c.use == "number")
+    if found and con.execute(f"SELECT count(*) FROM {made} WHERE {found}").fetchone()[0]:
+        require_in_range(con, d, native)
 
 
 # %% ../../nbs/data/70_typed_table.ipynb #29ffc269
@@ -293,7 +306,7 @@ def _described_table(d: Description, memory_limit: str) -> Iterator[Any]:  # Duc
         try:
             yield con
         except duckdb.ConversionException:
-            require_float32(con, d, native_columns(con))
+            require_in_range(con, d, native_columns(con))
             raise
 
 
@@ -314,6 +327,7 @@ def prepare(
         def check(made: str) -> None:
             _require_unique(con, made, d)
             _require_numbers(con, d, native, made)
+            _require_finite(con, d, native, made)
 
         return _write_table(con, _snapshot_sql(con, d, native), out, d.file, check)
 
@@ -328,4 +342,5 @@ def prepare_events(
     Raises DataError as `prepare`, and then leaves what was at `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with _described_table(d, memory_limit) as con:
+        require_in_range(con, d, native_columns(con))
         return _write_table(con, _events_sql(con, d, native_columns(con)), out, d.file, lambda made: None)

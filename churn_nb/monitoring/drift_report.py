@@ -422,14 +422,13 @@ def read_table(
 ) -> "pd.DataFrame":  # At least one row
     "Read a table as `churn describe` reads it. Raises DriftInputError: one line with the file and what to do."
     path = Path(path)
-    if not path.is_file():
-        raise DriftInputError(f"{path}: {'a folder, name one file in it' if path.is_dir() else 'no such file'}")
     try:
         table = _tabular_reader().read_typed(_open_drift_table(path, encoding))
     except DriftInputError:
         raise
     except DataError as e:
-        raise DriftInputError(f"{path}: can't be read as a table: {str(e).removeprefix(f'{path}: ')}") from None
+        read = f"{path}: can't be read as a table: " if path.is_file() else f"{path}: "
+        raise DriftInputError(read + str(e).removeprefix(f"{path}: ")) from None
     if not len(table):
         raise DriftInputError(f"{path}: no rows; check the window that it was written from")
     return table.to_pandas()

@@ -228,6 +228,6 @@ def test_bad_files_are_refused_by_name(tmp_path, name, content, says):
     assert says in str(e.value) and name in str(e.value) and "\n" not in str(e.value)
 
 def test_a_folder_is_not_a_table(tmp_path):
-    with pytest.raises(d.DriftInputError, match="folder"): d.read_table(tmp_path)
+    with pytest.raises(d.DriftInputError, match="it is a folder; name one file in it"): d.read_table(tmp_path)
 
 # Evidently
