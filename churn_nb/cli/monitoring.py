@@ -95,6 +95,15 @@ def _compare_streams(reference: Path, current: Path, columns: list[str], setting
 
 
 # %% ../../nbs/cli/80_monitoring.ipynb #10efbf26
+def _expected_loss(e: dict[str, Any]) -> str:
+    "An estimate of the loss, in words."
+    if e["low"] is None:
+        return (
+            f"unknown with outcomes of {e['batches']} months, 4 are needed; {e['cbpe']:.4f} if the model is calibrated"
+        )
+    return f"{e['estimate']:.4f} ({e['low']:.4f} to {e['high']:.4f}), promised {e['promised']:.4f}; {e['verdict']}"
+
+
 def _print_report(found: dict[str, Any]) -> None:
     "The features, the joint drift, and what is known of the performance."
     shown = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in found["features"]]
@@ -109,6 +118,8 @@ def _print_report(found: dict[str, Any]) -> None:
     if w := found.get("losses"):
         verdict = f"worse, proved on {w['alarm_at']}" if w["alarm"] else "not proved worse"
         typer.echo(f"log-loss of {w['rows']:,} outcomes: {w['loss']:.4f}, promised {w['baseline']:.4f}; {verdict}")
+    if e := found.get("loss_before_outcomes"):
+        typer.echo(f"log-loss of the current rows, before their outcomes are known: {_expected_loss(e)}")
 
 
 # %% ../../nbs/cli/80_monitoring.ipynb #e64d7599
