@@ -72,14 +72,26 @@ def _dvc_pull(path: Path) -> None:
         raise DataError(f"dvc pull {path.name}: {message[message.find('ERROR') :][:300]}")
 
 
+def _fetch(path: Path) -> None:
+    "Fetch a file where it is missing. Raises DataError, also where it is missing and its folder can't be written."
+    try:
+        with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                _dvc_pull(path)
+    except OSError as e:
+        if not path.exists():  # one that is there is read, whatever may be written beside it
+            raise DataError(
+                f"{path}: is missing, and {path.parent} can't be written ({e.strerror or e}); "
+                "make it writable, or set CHURN_PATHS_DATA to a folder that holds the file"
+            ) from None
+
+
 def pull(
     path: Path,  # The data file; its pointer is beside it, with the ending .dvc
 ) -> str:  # "md5:..." of the verified file
     "Fetch a tracked file where it is missing, and verify it. Raises DataError."
     expected = pointer_md5(Path(f"{path}.dvc"))
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        if not path.exists():
-            _dvc_pull(path)
+    _fetch(path)
     if (found := file_md5(path)) != expected:
         raise DataError(
             f"{path}: md5 {found}, the pointer says {expected}; "

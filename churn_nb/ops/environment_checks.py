@@ -17,6 +17,7 @@ __all__ = [
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -87,8 +88,13 @@ def check_settings(settings: Settings) -> str:
 
 
 def check_workspace(settings: Settings) -> str:
-    "The workspace can be written and has room. Raises WorkspaceError."
+    "The workspace can be written, with every file in it, and has room. Raises WorkspaceError, CheckFailed."
     root = Workspace(settings.paths.workspace).open().root
+    if closed := [f for f in root.rglob("*") if not f.is_symlink() and not os.access(f, os.W_OK)]:
+        raise CheckFailed(
+            f"{closed[0]} can't be written, with {len(closed) - 1} others; "
+            f"make {root} this user's (`chown -R`), or choose another with --workspace"
+        )
     used = sum(f.lstat().st_size for f in root.rglob("*") if f.is_file() and not f.is_symlink())
     return f"{root}: {used / 1e6:,.0f} MB, {shutil.disk_usage(root).free // 10**9} GB free"
 
@@ -112,16 +118,28 @@ def check_memory(settings: Settings, need_mb: int = 300) -> str:
 
 # %% ../../nbs/ops/62_environment_checks.ipynb #58675c4c
 def check_code(settings: Settings) -> str:
-    "The commit that a run would be known by."
+    "The commit that a run would be known by. Raises CheckFailed where git refuses a checkout of another user."
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
-        folder = settings.paths.notebooks
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=settings.paths.notebooks,
+            env=os.environ | {"LC_ALL": "C"},  # its messages are read below
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
 
     try:
         head = git("rev-parse", "--short", "HEAD")
     except OSError:
-        return "no git here: a run is known by its data alone"
+        return "git is not installed: a run is known by its data alone, its commit is `unknown`"
+    if "dubious ownership" in head.stderr:
+        folder = re.findall(r"safe\.directory (\S.*)", head.stderr)
+        raise CheckFailed(
+            "the checkout belongs to another user, so git answers nothing and a run would be known by its data alone; "
+            f"git config --global --add safe.directory {folder[0] if folder else settings.paths.notebooks.parent}"
+        )
     if head.returncode:
         return "not a git repository: a run is known by its data alone"
     changed = len(git("status", "--porcelain", "--untracked-files=no").stdout.splitlines())

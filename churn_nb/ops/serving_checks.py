@@ -11,13 +11,15 @@ import json
 import os
 import socket
 
+import onnxruntime as ort
+
 from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from .diagnostics import missing_package
 from ..registry.bundle import current_bundle
-from ..registry.onnx_validation import bundle_requirements
+from ..registry.onnx_validation import bundle_requirements, check_onnx
 from ..serving.predictor import Model
 
 
@@ -35,9 +37,18 @@ def _champion_by(settings: Settings) -> dict[str, str | None] | None:
 
 
 # %% ../../nbs/ops/66_serving_checks.ipynb #8430d7fb
+def _require_files(settings: Settings, version: str) -> None:
+    """The files of a version are where the registry says, are those that were registered, and ONNX Runtime loads them.
+    Raises RegistryError, BundleError."""
+    registry = optional("churn_nb.registry.model_registry", why="The check of the registry").ModelRegistry(settings)
+    manifest, model = registry.load_version(version)
+    check_onnx(model, manifest, "model.onnx", settings.serve.max_model_mb)
+    ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
 def check_registry(settings: Settings) -> str:
-    """The champion's alias is the one that the decision log ends with.
-    Raises CheckFailed, RegistryError, RegistryUnavailable."""
+    """The champion's alias is the one that the decision log ends with, and its files can be opened.
+    Raises CheckFailed, RegistryError, RegistryUnavailable, BundleError."""
     if (found := _champion_by(settings)) is None:
         return "empty; `churn run` fills it"
     alias, log = found["champion"], found.pop("log")
@@ -45,7 +56,10 @@ def check_registry(settings: Settings) -> str:
         raise CheckFailed(
             f"champion is version {alias}, the log of decisions says {log}; `churn history` puts the alias back"
         )
-    return ", ".join(f"{a} {v or 'none'}" for a, v in found.items())
+    if alias:
+        _require_files(settings, alias)
+    aliases = ", ".join(f"{a} {v or 'none'}" for a, v in found.items())
+    return aliases + ("; the champion's files hold" if alias else "")
 
 
 # %% ../../nbs/ops/66_serving_checks.ipynb #de5ebcfb

@@ -7,7 +7,11 @@ __all__ = ["check_data", "check_stores", "check_features"]
 
 # %% ../../nbs/ops/64_store_checks.ipynb #4afa3b24
 import os
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
@@ -42,8 +46,19 @@ def _require_redis(url: SplitResult, address: str) -> None:
 
 
 # %% ../../nbs/ops/64_store_checks.ipynb #56edc05e
+def _require_row(files: list[Path]) -> None:
+    "Open every file of the offline store and read one row. Raises CheckFailed."
+    for f in files:
+        try:
+            with pq.ParquetFile(f) as table:
+                next(table.iter_batches(1), None)
+        except (OSError, pa.ArrowInvalid) as e:
+            why = " ".join(str(e).split())[:150]
+            raise CheckFailed(f"offline: {f} can't be read ({why}); run `churn step 00_features`") from None
+
+
 def check_stores(settings: Settings) -> str:
-    "Online store and tracking server answer; the offline store has files. Raises ServiceUnavailable."
+    "Online store and tracking server answer; the offline store has files, and each gives a row. Raises ServiceUnavailable, CheckFailed."
     stores, found = settings.stores, [f"online: {settings.stores.online}"]
     if (url := urlsplit(stores.online)).hostname:
         _require_redis(url, stores.online)
@@ -52,8 +67,10 @@ def check_stores(settings: Settings) -> str:
         optional("churn_nb.registry.connection", why="The check of the tracking server").ping(stores.tracking_uri)
         found.append("the tracking server answers")
     folder = offline_folder(settings)
-    files = len([*folder.glob("*.parquet")]) if folder.is_dir() else 0
-    return ", ".join([*found, f"offline: {files} files"])
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    if files:
+        _require_row(files)
+    return ", ".join([*found, f"offline: {len(files)} files"])
 
 
 # %% ../../nbs/ops/64_store_checks.ipynb #10005514

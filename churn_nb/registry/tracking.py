@@ -114,10 +114,12 @@ def tracking(settings: Settings) -> Any:  # MlflowClient
 
 # %% ../../nbs/registry/40_tracking.ipynb #33218142
 def git_sha() -> str:
-    "The commit that is checked out, with `-dirty` where files differ from it; `unknown` outside a repository."
-    r = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, text=True
-    )
+    "The commit that is checked out, with `-dirty` where files differ from it; `unknown` outside a repository or without git."
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        r = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return r.stdout.strip() if r.returncode == 0 else "unknown"
 
 

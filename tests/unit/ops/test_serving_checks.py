@@ -46,6 +46,20 @@ def test_a_champion_set_by_hand_is_reported(registry):
     client.set_registered_model_alias("doctor", "champion", "2")
     assert line("registry", s).ok
 
+def test_champion_files_that_are_changed_or_gone(registry):
+    "Its bundle still serves; the next deployment would fail. The seed's files are put back, as other tests use them."
+    s = registry.world("doctor-files", champions=1)
+    assert line("registry", s).text.endswith("the champion's files hold")
+    whole = {f: f.read_bytes() for f in (registry.root/"artifacts").rglob("model.onnx")}
+    try:
+        for f, content in whole.items(): f.write_bytes(content + b" ")
+        ill("registry", s, 2, "is not the file that was registered")
+        for f in whole: f.unlink()
+        ill("registry", s, 2, "can't be read")
+    finally:
+        for f, content in whole.items(): f.write_bytes(content)
+    assert line("registry", s).ok
+
 def test_the_bundle_is_not_the_champion(registry):
     s = registry.world("doctor-late", champions=1)
     registry.promote(s, registry.challenger(s, "strong"), "1") # decided, not deployed

@@ -1,11 +1,13 @@
 "`churn_nb.ops.store_checks`: a data file, a store and features that are not as they should be, each with its line."
+import errno, os, shutil
 from pathlib import Path
 from churn_nb.core.workspace import Workspace
+from churn_nb.data import datasets
+from churn_nb.feature_store.feast_store import offline_folder
 from checks import ill, line
 from serving import free_port
 
 def test_data_that_is_not_what_its_pointer_means(tmp_path, configured):
-    import shutil
     source = Path(configured(tmp_path).paths.data)
     for f in ("cdnow.csv", "cdnow.csv.dvc"): shutil.copy(source/f, tmp_path/f)
     s = configured(tmp_path/"ws", paths__data=str(tmp_path))
@@ -13,7 +15,24 @@ def test_data_that_is_not_what_its_pointer_means(tmp_path, configured):
     with open(tmp_path/"cdnow.csv", "a") as f: f.write("1,1,1,1\n")
     ill("data", s, 2, "cdnow.csv", "the pointer says")
 
+def test_a_data_folder_that_cannot_be_written(tmp_path, configured, monkeypatch):
+    "What is there is read; what is missing is said to be, before a step asks for it."
+    class ReadOnly:
+        def __init__(self, path): pass
+        def __enter__(self): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        def __exit__(self, *_): pass
+    monkeypatch.setattr(datasets.filelock, "FileLock", ReadOnly)
+    assert line("data", configured(tmp_path)).ok
+    shutil.copy(Path(configured(tmp_path).paths.data)/"cdnow.csv.dvc", tmp_path)
+    ill("data", configured(tmp_path/"ws", paths__data=str(tmp_path)), 2, "cdnow.csv: is missing", "can't be written (Read-only file system)", "CHURN_PATHS_DATA")
+
 # stores
+
+def test_half_a_file_of_the_offline_store_is_named(copied):
+    s = copied("few")
+    file = next(offline_folder(s).glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-100])
+    ill("stores", s, 2, file.name, "can't be read", "churn step 00_features")
 
 def test_features_that_differ_from_the_log(copied):
     s = copied("few")
