@@ -44,14 +44,15 @@ def rounds(width:int, batches, times:int, at_least:float=.05) -> dict:
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from churn_nb.modeling.onnx_export import LogScale, onnx_predict, to_onnx
-    from churn_nb.features import feature_names, training_rows
+    from churn_nb.features import build, feature_names, training_rows
     from churn_nb.modeling.quantization import instruction_sets, precision_cost, quantize_dynamic, quantize_static
     from churn_nb.core.settings import load_settings
     from churn_nb.train import fit, matrices
     with tempfile.TemporaryDirectory() as ws:
         s = load_settings({"paths.workspace": ws, "paths.data": str(ROOT/"data")}, environ={})
         names = feature_names(s)
-        data = matrices(training_rows(s, 1000), names)
+        build(s, 1000)
+        data = matrices(training_rows(s), names)
     (X, y), (T, t) = data["train"][:2], data["test"][:2]
     net = fit(make_pipeline(LogScale(), MLPClassifier((width, width), batch_size=256, max_iter=2, random_state=0)), X, y)
     files = {"float32": to_onnx(net, len(names))}

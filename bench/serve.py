@@ -62,8 +62,9 @@ def prepare(folder:Path, customers:int, redis:str):
     from churn_nb.train import matrices
     on = lambda ws, **more: load_settings({"paths.workspace": str(folder/ws), "paths.data": str(ROOT/"data"), **more}, environ={})
     s, names = on("ws"), f.feature_names(on("ws"))
-    data = matrices(f.training_rows(s, customers), names)
-    latest = f.latest_rows(s, customers).customer_id.tolist()
+    f.build(s, customers)
+    data = matrices(f.training_rows(s), names)
+    latest = f.latest_rows(s).customer_id.tolist()
     shutil.copytree(folder/"ws", folder/"ws-redis")
     r = on("ws-redis", **{"stores.online": redis})
     f.materialize(r, f.apply_store(r), keep=False)

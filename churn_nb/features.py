@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 # %% ../nbs/00_features.ipynb #ef53ae46
-import json
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -44,10 +43,16 @@ from datetime import datetime
 import filelock
 import pandas as pd
 
-from .core.clock import current_time
 from .core.settings import Settings
-from .core.workspace import Workspace, atomic_write
-from .feature_store.event_log import log_hash, write_base
+from .core.workspace import Workspace
+from churn_nb.feature_store.build_record import (
+    built_customers,
+    changes_since_build,
+    remove_build_record,
+    require_built,
+    write_build_record,
+)
+from .feature_store.event_log import write_base
 from .feature_store.event_source import as_of_dates, entity_frame, historical_features, write_windows
 from .feature_store.feast_store import StoreParity, offline_folder, open_store
 from churn_nb.feature_store.feature_sql import (
@@ -149,37 +154,21 @@ def parity(
 
 
 # %% ../nbs/00_features.ipynb #4dfbda40
-def _made_from(settings: Settings, customers: int, log: str, present: datetime) -> str:
-    "What the feature files depend on, as text; `log` is the log's hash."
-    return json.dumps(
-        {
-            "log": log,
-            "customers": customers,
-            "stores": settings.stores.model_dump(include={"online"}),
-            **settings.features.model_dump(mode="json"),
-            "present": None if settings.features.serve_as_of == "now" else str(present),
-        },
-        sort_keys=True,
-    )
-
-
 def build(
     settings: Settings,
     customers: int = 0,  # About how many customers; 0: all
 ) -> dict:  # Rows by split, customers, as-of dates, data hash
     """The whole step: data set -> features at all dates -> Feast -> labelled rows -> online store.
     Raises DataError; a build that was interrupted does not count as one."""
-    marker, present = Workspace(settings.paths.workspace).feast / "made_from.json", current_time(settings)
-    marker.unlink(missing_ok=True)  # until all is written, nothing counts as written
-    made = source_of(settings).build(customers)
-    atomic_write(marker, _made_from(settings, customers, made["data_hash"], present))
+    ws = Workspace(settings.paths.workspace).open()
+    with filelock.FileLock(ws.feast / ".build.lock"):
+        remove_build_record(settings)  # until all is written, nothing counts as written
+        made = source_of(settings).build(customers)
+        write_build_record(settings, customers, made["data_hash"])
     return {"dataset": settings.data.dataset, "customers_asked": customers, **made}
 
 
 # %% ../nbs/00_features.ipynb #c7a51d02
-logger = logging.getLogger("churn_nb.features")
-
-
 def customers_to_use(
     settings: Settings,
     customers: int,  # As in `build`; below 0: not said
@@ -188,46 +177,32 @@ def customers_to_use(
     "How many customers to use where the caller does not say: those of the workspace's features, or all; few in a lesson."
     if customers >= 0:
         return customers
-    if lesson:
-        return 2000
-    f = Workspace(settings.paths.workspace).feast / "made_from.json"
-    return json.loads(f.read_text())["customers"] if f.exists() else 0
+    return 2000 if lesson else built_customers(settings)
 
 
 # %% ../nbs/00_features.ipynb #823810cb
-def _ensure(settings: Settings, customers: int) -> Workspace:
-    "The workspace, with feature files made from this very data and these settings; a rebuild is logged, with its reason."
-    ws = Workspace(settings.paths.workspace).open()
-    with filelock.FileLock(ws.feast / ".build.lock"):
-        f, want = (
-            ws.feast / "made_from.json",
-            json.loads(_made_from(settings, customers, log_hash(settings), current_time(settings))),
-        )
-        made = json.loads(f.read_text()) if f.exists() else None
-        if made:  # earlier releases had a choice of engines for the history
-            made["stores"].pop("offline", None)
-        if made and made != want:
-            changed = [
-                f"{k} was {made.get(k)} and is {want.get(k)}"
-                for k in sorted({*made, *want})
-                if made.get(k) != want.get(k)
-            ]
-            logger.warning("features in %s are built again: %s", ws.feast, "; ".join(changed))
-        if made != want:
-            build(settings, customers)
-    return ws
+logger = logging.getLogger("churn_nb.features")
+
+
+def _require_built(settings: Settings, customers: int) -> None:
+    "As `require_built`; what has moved on since is logged."
+    require_built(settings, customers)
+    if moved := changes_since_build(settings):
+        logger.warning(moved)
 
 
 def training_rows(
     settings: Settings,
-    customers: int = 0,  # As in `build`
+    customers: int = -1,  # As in `build`; below 0: those of the build
 ) -> pd.DataFrame:  # customer_id, event_timestamp, churn, split, features
-    "Labelled rows of all splits with their point-in-time features; built where needed."
-    _ensure(settings, customers)
+    """Labelled rows of all splits with their point-in-time features, as they were built.
+    Raises DataError where nothing was built, or with other parameters."""
+    _require_built(settings, customers)
     return source_of(settings).training_rows()
 
 
-def latest_rows(settings: Settings, customers: int = 0) -> pd.DataFrame:
-    "The customers at present: customer_id, event_timestamp, created_timestamp, features; built where needed."
-    _ensure(settings, customers)
+def latest_rows(settings: Settings, customers: int = -1) -> pd.DataFrame:
+    """The customers at the moment of the build: customer_id, event_timestamp, created_timestamp, features.
+    Raises DataError as `training_rows` does."""
+    _require_built(settings, customers)
     return source_of(settings).latest_rows()

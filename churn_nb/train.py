@@ -43,7 +43,7 @@ from .data.encoding import Dictionary
 from .evaluation.comparison import BootstrapOptions, compare, intervals
 from .evaluation.metrics import evaluate
 from .evaluation.slicing import gain_table, slices
-from .feature_store.event_log import log_hash
+from .feature_store.build_record import built_hash
 from .feature_store.sources import source_of
 from .feature_store.split_planning import time_folds  # as the search below
 from .features import expiring_features, feature_descriptions, feature_names
@@ -222,7 +222,7 @@ def make_manifest(
         git_sha=git_sha(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=settings.data.dataset,
-        data_hash=log_hash(settings),
+        data_hash=built_hash(settings),
         metrics=metrics,
         threshold=s.decision_threshold(),
         decision=s.costs,

@@ -53,7 +53,8 @@ def configured():
 def fill(configured):
     "Make a feature store of about so many customers (0: all), without the labelled rows that only training needs; its settings."
     from churn_nb import features as f
-    from churn_nb.feature_store.event_log import write_base
+    from churn_nb.feature_store.build_record import write_build_record
+    from churn_nb.feature_store.event_log import log_hash, write_base
     from churn_nb.core.workspace import Workspace
     from churn_nb.data.datasets import load_events
     def filled(ws, customers, **over):
@@ -62,6 +63,7 @@ def fill(configured):
         write_base(s, load_events(s, customers))
         f.write_windows(s)
         f.materialize(s, f.apply_store(s), chunk=8000, keep=False)
+        write_build_record(s, customers, log_hash(s))
         return s
     return filled
 

@@ -17,18 +17,18 @@ from .options import WorkspaceOption, command_settings
 from ..core.clock import advance_clock, current_time
 from ..core.errors import UsageError
 from ..core.settings import Settings
-from ..core.workspace import Workspace
+from ..feature_store.build_record import require_built
 from ..feature_store.sources import source_of
 from ..features import apply_store, materialize
 from ..ops.event_worker import push_rows, read_event_rows
 
-
 # %% ../../nbs/cli/70_features.ipynb #9c51b56e
+_IN_THE_STORES = {"windows_hours", "ttl_days"}
+
+
 def require_features(settings: Settings) -> None:
-    "Raise UsageError where no features were ever built in the workspace."
-    ws = Workspace(settings.paths.workspace)
-    if not ws.base.exists() and not (ws.feast / "snapshot.parquet").exists():
-        raise UsageError(f"no features in {settings.paths.workspace}; make them with `churn step 00_features`")
+    "Raise DataError where no features were built in the workspace, or the stores would get others."
+    require_built(settings, only=_IN_THE_STORES)
 
 
 # %% ../../nbs/cli/70_features.ipynb #9c588efa

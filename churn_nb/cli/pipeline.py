@@ -223,7 +223,8 @@ def retrain_command(
     workspace: WorkspaceOption = "",
 ):
     "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0."
-    settings, given = command_settings(workspace, dataset), parse_parameters(param)
+    settings = command_settings(workspace, dataset)
+    given: dict[str, str | int] = {"customers": -1, **parse_parameters(param)}  # those of the workspace
     outcome = retrain(settings, why, lambda: run_pipeline(settings, given, progress=typer.echo).exit_code, force=force)
     typer.echo(f"{outcome.action}: {outcome.reason}")
     end_command(outcome.exit_code or 0)

@@ -12,7 +12,6 @@ import typer
 
 from .app import app, end_command
 from .options import DatasetOption, WorkspaceOption, command_settings, print_table
-from ..core.errors import UsageError
 from ..features import training_rows
 from ..ops.pipeline_runner import exclusive_run
 from ..promote import run_gate
@@ -31,9 +30,7 @@ def promote_command(
     "Judge the registry's challenger by the gate; promote and deploy it, or refuse with exit code 1."
     settings = command_settings(workspace, dataset)
     with exclusive_run(settings) as ws:
-        if (made := ws.read_result("00_features")) is None:
-            raise UsageError(f"workspace {ws.root}: no features and no challenger there; make them with `churn run`")
-        rows = training_rows(settings, made["customers_asked"])
+        rows = training_rows(settings)
         decision, result = run_gate(settings, rows[rows.split == "test"], refresh)
         ws.write_result("02_promote", result)
         print_table(result["checks"], ["criterion", "required", "measured", "verdict"])

@@ -37,13 +37,14 @@ import pyarrow.compute as pc
 from msgspec import Meta
 
 from ..core.clock import current_time, utc
-from ..core.errors import ClockError, DataError, InvalidRequest
+from ..core.errors import ChurnError, ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
 from ..data.csv_dialect import unreadable
 from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, open_table, read_chunks
 from ..data.value_parsing import TableFormat, is_text, parse_numbers, plain_array
+from ..feature_store.build_record import require_built
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
@@ -303,7 +304,7 @@ def push_rows(settings: Settings, store, rows: list) -> tuple[list[str | Refusal
     try:
         catch_up(settings, store() if callable(store) else store)
     except Exception as e:  # noqa: BLE001
-        _logger.error("features are behind the log: %s", type(e).__name__)
+        _logger.error("features are behind the log: %s", e if isinstance(e, ChurnError) else type(e).__name__)
         return out, f"the online store failed ({type(e).__name__}); the events are logged, their features follow"
     return out, ""
 
@@ -315,6 +316,7 @@ def answer_batches(read, write, settings: Settings):
 
     def opened() -> Any:
         if not store:
+            require_built(settings, only={"windows_hours", "ttl_days"})  # else the views would be others
             store.append(apply_store(settings))
         return store[0]
 

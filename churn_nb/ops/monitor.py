@@ -33,6 +33,7 @@ from ..core.storage import connection
 from ..core.workspace import Workspace, atomic_write
 from ..data.encoding import Dictionary
 from ..evaluation.loss_estimation import Batch, LossEstimate, estimate_loss
+from ..feature_store.build_record import require_built
 from ..feature_store.event_log import log_sql
 from ..modeling.onnx_export import onnx_predict
 from ..monitoring.domain_classifier import domain_auc
@@ -236,6 +237,7 @@ def _outcomes(settings: Settings, ref: Reference, data_now: datetime | None) -> 
     "The outcomes that are known of this version; without rows where there are none."
     if not Workspace(settings.paths.workspace).base.exists():
         return pd.DataFrame({"customer_id": [], "at": [], "probability": [], "churn": []})
+    require_built(settings, only={"label_days"})  # else the outcomes are other labels
     known = known_outcomes(settings, data_now)
     return known[known.model_version == ref.manifest.version]
 

@@ -16,6 +16,7 @@ from ..core.errors import UsageError
 from ..core.processes import hold_lock
 from ..core.settings import Settings
 from ..core.workspace import Workspace
+from ..feature_store.build_record import changes_since_build
 from .run_report import PipelineRun, short_path, step_line, write_report
 from .step_runner import Kernels, StepContext, fitting, kernel_environment, parameters, run_step
 
@@ -60,9 +61,7 @@ def new_run_dir(ws: Workspace) -> Path:
 def _defaults(settings: Settings, ws: Workspace, steps: list[str]) -> dict[str, Any]:
     "The parameters that every step of a run is given."
     base = {"workspace": str(ws.root), "dataset": str(settings.data.description or settings.data.dataset)}
-    return base | (
-        {"customers": 0} if "00_features" in steps else {}
-    )  # later steps take what the features were built with
+    return base | ({"customers": 0} if steps == STEPS else {})  # a step alone takes the customers of the workspace
 
 
 def _nothing_to_serve(run: PipelineRun) -> bool:
@@ -91,6 +90,8 @@ def run_pipeline(
         run, values = PipelineRun(new_run_dir(ws)), {**_defaults(settings, ws, steps), **given}
         context = StepContext(settings, run.run_dir, kernels, lessons)
         progress(f"run {run.run_dir.name} in {short_path(ws.root)}")
+        if "00_features" not in steps and (moved := changes_since_build(settings)):
+            progress(f"  {moved}")
         for step in steps:
             if step == "04_serve" and _nothing_to_serve(run):
                 progress("  04_serve     skipped: the gate refused, and there is no champion to serve")

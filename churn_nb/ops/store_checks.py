@@ -17,6 +17,7 @@ from ..core.errors import CheckFailed, ServiceUnavailable
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..data.datasets import data_hash
+from ..feature_store.build_record import require_built
 from ..feature_store.sources import source_of
 from ..features import offline_folder, open_store, parity
 
@@ -75,10 +76,11 @@ def check_stores(settings: Settings) -> str:
 
 # %% ../../nbs/ops/64_store_checks.ipynb #10005514
 def check_features(settings: Settings) -> str:
-    "The online store is the one of the settings and equals the log. Raises CheckFailed."
+    "The features were made with these settings, and the online store equals the log. Raises DataError and CheckFailed."
     todo = "; run `churn materialize`"
     if not source_of(settings).is_built():
         return "empty; `churn run` fills it"
+    require_built(settings)
     store = open_store(settings)
     there = getattr(store.config.online_store, "connection_string", "").partition(",")[0]
     if there != urlsplit(settings.stores.online).netloc:

@@ -31,7 +31,7 @@ from ..core.data_settings import BUILT_IN
 from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.workspace import Workspace
-from ..feature_store.event_log import log_hash
+from ..feature_store.build_record import built_hash
 from ..modeling.onnx_export import hushed
 
 
@@ -138,7 +138,7 @@ def provenance(
     "Where a run comes from: the rows as MLflow's dataset records, and data set, data hash and commit."
     sources = optional("mlflow.data.code_dataset_source", "Experiment tracking")
     datasets = optional("mlflow.data.pandas_dataset", "Experiment tracking")
-    name, data_hash = settings.data.dataset, log_hash(settings)
+    name, data_hash = settings.data.dataset, built_hash(settings)
     tags = {"hash": data_hash}
     if name in BUILT_IN and name != "simulated":  # under DVC
         tags["dvc"] = f"data/{name}.csv.dvc"

@@ -8,7 +8,7 @@ from churn_nb import promote as p
 from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.registry.bundle import current_bundle
 from churn_nb.drift import drift_report
-from churn_nb.features import feature_names, training_rows
+from churn_nb.features import build, feature_names, training_rows
 from churn_nb.monitoring.logged_traffic import read_requests
 from churn_nb.monitoring.request_log import RequestLog, RequestLogOptions
 from churn_nb.ops.retraining import can_retrain, retrain, retrain_history
@@ -32,7 +32,8 @@ def settings_of(ws):
 
 def two_worlds(s):
     "Half of the customers for the first model, the other half in the world as it was and as it became."
-    rows, rng = training_rows(s, 2400), np.random.default_rng(0)
+    build(s, 2400)
+    rows, rng = training_rows(s), np.random.default_rng(0)
     ids = rows.customer_id.unique()
     first = rows.customer_id.isin(rng.choice(ids, len(ids)//2, replace=False))
     learnt, old = (rows[part].reset_index(drop=True) for part in (first, ~first))

@@ -41,7 +41,8 @@ def learned(request, tmp_path_factory):
     s = load_settings({"data.dataset": request.param, "paths.workspace": tmp_path_factory.mktemp(request.param)}, environ={})
     Workspace(s.paths.workspace).open()
     customers, _ = EXPECTED[request.param]
-    rows = training_rows(s, customers)
+    build(s, customers)
+    rows = training_rows(s)
     made = train(s, rows)
     decision, _ = run_gate(s, rows[rows.split == "test"])
     if decision.promoted: deploy_champion(s)

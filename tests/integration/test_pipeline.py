@@ -72,15 +72,29 @@ def test_promoting_twice_and_rollback_without_predecessor_are_refused(ran):
     back = churn("rollback", "--workspace", ws)
     assert back.returncode == 2 and back.stderr.strip() == "churn: nothing to roll back to: nothing was champion before version 1"
 
-def test_a_step_alone_keeps_the_features_of_the_run(ran):
+def stores(ws): return {f: f.read_bytes() for f in (ws/"feast").rglob("*") if f.is_file() and f.suffix != ".lock"}
+
+@pytest.mark.parametrize("command, code", [
+    ("step 02_promote", 1), ("step 03_drift", 0), ("step 04_serve", 0), ("promote", 1), ("history", 0), ("doctor", None), ("drift", None)])
+def test_a_step_or_command_leaves_the_stores_of_the_run(ran, command, code):
     "It is not told how many customers there are: it takes those of the workspace."
     ws, _ = ran
-    before = {f: f.stat().st_mtime_ns for f in (ws/"feast").rglob("*") if f.is_file()}
-    alone = churn("step", "02_promote", "--workspace", ws)
-    assert alone.returncode == 1 and "version 2 refused" in alone.stdout
-    assert {f: f.stat().st_mtime_ns for f in (ws/"feast").rglob("*") if f.is_file()} == before
-    parameters = json.loads((executed(ws)[-1]/"02_promote.ipynb").read_text())["metadata"]["papermill"]["parameters"]
-    assert "customers" not in parameters
+    before = stores(ws)
+    alone = churn(*command.split(), "--workspace", ws)
+    assert code in (None, alone.returncode) and "made with" not in alone.stderr, alone.stderr
+    assert stores(ws) == before
+    if command.startswith("step"):
+        parameters = json.loads((executed(ws)[-1]/f"{command.split()[1]}.ipynb").read_text())["metadata"]["papermill"]["parameters"]
+        assert "customers" not in parameters
+
+@pytest.mark.parametrize("step", ["01_train", "02_promote", "03_drift"])
+def test_a_step_refuses_other_customers(ran, step):
+    ws, _ = ran
+    before, result = stores(ws), (ws/"results"/f"{step}.json").read_bytes()
+    other = churn("step", step, "-p", "customers=60", "--workspace", ws)
+    assert other.returncode == 2 and "were made with customers = 500, not 60" in other.stdout + other.stderr
+    (ws/"results"/f"{step}.json").write_bytes(result) # a step removes its last result before it starts
+    assert stores(ws) == before
 
 def papermill(ws, out, **given):
     "The gate's notebook as a job of one's own executes it, without the `churn` command."

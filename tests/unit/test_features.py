@@ -20,7 +20,7 @@ from churn_nb import features as f
 from churn_nb.feature_store import event_source
 from churn_nb.core.errors import DataError
 from churn_nb.core.manifest import Store
-from churn_nb.data.datasets import load_events, file_md5
+from churn_nb.data.datasets import load_events
 from churn_nb.core.storage import ParquetLog, connection
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -166,14 +166,13 @@ def test_adjoining_label_windows_are_not():
 def small(tmp_path_factory):
     "A built workspace; its settings, and the event log it was built from."
     s = configured(tmp_path_factory.mktemp("built")/"ws")
-    return s, f.training_rows(s, N), load_events(s, N)
+    f.build(s, N)
+    return s, f.training_rows(s), load_events(s, N)
 
 def copy_of(small, to, **over):
     "The small store, in a folder that a test may spoil."
     shutil.copytree(small[0].paths.workspace, to/"ws")
     return configured(to/"ws", **over)
-
-files = lambda s: {n: (Workspace(s.paths.workspace).feast/n).stat().st_mtime_ns for n in ("base.parquet", "training_rows.parquet", "made_from.json")}
 
 def test_history_equals_the_direct_values(small):
     s, rows, log = small
@@ -285,41 +284,21 @@ def test_feasts_join_equals_a_bare_asof_join(small, tmp_path):
     pd.testing.assert_frame_equal(got[names], bare[names], check_exact=True)
     assert f.online(store, ids[:60], s).notna().any(axis=1).all()
 
-def test_rows_are_built_again_only_where_something_changed(small, tmp_path):
-    s = copy_of(small, tmp_path)
-    before = files(s)
-    pd.testing.assert_frame_equal(f.training_rows(s, N), small[1])
-    f.latest_rows(s, N)
-    assert files(s) == before
-    fewer = f.training_rows(s, 60)
-    assert 50 < fewer.customer_id.nunique() < 80 and all(files(s)[n] != t for n, t in before.items())
-    before, other = files(s), configured(s.paths.workspace, features__label_days=60)
-    assert f.training_rows(other, 60).churn.mean() > fewer.churn.mean() and all(files(s)[n] != t for n, t in before.items())
-    (data := tmp_path/"data").mkdir()
-    lines = (ROOT/"data/cdnow.csv").read_text().splitlines()
-    (data/"cdnow.csv").write_text("\n".join([*lines, "69660,1,1998-06-30,1,1.00", ""])) # one purchase more
-    (data/"cdnow.csv.dvc").write_text(f"outs:\n- md5: {file_md5(data/'cdnow.csv')}\n  path: cdnow.csv\n")
-    before = files(s)
-    f.training_rows(configured(s.paths.workspace, features__label_days=60, paths__data=str(data)), 60)
-    assert all(files(s)[n] != t for n, t in before.items())
-
 def test_a_step_keeps_the_customers_of_the_workspace(small, tmp_path):
     "What a step is not told it must not decide anew: `papermill nbs/02_promote.ipynb` on a workspace of all customers would keep 2,000 of them."
     s = copy_of(small, tmp_path)
-    before = files(s)
     for lesson in (True, False): assert [f.customers_to_use(s, n, lesson) for n in (0, 7, 2000)] == [0, 7, 2000]
     assert f.customers_to_use(s, -1, lesson=True) == 2000 and f.customers_to_use(s, -1, lesson=False) == N
-    f.training_rows(s, f.customers_to_use(s, -1, lesson=False))
-    assert files(s) == before
     assert f.customers_to_use(configured(tmp_path/"new"), -1, lesson=False) == 0, "all, as in a run"
 
-def test_a_rebuild_logs_what_changed(small, tmp_path, caplog):
+def test_a_build_is_recorded_under_the_data_it_read(small, tmp_path):
+    "A run that trains on these rows later names this hash, whatever was pushed since."
+    from churn_nb.feature_store.build_record import built_hash
+    from churn_nb.feature_store.event_log import event_batches, log_hash
     s = copy_of(small, tmp_path)
-    f.training_rows(s, N)
-    assert not caplog.messages
-    f.training_rows(s, 60)
-    (said,) = caplog.messages
-    assert f"are built again: customers was {N} and is 60" in said
+    before = built_hash(s)
+    event_batches(s).append(small[2].tail(1).assign(event_id=9_000_001, batch=1))
+    assert before == built_hash(s) != log_hash(s)
 
 def test_a_pushed_event_is_in_the_next_rows(small, tmp_path):
     "It moves a label whose window it lies in, and no feature of before."
@@ -328,7 +307,9 @@ def test_a_pushed_event_is_in_the_next_rows(small, tmp_path):
     gone = rows[(rows.split == "test") & (rows.churn == 1)].customer_id.iloc[0]
     event = {"event_id": 9_000_001, "customer_id": int(gone), "event_timestamp": "1998-06-15T10:00:00Z", "amount": 12.5}
     assert push_rows(s, lambda: f.apply_store(s), [event]) == (["new"], "")
-    again = f.training_rows(s, N)
+    pd.testing.assert_frame_equal(f.training_rows(s), rows) # nobody builds but the build
+    f.build(s, N)
+    again = f.training_rows(s)
     moved = again.churn != rows.churn
     assert moved.sum() == 1 and again[moved].customer_id.tolist() == [gone] and again[moved].split.tolist() == ["test"] and again[moved].churn.tolist() == [0]
     pd.testing.assert_frame_equal(again.drop(columns="churn"), rows.drop(columns="churn"), check_exact=True)
@@ -353,6 +334,7 @@ def test_a_living_clock_is_compared_without_windows(tmp_path, monkeypatch):
 
     from churn_nb.ops.event_worker import push_rows
     s, now = configured(tmp_path/"ws", features__serve_as_of="now"), dt.datetime.now(UTC)
+    f.build(s, 60)
     assert f.training_rows(s, 60).split.value_counts().to_dict() == {"train": 420, "validation": 60, "test": 60}
     latest, store = f.latest_rows(s, 60), f.apply_store(s)
     assert len(latest) == 60 and (latest.event_timestamp > now).all() and f.parity(s, store) == (60, [], 0)
@@ -375,7 +357,7 @@ def test_a_build_holds_the_lock_of_the_log(tmp_path, monkeypatch):
         seen.append(1)
         return real(*a)
     monkeypatch.setattr(event_source, "write_windows", look)
-    f.training_rows(s, 60)
+    f.build(s, 60)
     assert seen and "tracking_uri" not in (Workspace(s.paths.workspace).feast/"made_from.json").read_text()
 
 KILLED = '''
@@ -401,7 +383,7 @@ for over, (owner, *moment), n in json.loads(sys.argv[1]):
         os._exit(0)
     print(os.waitpid(pid, 0)[1])
 '''
-MOMENTS = [("module", "write_windows", 1, False), ("os", "replace", 1, True), ("os", "replace", 5, False), ("os", "replace", 5, True), ("source", "apply_store", 1, True),
+MOMENTS = [("module", "write_windows", 1, False), ("os", "replace", 2, True), ("os", "replace", 6, False), ("os", "replace", 6, True), ("source", "apply_store", 1, True),
            ("module", "write_parquet", 1, False), ("module", "write_parquet", 1, True), ("online", "online_write_batch", 1, False),
            ("online", "online_write_batch", 1, True), ("source", "materialize", 1, True)]
 
@@ -409,7 +391,7 @@ MOMENTS = [("module", "write_windows", 1, False), ("os", "replace", 1, True), ("
 def killed(tmp_path_factory):
     "Workspaces with an older build (60 customers), each left by a build of N that died at one of MOMENTS."
     root = tmp_path_factory.mktemp("killed")
-    f.training_rows(configured(root/"old"), 60)
+    f.build(configured(root/"old"), 60)
     for i in range(len(MOMENTS)): shutil.copytree(root/"old", root/f"{i}")
     todo = [({"paths.workspace": str(root/f"{i}"), "paths.data": str(ROOT/"data")}, moment, N) for i, moment in enumerate(MOMENTS)]
     r = subprocess.run([PYTHON, "-c", KILLED, json.dumps(todo)], capture_output=True, text=True, cwd=ROOT)
@@ -420,7 +402,9 @@ def killed(tmp_path_factory):
 def test_a_build_that_was_killed_is_made_again(small, killed, i):
     s = configured(killed/f"{i}")
     assert not (Workspace(s.paths.workspace).feast/"made_from.json").exists() # neither build is taken for whole
-    pd.testing.assert_frame_equal(f.training_rows(s, N), small[1])
+    with pytest.raises(DataError, match="no features in .*; make them with `churn step 00_features`"): f.training_rows(s)
+    f.build(s, N)
+    pd.testing.assert_frame_equal(f.training_rows(s), small[1])
     latest = f.latest_rows(s, N)
     assert (bits(f.online(f.apply_store(s), latest.customer_id.tolist(), s)) == bits(latest, f.feature_names(s))).all()
 

@@ -10,7 +10,7 @@ from churn_nb.modeling import search
 from churn_nb.modeling.calibration import CALIBRATORS, core, log_loss
 from churn_nb.data.datasets import pointer_md5
 from churn_nb.modeling.onnx_export import LogScale, floor32
-from churn_nb.features import feature_names, training_rows
+from churn_nb.features import build, feature_names, training_rows
 from churn_nb.registry.tracking import typical_rows
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -58,7 +58,8 @@ def test_floor32_of_an_array_is_that_of_its_elements():
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     s = configured(tmp_path_factory.mktemp("rows"))
-    return training_rows(s, 400)
+    build(s, 400)
+    return training_rows(s)
 
 @pytest.fixture(scope="module")
 def names(): return feature_names(configured("unused"))

@@ -1,6 +1,6 @@
 "The definitions in a workspace: Feast's own commands find nothing to change, wherever the workspace lies."
 import shutil, subprocess
-import pytest
+import pandas as pd, pytest
 from churn_nb import features as f
 from churn_nb.core.workspace import Workspace
 from churn_nb.feature_store.sources import source_of
@@ -57,3 +57,24 @@ def test_an_old_registry_is_read_at_its_place_and_repaired(copied, configured, t
     assert read.transactions_total.notna().all() and str(tmp_path/"ws").encode() in path.read_bytes()
     f.apply_store(s)
     assert str(tmp_path).encode() not in path.read_bytes()
+
+@pytest.fixture(params=["one row each", "dates"])
+def table(request, tmp_path, configured):
+    "A built workspace of a table with texts, gaps, and names that are none of Python's."
+    rows = pd.DataFrame({"id": range(240), "spend, EUR": [i % 7 + .5 for i in range(240)], "plan tier": [["a", "b", None][i % 3] for i in range(240)], "churn": [i // 3 % 2 for i in range(240)]})
+    roles = ""
+    if request.param == "dates": rows["at"], roles = [f"2025-{1 + i // 24:02}-01" for i in range(240)], 'timestamp = "at"\nhorizon = 30\n'
+    rows.to_csv(tmp_path/"own.csv", index=False)
+    (tmp_path/"own.toml").write_text(f'name = "own"\nkind = "snapshot"\nfile = "own.csv"\nentity = "id"\nlabel = "churn"\npositive = "1"\n{roles}')
+    s = configured(tmp_path/"ws", data__dataset=str(tmp_path/"own.toml"))
+    f.build(s)
+    return s
+
+def test_feast_changes_nothing_in_a_workspace_of_a_table(table, tmp_path):
+    before = stored(table, ids := source_of(table).latest_rows().customer_id.tolist())
+    shutil.copytree(tmp_path/"ws", tmp_path/"copy")
+    for ws in ("ws", "copy"):
+        for command in ("plan", "apply"):
+            said = feast_command(tmp_path/ws, command)
+            assert "No changes to registry" in said and "No changes to infrastructure" in said, said
+    assert stored(table, ids).equals(before) and before.notna().any(axis=None)

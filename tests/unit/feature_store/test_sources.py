@@ -106,7 +106,8 @@ def toy(tmp_path_factory):
     sys.modules.pop("toy_source", None)
 
 def test_a_third_kind_is_built_and_read_by_the_public_functions(toy):
-    rows = f.training_rows(toy, 3000)
+    f.build(toy, 3000)
+    rows = f.training_rows(toy)
     assert rows.split.value_counts().to_dict() == {"train": 1800, "validation": 600, "test": 600}
     assert f.feature_names(toy) == ["mood", "noise"] == [*f.feature_descriptions(toy)] and f.expiring_features(toy) == []
     assert [*f.latest_rows(toy, 3000).columns] == ["customer_id", "event_timestamp", "mood", "noise", "created_timestamp"]
@@ -115,7 +116,8 @@ def test_a_third_kind_is_built_and_read_by_the_public_functions(toy):
     assert f.refresh(toy, store, [5]) == f.materialize(toy, store) == 3000 and f.parity(toy, store) == (3000, [], 0)
 
 def test_a_third_kind_is_trained_gated_and_served(toy):
-    rows = f.training_rows(toy, 3000)
+    f.build(toy, 3000)
+    rows = f.training_rows(toy)
     result = train.train(toy, rows)
     assert result["baseline_name"] == "base_rate" and result["test"]["auc"] > .85 > .55 > result["baseline"]["auc"] and "against_bgnbd" not in result
     decision, made = promote.run_gate(toy, rows)
