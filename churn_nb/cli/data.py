@@ -10,6 +10,11 @@ __all__ = [
     "TimestampOption",
     "AmountOption",
     "QuantityOption",
+    "UnitPriceOption",
+    "EventIdOption",
+    "OrderOption",
+    "ReturnsOption",
+    "DuplicatesOption",
     "HorizonOption",
     "DropOption",
     "KeepOption",
@@ -53,6 +58,17 @@ EntityOption: Any = _own_data_option("Column that names the customer.")
 TimestampOption: Any = _own_data_option("Column with the time of the row.")
 AmountOption: Any = _own_data_option("Of a log: what a purchase cost.")
 QuantityOption: Any = _own_data_option("Of a log: how many pieces.")
+UnitPriceOption: Any = _own_data_option("Of a log: what one piece cost; the amount is it times the quantity.")
+EventIdOption: Any = _own_data_option("Of a log: names the event; an id that comes again is the same event.")
+OrderOption: Any = _own_data_option(
+    "Of a log: names the order; the lines of one order by one customer are one transaction."
+)
+ReturnsOption: Any = _own_data_option(
+    "Of a log, rows with a negative amount or quantity: drop (default), or keep as events that lower what was spent."
+)
+DuplicatesOption: Any = _own_data_option(
+    "Of a log, rows that are equal in every column: drop (default where an event or order id is known) or keep."
+)
 HorizonOption: Any = _own_data_option("How far a label looks ahead, such as 60d or 8w.")
 DropOption: Any = _own_data_option("Columns to leave out, with commas.")
 KeepOption: Any = _own_data_option("Columns to keep although a leakage check would drop them, with commas.")
@@ -69,6 +85,11 @@ class OwnDataFlags:
     timestamp: str = ""
     amount: str = ""
     quantity: str = ""
+    unit_price: str = ""
+    event_id: str = ""
+    order: str = ""
+    returns: str = ""
+    duplicates: str = ""
     horizon: str = ""  # such as 60d
     drop: str = ""  # names of columns, with commas
     keep: str = ""
@@ -129,6 +150,11 @@ def describe_command(
     timestamp: TimestampOption = "",
     amount: AmountOption = "",
     quantity: QuantityOption = "",
+    unit_price: UnitPriceOption = "",
+    event_id: EventIdOption = "",
+    order: OrderOption = "",
+    returns: ReturnsOption = "",
+    duplicates: DuplicatesOption = "",
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
@@ -141,7 +167,8 @@ def describe_command(
     if kind not in ("snapshot", "events"):
         raise UsageError(f"--kind {kind}: snapshot or events")
     require_file(file)
-    flags = OwnDataFlags(label, positive, entity, timestamp, amount, quantity, horizon, drop, keep)
+    log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
+    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep)
     there, beside = link_target(out or description_file(file)), description_file(file)
     is_source = beside.is_file() and not flags.given() and same_file(there, beside)
     if not is_source:

@@ -26,14 +26,19 @@ from .app import app, at_work, end_command
 from churn_nb.cli.data import (
     AmountOption,
     DropOption,
+    DuplicatesOption,
     EntityOption,
+    EventIdOption,
     HorizonOption,
     KeepOption,
     LabelOption,
+    OrderOption,
     OwnDataFlags,
     PositiveOption,
     QuantityOption,
+    ReturnsOption,
     TimestampOption,
+    UnitPriceOption,
     description_of,
     print_description,
 )
@@ -53,6 +58,7 @@ from ..data.datasets import dataset_file
 from ..data.description import Description
 from ..data.schema_inference import named_as_own
 from ..data.typed_table import prepare_events
+from ..feature_store.feature_sql import event_features
 from ..feature_store.split_planning import plan
 from ..ops.pipeline_runner import STEPS, run_pipeline
 from ..ops.retraining import retrain
@@ -82,16 +88,6 @@ def _default_workspace(d: Description) -> Path:
     return root
 
 
-def _with_planned_features(d: Description, ws: Workspace) -> Description:
-    "The description of an event log with windows and dates that fit it; each decision is printed."
-    prepare_events(d, log := ws.feast / "described.parquet")
-    planned = plan(log, d.horizon)
-    log.unlink()
-    for sentence in planned.sentences:
-        typer.echo(f"- {sentence}")
-    return replace(d, settings={**d.settings, "features": planned.features})
-
-
 # %% ../../nbs/cli/40_pipeline.ipynb #006d2afe
 def _require_unedited(there: Path) -> None:
     "Raise UsageError where the description of a workspace was edited, or is none: it would be replaced."
@@ -100,6 +96,22 @@ def _require_unedited(there: Path) -> None:
             f"{short_path(there)}: was edited, and would be replaced; run on it with `churn run --dataset "
             f"{shlex.quote(short_path(there))}`, or move it away"
         )
+
+
+# %% ../../nbs/cli/40_pipeline.ipynb #cec083f5
+def _with_planned_features(d: Description, ws: Workspace) -> Description:
+    "The description of an event log with windows and dates that fit it; each decision is printed."
+    prepare_events(d, log := ws.feast / "described.parquet")
+    planned = plan(log, d.horizon)
+    log.unlink()
+    for sentence in planned.sentences:
+        typer.echo(f"- {sentence}")
+    if any(f.rule == "empty" for f in d.findings):
+        spent = [n for n in event_features(planned.features["windows_hours"]) if n.startswith("spend_")]
+        typer.echo(
+            f"- {len(spent)} features are 0 for every customer, as no purchase has an amount: {', '.join(spent)}"
+        )
+    return replace(d, settings={**d.settings, "features": planned.features})
 
 
 # %% ../../nbs/cli/40_pipeline.ipynb #f63a3a41
@@ -155,7 +167,7 @@ def _run_settings(
     "The settings of a run: for a file of one's own, or for a known data set. Raises UsageError."
     if not (file := data or events):
         if given := flags.given():
-            raise UsageError(f"--{next(iter(given))} is for --data and --events")
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for --data and --events")
         return command_settings(workspace, dataset)
     if dataset or (data and events):
         raise UsageError("--data, --events and --dataset: give one of them")
@@ -179,6 +191,11 @@ def run_command(
     timestamp: TimestampOption = "",
     amount: AmountOption = "",
     quantity: QuantityOption = "",
+    unit_price: UnitPriceOption = "",
+    event_id: EventIdOption = "",
+    order: OrderOption = "",
+    returns: ReturnsOption = "",
+    duplicates: DuplicatesOption = "",
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
@@ -187,7 +204,8 @@ def run_command(
     workspace: WorkspaceOption = "",
 ):
     "Run the whole pipeline: features, training, drift, gate, bundle. On the project's data, or on your own."
-    flags = OwnDataFlags(label, positive, entity, timestamp, amount, quantity, horizon, drop, keep)
+    log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
+    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep)
     settings = keep_description(_run_settings(dataset, data, events, flags, workspace))
     r = run_pipeline(settings, parse_parameters(param), progress=typer.echo, lessons=lessons)
     root = r.run_dir.parent.parent

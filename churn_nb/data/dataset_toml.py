@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.optional import optional
 from ..core.workspace import atomic_write
 from .csv_dialect import CsvDialect
-from .description import ROLES, Description, Finding, TableColumn
+from .description import CHOICES, ROLES, Description, Finding, TableColumn, require_choices
 from .schema_inference import DescribeOptions, infer_description
 
 
@@ -30,7 +30,8 @@ def _header(d: Description, path: Path) -> dict[str, Any]:
         "kind": d.kind,
         "file": os.path.relpath(d.file.resolve(), path.resolve().parent),
     }
-    header |= {r: d.role(r) for r in ROLES if d.role(r) and r != "event_id"}
+    header |= {r: d.role(r) for r in ROLES if d.role(r)}
+    header |= {key: said for key in CHOICES if (said := getattr(d, key))}
     header |= {k: v for k, v in (("positive", d.positive), ("horizon", d.horizon), ("rows", d.rows)) if v}
     if d.dialect:
         header["csv"] = {k: getattr(d.dialect, k) for k in ("delimiter", "encoding", "decimal")}
@@ -74,9 +75,7 @@ def write_description(d: Description, path: Path) -> None:
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #099d604b
 _TYPES: dict[str, tuple[type, str]] = {  # key -> type, and what it is called
-    **dict.fromkeys(
-        ("kind", "name", "file", "label", "positive", "entity", "timestamp", "amount", "quantity"), (str, "a text")
-    ),
+    **dict.fromkeys(("kind", "name", "file", "positive", *ROLES, *CHOICES), (str, "a text")),
     **dict.fromkeys(("rows", "horizon"), (int, "a whole number")),
     **dict.fromkeys(("drop", "keep", "findings"), (list, "a list")),
     **dict.fromkeys(("csv", "columns", "features", "train", "gate"), (dict, "a table")),
@@ -96,6 +95,7 @@ def _check_keys(t: dict[str, Any], path: Path) -> None:
     for key, (kind, expected) in _TYPES.items():
         if key in t and type(t[key]) is not kind:
             raise DataError(f"{path}: {key} = {t[key]!r}; expected {expected}")
+    require_choices({key: t[key] for key in CHOICES if key in t}, path)
 
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #3f7c1a52
@@ -139,10 +139,10 @@ def _infer_rest(t: dict[str, Any], file: Path) -> Description:
     def used(use: str) -> tuple[str, ...]:
         return tuple(n for n, c in columns.items() if c.get("use") == use)
 
-    roles = {r: t.get(r, "") for r in ("label", "entity", "timestamp", "amount", "quantity", "positive")}
+    said = {key: t.get(key, "") for key in (*ROLES, *CHOICES, "positive")}
     options = DescribeOptions(
         kind=t.get("kind", "snapshot"),
-        **roles,
+        **said,
         horizon=t.get("horizon"),
         drop=(*t.get("drop", ()), *used("drop")),
         keep=(*t.get("keep", ()), *used("number"), *used("category")),
@@ -175,6 +175,8 @@ def read_description(path: Path) -> Description:
         columns=tuple(TableColumn(n, **{**c, "missing": tuple(c.get("missing", ()))}) for n, c in columns),
         positive=t.get("positive", ""),
         horizon=t.get("horizon"),
+        returns=t.get("returns", ""),
+        duplicates=t.get("duplicates", ""),
         rows=t["rows"],
         findings=tuple(Finding(**{"column": "", **f}) for f in t.get("findings", [])),
         settings=settings,

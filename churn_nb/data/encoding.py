@@ -15,6 +15,7 @@ __all__ = [
     "key_text_sql",
     "entity_key",
     "event_key",
+    "event_key_sql",
     "usable_names",
     "quoted_name",
     "column_name",
@@ -168,6 +169,12 @@ def event_key(text: str) -> int:  # 0 <= key < 2^63
     if re.fullmatch(WHOLE_KEY, text) and int(text) < 2**63:
         return int(text)
     return entity_key(text)
+
+
+def event_key_sql(text: str) -> str:  # text: SQL of an id in its one spelling
+    "SQL: `event_key`, by a connection with the function `entity_key`."
+    number = f"CASE WHEN regexp_full_match({text}, '{WHOLE_KEY}') THEN TRY_CAST({text} AS BIGINT) END"
+    return f"coalesce({number}, entity_key({text}))"
 
 
 # %% ../../nbs/data/90_encoding.ipynb #296170f5

@@ -23,9 +23,24 @@ from churn_nb.data.column_profiles import (
     show_values,
 )
 from .csv_dialect import read_header
-from .description import ROLES, Description, Finding, TableColumn, normalise_names, rename_reserved
+from churn_nb.data.description import (
+    ROLES,
+    Description,
+    Finding,
+    TableColumn,
+    normalise_names,
+    rename_reserved,
+    require_choices,
+)
 from .leakage_checks import check_columns, check_label, check_twins
-from .typed_table import LARGEST, label_index, require_in_range, role_sql
+from churn_nb.data.typed_table import (
+    LARGEST,
+    count_ids,
+    label_index,
+    read_lines,
+    require_event_ids,
+    require_in_range,
+)
 from .value_parsing import cell_sql, decimal_sign
 
 # %% ../../nbs/data/50_schema_inference.ipynb #91068754
@@ -38,11 +53,14 @@ _ROLE_NAMES = {  # role -> names by which columns with it are known, the most us
         purchase_date transaction_date date time datetime invoicedate created_at""",
     "amount": "amount total price value revenue sales spend spent total_price amount_usd",
     "quantity": "quantity qty count units",
-    "event_id": "event_id order_id transaction_id invoice_id invoiceno",
+    "unit_price": "unit_price price_per_unit price_each piece_price item_price",
+    "event_id": "event_id transaction_id purchase_id order_line_id line_id id",
+    "order": """order_id order_no order_number order invoice_id invoice_no invoice_number invoice basket_id
+        receipt_id receipt_no""",
 }
 _KIND_ROLES = {  # the roles that are searched for
     "snapshot": ("label", "entity", "timestamp"),
-    "events": ("entity", "timestamp", "amount", "quantity", "event_id"),
+    "events": ("entity", "timestamp", "amount", "quantity", "unit_price", "event_id", "order"),
 }
 
 
@@ -72,16 +90,28 @@ def find_roles(
     for role in ROLES:
         if name := given.get(role):
             if name not in names:
-                raise DataError(f"{file}: no column {name} for --{role}; it has {', '.join(names[:30])}")
+                flag = role.replace("_", "-")
+                raise DataError(f"{file}: no column {name} for --{flag}; it has {', '.join(names[:30])}")
             roles[role] = name
-        elif role in _KIND_ROLES[kind] and (usual := _usual_column(names, role, {*roles.values()})):
+        elif role in _KIND_ROLES[kind] and (usual := _usual_column(names, role, {*roles.values(), *given.values()})):
             roles[role] = usual
     needed = ["label"] if kind == "snapshot" else ["entity", "timestamp"]
     if lost := [r for r in needed if r not in roles]:
         raise DataError(
             f"{file}: which column is the {lost[0]}? Name it with --{lost[0]}; it has {', '.join(names[:30])}"
         )
-    return roles
+    return _with_one_amount(roles, given, file)
+
+
+def _with_one_amount(roles: dict[str, str], given: dict[str, str], file: Path) -> dict[str, str]:
+    "The roles with an amount or a unit price, not both: the given one, else the amount. Raises DataError."
+    price, amount = given.get("unit_price"), given.get("amount")
+    if price and amount:
+        raise DataError(f"{file}: --amount {amount} and --unit-price {price}: a purchase has one amount, name one")
+    if price and "quantity" not in roles:
+        raise DataError(f"{file}: --unit-price {price} needs the number of pieces; name its column with --quantity")
+    needless = {"amount"} if price else {"unit_price"} if "amount" in roles or "quantity" not in roles else set()
+    return {role: name for role, name in roles.items() if role not in needless}
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #47e1b7cd
@@ -95,6 +125,11 @@ class DescribeOptions:
     timestamp: str = ""  # Column
     amount: str = ""  # Column
     quantity: str = ""  # Column
+    unit_price: str = ""  # Column; the amount is it times the quantity
+    event_id: str = ""  # Column
+    order: str = ""  # Column
+    returns: str = ""  # See `description.CHOICES`
+    duplicates: str = ""  # See `description.CHOICES`
     positive: str = ""  # The value of the label that means: left
     horizon: int | None = None  # Days that a label looks ahead
     drop: tuple[str, ...] = ()  # Columns to leave out
@@ -106,7 +141,7 @@ class DescribeOptions:
     @property
     def roles(self) -> dict[str, str]:
         "Role -> column, where one is stated."
-        of = {r: getattr(self, r) for r in ("label", "entity", "timestamp", "amount", "quantity")}
+        of = {r: getattr(self, r) for r in ROLES}
         return {role: column for role, column in of.items() if column}
 
     def renamed(self, new: dict[str, str]) -> "DescribeOptions":  # new: column -> its new name
@@ -248,29 +283,141 @@ def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], op
     return replace(d, findings=(*findings, *offered, *check_label(con, d), *check_twins(con, d)))
 
 
-# %% ../../nbs/data/50_schema_inference.ipynb #e8e308fc
-def _finish_events(con: Any, d: Description) -> Description:
-    "Only the roles are used; a finding counts the rows that are no purchases, by reason."
-    columns = tuple(
-        c if c.use in ROLES else replace(c, use="drop", why="a log needs only the columns above") for c in d.columns
-    )
-    d = replace(d, columns=columns)
-    sql = role_sql(d, native_columns(con))
-    reasons = [
-        (d.entity, "have no customer", f"{sql.entity} IS NULL"),
-        (d.timestamp, "have no time", f"{sql.event_timestamp} IS NULL"),
-    ]
-    if amount := d.role("amount"):
-        reasons.append(
-            (amount, "have no amount, or a negative one (a return)", f"{sql.amount} IS NULL OR {sql.amount} < 0")
+# %% ../../nbs/data/50_schema_inference.ipynb #f5b193de
+def _used_as(d: Description, role: str, use: str, why: str) -> Description:
+    "The description in which the column with a role has another use; a finding says why."
+    i = d.index(role)
+    assert i is not None
+    c = replace(d.columns[i], use=use, why=why if use == "drop" else "")
+    noted = Finding("role", c.name, f"{c.name}: {why}", "noted", why.partition(",")[0])
+    return replace(d, columns=(*d.columns[:i], c, *d.columns[i + 1 :]), findings=(*d.findings, noted))
+
+
+def _with_ids(con: Any, d: Description, options: DescribeOptions) -> Description:
+    "The description without a guessed id that does not fit: an event's is one purchase, an order's one customer's."
+    read_lines(con, d)
+    if d.role("event_id") and not options.event_id and (counts := count_ids(con, d, "event")).differing:
+        if d.role("order") is None and counts.name_orders:
+            d = _used_as(d, "event_id", "order", f"{counts.differing:,} ids have rows that differ, so it names orders")
+        else:
+            why = f"{counts.differing:,} ids have rows that differ, so it names no events"
+            d = _used_as(d, "event_id", "drop", why)
+        read_lines(con, d)
+    if d.role("order") and not options.order and not (counts := count_ids(con, d, "order_id")).name_orders:
+        why = f"{counts.mixed:,} ids have several customers or days, so it names no orders"
+        d = _used_as(d, "order", "drop", f"{why}; say --order to read it so")
+        read_lines(con, d)
+    require_event_ids(con, d, native_columns(con))
+    return d
+
+
+# %% ../../nbs/data/50_schema_inference.ipynb #1a5baa2f
+def _id_findings(con: Any, d: Description) -> list[Finding]:
+    "How rows become transactions by their ids."
+    out = []
+    if name := d.role("event_id"):
+        n = count_ids(con, d, "event")
+        again = f"; {n.rows - n.ids:,} of {n.rows:,} rows repeat one and count once" if n.rows > n.ids else ""
+        out.append(
+            Finding("event_id", name, f"{name}: an id names one event, sent again it is the same{again}", "noted")
         )
+        if n.missing:
+            out.append(_without_id(name, n.missing))
+    if name := d.role("order"):
+        n = count_ids(con, d, "order_id")
+        said = (
+            f"{name}: {n.rows:,} lines are {n.ids:,} orders; the lines of one order by one customer are one transaction"
+        )
+        out.append(Finding("order", name, said, "changed"))
+        if n.mixed:
+            said = f"{name}: {n.mixed:,} orders have several customers, or lines more than a day apart"
+            out.append(Finding("order", name, f"{said}; each customer's part is a transaction ORDER/CUSTOMER", "noted"))
+        if n.missing and not d.role("event_id"):
+            out.append(_without_id(name, n.missing))
+    return out
+
+
+def _without_id(name: str, rows: int) -> Finding:
+    return Finding("missing", name, f"{name}: {rows:,} rows have no id; each is an event of its own", "noted")
+
+
+# %% ../../nbs/data/50_schema_inference.ipynb #e395daa6
+def _copy_findings(con: Any, d: Description) -> list[Finding]:
+    "How many rows are copies of another in every column, and how often they count."
+    columns = ", ".join(f"c{i}" for i in range(len(d.columns)))
+    (distinct,) = con.execute(f"SELECT count(*) FROM (SELECT DISTINCT {columns} FROM raw)").fetchone()
+    if not (n := d.rows - distinct):
+        return []
+    said = f"{n:,} of {d.rows:,} rows ({n / d.rows:.1%}) are equal to an earlier one in every column"
+    if d.role("event_id"):
+        return [Finding("duplicates", "", f"{said}, and count once with it", "changed")]
+    if d.drops_copies:
+        return [Finding("duplicates", "", f"{said}, and count once with it; --duplicates keep counts each", "changed")]
+    ask = "are they purchases of their own? They count so; --duplicates drop counts each purchase once"
+    return [Finding("duplicates", "", f"{said}: {ask}", "noted")]
+
+
+# %% ../../nbs/data/50_schema_inference.ipynb #134dd792
+_NO_AMOUNTS = (
+    "no purchase has an amount, so the features of what was spent are 0 for every customer: spend_total and a spend_ "
+    "for each window (with the usual windows five); name the amount by --amount, or by --quantity and --unit-price"
+)
+
+
+def _with_amount(con: Any, d: Description, options: DescribeOptions) -> Description:
+    "The description with findings on what a purchase costs: how it is read, and whether it is known at all."
+    read_lines(con, d)
+    quantity, price, name = d.role("quantity"), d.role("unit_price"), d.role("amount")
+    if price:
+        said = f"the amount is {quantity} x {price}; say --amount where a column has it"
+        d = replace(d, findings=(*d.findings, Finding("amount", price, f"{price}: {said}", "changed")))
+    if name and quantity and not options.amount and "price" in _plain(name).split("_"):
+        ask = f"is read as the amount of a row; if it is the price of one of {quantity}, say --unit-price {name}"
+        d = replace(d, findings=(*d.findings, Finding("amount", name, f"{name}: {ask}", "noted")))
+    known, paid = con.execute("SELECT count(amount), count(*) FILTER (WHERE amount <> 0) FROM lines").fetchone()
+    if paid:
+        return d
+    if not known:
+        d = _used_as(d, "unit_price" if price else "amount", "drop", "no row has an amount")
+    return replace(d, findings=(*d.findings, Finding("empty", price or name or "", _NO_AMOUNTS, "noted")))
+
+
+# %% ../../nbs/data/50_schema_inference.ipynb #e8e308fc
+def _row_findings(con: Any, d: Description) -> list[Finding]:
+    "Counts of the rows that are no purchases, by reason."
+    amount, known = d.role("amount") or d.role("unit_price"), "entity IS NOT NULL AND isfinite(event_timestamp)"
+    kept = "left out; --returns keep takes their amount off what was spent"
+    if d.returns == "keep":
+        kept = "kept as events whose negative amount is taken off what was spent"
+    returned = f"{known} AND abs(amount) < 1e14 AND (amount < 0 OR quantity < 0)"
+    reasons = [
+        ("rows", d.entity, "have no customer; left out", "entity IS NULL"),
+        ("rows", d.timestamp, "have no time; left out", "NOT coalesce(isfinite(event_timestamp), false)"),
+        ("rows", amount, "have no amount, or one over 1e14; left out", "NOT coalesce(abs(amount) < 1e14, false)"),
+        ("returns", amount, f"are returns (a negative amount or quantity); {kept}", returned),
+    ]
     counts = ", ".join(f"count(*) FILTER (WHERE {condition})" for *_, condition in reasons)
-    found = [
-        Finding("rows", column or "", f"{column}: {n:,} of {d.rows:,} rows {why}; left out", "changed")
-        for (column, why, _), n in zip(reasons, con.execute(f"SELECT {counts} FROM raw").fetchone())
+    return [
+        Finding(rule, column or "", f"{column or 'the file'}: {n:,} of {d.rows:,} rows {why}", "changed")
+        for (rule, column, why, _), n in zip(reasons, con.execute(f"SELECT {counts} FROM lines").fetchone())
         if n
     ]
-    return replace(d, findings=(*d.findings, *found))
+
+
+def _finish_events(con: Any, d: Description, options: DescribeOptions) -> Description:
+    "Only the roles are used; findings say how rows become transactions, and which are no purchases."
+    d = replace(d, returns=options.returns or "drop", duplicates="keep")
+    d = _with_ids(con, _with_amount(con, d, options), options)
+    no_purchases = _row_findings(con, d)
+    d = replace(d, duplicates=options.duplicates)
+    d = replace(d, duplicates="drop" if d.drops_copies else "keep")
+    read_lines(con, d)
+    columns = tuple(
+        c if c.use in ROLES or c.why else replace(c, use="drop", why="a log needs only the columns above")
+        for c in d.columns
+    )
+    findings = (*no_purchases, *_id_findings(con, d), *_copy_findings(con, d))
+    return replace(d, columns=columns, findings=(*d.findings, *findings))
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #848db8b6
@@ -289,6 +436,7 @@ def infer_description(
 ) -> Description:
     "Infer how a file is to be read. Raises DataError where a role or a value that is needed can't be found."
     file, options = Path(file), options or DescribeOptions()
+    require_choices({"returns": options.returns, "duplicates": options.duplicates}, file)
     dialect, given = read_header(file)
     names, renamed = normalise_names(given)
     spelled = dict(zip(reversed(given), reversed(names)))  # of two columns with one name the first is meant
@@ -313,4 +461,6 @@ def infer_description(
             require_in_range(con, d, native_columns(con))
         d = _with_time_form(d, seen.profiles, bool(options.timestamp))
         d = replace(d, findings=(*d.findings, *renamed, *reserved, *_reading_findings(d, seen)))
-        return _finish_events(con, d) if options.kind == "events" else _finish_snapshot(con, d, seen.profiles, options)
+        if options.kind == "events":
+            return _finish_events(con, d, options)
+        return _finish_snapshot(con, d, seen.profiles, options)

@@ -139,11 +139,14 @@ def _known(settings: Settings, events: list[dict]) -> tuple[dict, set]:
                            FROM {log} WHERE event_id IN (SELECT event_id FROM asked)""").fetchall()
     customers = con.execute(f"""SELECT DISTINCT customer_id FROM {log}
                                 WHERE customer_id IN (SELECT customer_id FROM asked)""").fetchall()
-    return {i: tuple(rest) for i, *rest in same}, {c for (c,) in customers}
+    known = {i: (c, at, round(amount, 4), quantity) for i, c, at, amount, quantity in same}
+    return known, {c for (c,) in customers}
 
 
 def _as_stored(e: dict) -> tuple:
-    return e["customer_id"], round(e["event_timestamp"].timestamp() * 1_000_000), e["amount"], e["quantity"]
+    "The content of an event, its amount to the four digits that the features add up."
+    at = round(e["event_timestamp"].timestamp() * 1_000_000)
+    return e["customer_id"], at, round(e["amount"], 4), e["quantity"]
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #a08d6a9d

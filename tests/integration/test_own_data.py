@@ -226,3 +226,24 @@ def test_a_short_log_is_refused_with_a_fitting_horizon(tmp_path):
     pd.DataFrame({"customer": [f"c{i % 30}" for i in range(400)], "at": [days[i % 80] for i in range(400)], "amount": 9.5}).to_csv(tmp_path/"orders.csv", index=False)
     r = churn("run", "--events", tmp_path/"orders.csv", "--horizon", "8w", "--workspace", tmp_path/"work")
     assert r.returncode == 2 and "the log covers 80 days" in r.stderr and "22 days would fit" in r.stderr
+
+def test_pushing_the_last_order_again_changes_nothing(tmp_path):
+    "A log of order lines as a shop exports it, a part of it twice: the last order is known under its own number."
+    d = pd.read_csv(ROOT/"data"/"cdnow.csv").query("customer_id % 20 == 0")
+    lines = pd.DataFrame({"InvoiceNo": 536000 + d.event_id, "StockCode": "S1", "Quantity": 1, "InvoiceDate": d.event_timestamp, "UnitPrice": d.amount, "CustomerID": d.customer_id})
+    lines = pd.concat([lines, lines.assign(StockCode="S2", UnitPrice=1), lines.tail(200)])
+    lines.to_csv(tmp_path/"shop.csv", index=False)
+    from churn_nb.cli.data import OwnDataFlags
+    from churn_nb.cli.pipeline import own_data_settings
+    s = own_data_settings(tmp_path/"shop.csv", "events", OwnDataFlags(horizon="60d"), str(tmp_path/"work"))
+    build(s)
+    last = d.sort_values("event_timestamp").iloc[-1]
+    before = online(open_store(s), [last.customer_id], s)
+    assert before.transactions_total.iloc[0] == (d.customer_id == last.customer_id).sum()
+    order = pd.DataFrame({"event_id": [536000 + last.event_id], "customer_id": last.customer_id, "event_timestamp": last.event_timestamp, "amount": last.amount + 1, "quantity": 2})
+    order.to_csv(tmp_path/"push.csv", index=False)
+    r = churn("push", tmp_path/"push.csv", "--workspace", tmp_path/"work")
+    assert (r.returncode, r.stdout.split(";")[0]) == (0, "0 logged, 1 known already, 0 refused"), r.stderr + r.stdout
+    assert online(open_store(s), [last.customer_id], s).equals(before)
+    order.assign(event_id=7).to_csv(tmp_path/"push.csv", index=False) # a small number is no row of the file
+    assert "1 logged, 0 known" in churn("push", tmp_path/"push.csv", "--workspace", tmp_path/"work").stdout
