@@ -240,14 +240,18 @@ class Site:
         return len(self.pages) + sum(url != path for path, url in self.files.items())
 
 def replaceable(out: Path) -> bool: # The folder goes away with all that it holds
-    return not out.exists() or out.is_dir() and (not any(out.iterdir()) or any((out/name).is_file() for name in (MARK, "pages.js")))
+    if not out.exists() or out.is_dir() and not any(out.iterdir()): return True
+    pages = out/"pages.js" # of a site from before the mark
+    return (out/MARK).is_file() or pages.is_file() and pages.read_bytes().startswith(b"const PAGES = ")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT/"build/site", help="folder, replaced if it holds a site (default: build/site)")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("CHURN_PATHS_WORKSPACE", ROOT/"work")), help="whose last run is shown (default: work)")
     args = parser.parse_args()
-    if not replaceable(args.out): sys.exit(f"{args.out}: exists and is not a site that docs/build.py made; choose another folder with --out")
+    if not replaceable(args.out):
+        print(f"{args.out}: exists and is not a site that docs/build.py made; choose another folder with --out", file=sys.stderr)
+        return 2
     n = (site := Site(args.out, args.workspace)).write()
     print(*site.broken, f"{os.path.relpath(args.out)}/index.html and {n - 1} more pages; {site.books} notebooks, {len(site.api)} modules", sep="\n")
     return 2 if site.broken else 0

@@ -98,8 +98,9 @@ def _source_sql(
     con: duckdb.DuckDBPyConnection, file: Path, dialect: CsvDialect | None, width: int, spill: str
 ) -> str:  # spill: folder for copies
     "SQL: the rows of a file. A CSV is parsed once, into parquet: the questions that follow read single columns."
-    if dialect is None:
-        return _parquet_sql(con, file)
+    if dialect is None:  # DuckDB takes signs of a path for a pattern; the link's name has none
+        (link := Path(spill) / "source.parquet").symlink_to(file.absolute())
+        return _parquet_sql(con, link)
     _write_texts(file, dialect, width, Path(spill) / "texts.parquet")
     return read_parquet_sql(Path(spill) / "texts.parquet")
 
@@ -345,7 +346,10 @@ _STAYING = (
     *("activ", "retain", "retention", "stay", "still", "existing", "current", "renew", "loyal", "alive", "remain"),
     *("subscribed", "open", "kept", "keep", "aktiv", "fidel"),
 )
-_NEGATIONS = {"not", "no", "non", "never", "nicht", "kein", "pas", "niet"}
+_NEGATIONS = {
+    *("not", "no", "non", "never", "nicht", "kein", "pas", "niet"),
+    *("nao", "ikke", "inte", "ej", "nie", "nem", "neni", "nije", "ei"),
+}
 _STILL_HERE = {"customer", "client", "member", "subscriber", "kunde"}  # Where a name says nothing else
 
 

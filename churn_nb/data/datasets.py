@@ -21,11 +21,11 @@ __all__ = [
 # %% ../../nbs/data/10_datasets.ipynb #9bebaed8
 import csv
 import functools
-import glob
 import hashlib
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,11 +186,13 @@ def _load_texts(path: Path, names: list[str]) -> duckdb.DuckDBPyConnection:
     "A connection with the table `raw`: `row` (from 1) and the fields as texts. Raises DataError."
     con = open_duckdb()
     try:
-        con.execute(
-            "CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true, "
-            """auto_detect=false, delim=',', quote='"', escape='"', columns=?)""",
-            [glob.escape(str(path)), dict.fromkeys(names, "VARCHAR")],
-        )
+        with tempfile.TemporaryDirectory() as folder:  # DuckDB takes signs of a path for a pattern; the link has none
+            (link := Path(folder) / "source.csv").symlink_to(path.absolute())
+            con.execute(
+                "CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv(?, header=true, "
+                """auto_detect=false, delim=',', quote='"', escape='"', columns=?)""",
+                [str(link), dict.fromkeys(names, "VARCHAR")],
+            )
     except duckdb.Error as e:
         raise DataError(f"{path}: {_csv_error(str(e), len(names))}") from None
     return con

@@ -62,9 +62,10 @@ def read_environment(
 
 def delete_old_releases(home: Path, keep: int = 5) -> None:
     "Delete releases that are neither current nor among the newest."
-    old = sorted((home / "releases").iterdir(), key=lambda d: d.stat().st_mtime, reverse=True)[keep:]
-    for d in old:
-        if re.fullmatch("[0-9a-f]+", d.name) and d.name != serving_release(home):
+    commit = re.compile("[0-9a-f]{40}([0-9a-f]{24})?")  # other folders are not ours
+    releases = [d for d in (home / "releases").iterdir() if commit.fullmatch(d.name) and d.is_dir()]
+    for d in sorted(releases, key=lambda d: d.stat().st_mtime, reverse=True)[keep:]:
+        if d.name != serving_release(home):
             shutil.rmtree(d)
 
 

