@@ -42,10 +42,15 @@ def _whole(path: Path):
     try:
         yield tmp
         os.replace(tmp, path)
+    except OSError as e:  # a failed write names no file
+        if e.errno and str(e.filename or tmp) == str(tmp):
+            raise OSError(e.errno, e.strerror, str(path)) from e
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 
 
+# %% ../../nbs/core/40_storage.ipynb #43b2c6f8
 def write_parquet(rows: Any, path: Path):  # rows: a pandas DataFrame, or a pyarrow Table
     "Write or replace a parquet file, whole or not at all, flushed to the disk."
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)

@@ -33,18 +33,21 @@ def atomic_write(
     path: Path,  # File to replace or create; its folder exists
     data: str | bytes,
 ):
-    "Replace a file, so that a reader sees the old content or the new. Raises OSError, and leaves the old content."
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    "Replace a file, so that a reader sees the old content or the new. Raises OSError that names `path`, and leaves the old content."
     try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(fd, "wb") as f:
+                f.write(data.encode() if isinstance(data, str) else data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(tmp, 0o644)
+            os.replace(tmp, path)
+        except BaseException:
+            Path(tmp).unlink(missing_ok=True)
+            raise
+    except OSError as e:  # a failed write names no file, other errors the hidden one
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 # %% ../../nbs/core/25_workspace.ipynb #2cff04ea

@@ -1,5 +1,5 @@
 "Every command driven into the failures of its surroundings: the right exit code and one line, never the gate's 1."
-import contextlib, http.server, subprocess, threading
+import contextlib, http.server, socket, subprocess, threading
 import pytest
 from churn_nb.registry.deployment import decision_history
 from online_store import churn
@@ -82,3 +82,58 @@ def test_the_history_is_read_where_nothing_can_be_written(registries):
     elsewhere.paths.workspace.mkdir()
     with read_only(elsewhere.paths.workspace): read = decision_history(elsewhere)
     assert read == written and len(read) == 2
+
+# A table of commands and failures
+
+@pytest.fixture
+def command_line(tiny_bundle, tmp_path):
+    "A command's arguments, by its name: it reads `rows` and writes into `folder`."
+    rows = tmp_path/"rows.csv"
+    rows.write_text("age,usage_minutes,gap,churn\n" + "".join(f"{20 + i % 50},{i},{i % 7},{'yes' if i % 3 else 'no'}\n" for i in range(60)))
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path/"bare.git"], check=True)
+    def arguments(command, folder=tmp_path, rows=rows, workspace=tiny_bundle, bare=tmp_path/"bare.git"):
+        return {"describe": ["describe", rows, "--label", "churn", "--out", folder/"dataset.toml"],
+                "score": ["score", rows, folder/"scored.csv", "--reasons", 0, "--workspace", workspace],
+                "triton": ["triton", folder/"models", "--workspace", workspace],
+                "serve": ["serve", "--workspace", workspace],
+                "deploy-hook": ["deploy-hook", "install", bare, "--home", folder/"home"]}[command]
+    return arguments
+
+@contextlib.contextmanager
+def full(folder):
+    "A file system of one page without room on the folder; where mounting is not allowed, the skip says so."
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], capture_output=True).returncode: pytest.skip("NOT TESTED: a full disk (mounting a tmpfs needs root)")
+    try:
+        (folder/"filler").write_bytes(bytes(4096))
+        yield
+    finally: subprocess.run(["umount", folder], check=True)
+
+@pytest.mark.root
+@pytest.mark.parametrize("state, says", [(read_only, "Read-only file system"), (full, "No space left on device")], ids=["read-only", "full"])
+@pytest.mark.parametrize("command", ["describe", "score", "triton", "deploy-hook"])
+def test_a_folder_without_room_is_named_in_one_line(command_line, tmp_path, capsys, command, state, says):
+    (folder := tmp_path/"folder").mkdir()
+    with state(folder): code, _, said = churn(capsys, *command_line(command, folder))
+    assert (code, len(said.strip().splitlines())) == (2, 1) and str(folder) in said and says in said, said
+
+@pytest.mark.parametrize("command, lacks", [("describe", "rows"), ("score", "rows"), ("score", "workspace"), ("triton", "workspace"), ("deploy-hook", "bare")])
+def test_what_is_missing_is_named_in_one_line(command_line, tmp_path, capsys, command, lacks):
+    code, _, said = churn(capsys, *command_line(command, **{lacks: tmp_path/"none.csv"}))
+    assert (code, len(said.strip().splitlines())) == (2, 1) and "none.csv" in said, said
+
+@pytest.mark.parametrize("command", ["score", "triton", "serve"])
+def test_a_bad_setting_is_named_in_one_line(command_line, monkeypatch, capsys, command):
+    monkeypatch.setenv("CHURN_SERVE_PORT", "eighty")
+    code, _, said = churn(capsys, *command_line(command))
+    assert (code, len(said.strip().splitlines())) == (2, 1) and "[serve] port" in said, said
+
+@pytest.mark.parametrize("command", ["serve", "deploy-hook"])
+def test_a_port_that_does_not_exist_is_wrong_usage(command_line, capsys, command):
+    code, _, said = churn(capsys, *command_line(command), "--port", 99999)
+    assert code == 2 and "--port" in said and "65535" in said and "Traceback" not in said, said
+
+def test_a_port_in_use_is_named_in_one_line(command_line, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, said = churn(capsys, *command_line("serve"), "--port", port)
+    assert (code, len(said.strip().splitlines())) == (2, 1) and str(port) in said, said

@@ -1,5 +1,7 @@
 "A log of batches in parquet files: all of a batch or nothing, whenever the writer is killed and however many write at once."
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -57,6 +59,15 @@ def test_what_fails_leaves_the_old_file_and_no_other(tmp_path, write):
     write_parquet(batch(1), tmp_path/"x.parquet")
     with pytest.raises(Exception): write(tmp_path/"x.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"] and pd.read_parquet(tmp_path/"x.parquet").value.tolist() == [1]
+
+def test_a_full_disk_is_told_of_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    "The error itself is a stand-in: as of a write, it names no file."
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as e: write_parquet(batch(1), tmp_path/"x.parquet")
+    assert (e.value.errno, e.value.filename) == (errno.ENOSPC, str(tmp_path/"x.parquet"))
+    with pytest.raises(FileNotFoundError) as e: write_parquet(batch(1), tmp_path/"none/x.parquet")
+    assert e.value.filename == str(tmp_path/"none/x.parquet") and not [*tmp_path.iterdir()]
 
 def test_a_copy_that_fails_at_any_row_raises(tmp_path):
     "DuckDB 2.0 with its own threads for output waits for ever in about one of 25 (TaskExecutor::DrainTasks), so 150 miss it in one of 450 runs."

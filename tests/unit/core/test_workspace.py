@@ -14,8 +14,15 @@ def test_a_failed_write_leaves_the_old_content_alone(tmp_path, monkeypatch, step
     w.atomic_write(file, "old")
     def fails(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(w.os, step, fails)
-    with pytest.raises(OSError, match="No space left"): w.atomic_write(file, "new"*1000)
+    with pytest.raises(OSError, match="No space left") as e: w.atomic_write(file, "new"*1000)
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
+    assert (e.value.errno, e.value.filename) == (errno.ENOSPC, str(file)) # the system's error names no file where a write fails
+
+@pytest.mark.parametrize(("file", "number"), [("none/f", errno.ENOENT), ("a folder", errno.EISDIR), ("n"*300, errno.ENAMETOOLONG)])
+def test_a_failed_write_names_the_file_not_the_hidden_one(tmp_path, file, number):
+    (tmp_path/"a folder").mkdir()
+    with pytest.raises(OSError) as e: w.atomic_write(tmp_path/file, "x")
+    assert (e.value.errno, e.value.filename, e.value.filename2) == (number, str(tmp_path/file), None) and [f.name for f in tmp_path.iterdir()] == ["a folder"]
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.one_of(st.binary(max_size=2000), st.text(st.characters(codec="utf-8"), max_size=500)))
