@@ -6,6 +6,7 @@ from churn_nb.features import with_request_time
 from churn_nb.ops.pipeline_runner import STEPS
 from commands import FEW, GATE, PLAIN, churn
 from deadlines import allow
+from other_user import OtherUser, needs_another_user
 from paths import BIN, CHURN, REAL_CHURN, ROOT, own_environment
 from serving import free_port, wait_for
 
@@ -138,6 +139,42 @@ def test_score_keeps_rows_and_agrees_with_the_manifest(ran, tmp_path):
     table.drop(columns="recency_days").to_csv(tmp_path/"short.csv", index=False)
     missing = churn("score", tmp_path/"short.csv", tmp_path/"never.csv", "--workspace", ws)
     assert missing.returncode == 2 and "column recency_days is missing" in missing.stderr and not (tmp_path/"never.csv").exists()
+
+def files(ws): return {p.relative_to(ws): p.read_bytes() for p in ws.rglob("*") if p.is_file()}
+
+def work_as(user, here):
+    "What a user does in a workspace of 500 customers; the exit code and the text of each."
+    m = verify_bundle(current_bundle(here/"bundle"))
+    pd.DataFrame(m.self_test.rows, columns=m.names).to_csv(user.home/"in.csv", index=False)
+    commands = ("doctor", "history", "drift", "step 04_serve", "step 03_drift", f"score {user.home}/in.csv {user.home}/out.csv")
+    ends = {c.split(" /")[0]: user.run(*c.split(), "--workspace", here, CHURN_SERVE_PORT="0") for c in commands}
+    api = user.start("serve", "--port", port := free_port(), "--workspace", here, CHURN_SERVE_REQUEST_LOG_SECONDS="0.2")
+    try:
+        assert f":{port}" in api.stdout.readline()
+        assert httpx.post(f"http://127.0.0.1:{port}/predict/batch", json=[m.example]*300, timeout=allow(60)).status_code == 200
+        assert wait_for(lambda: list(here.glob("requests/*/*.parquet")))
+    finally:
+        api.terminate()
+        printed = "".join(api.communicate(timeout=allow(30)))
+    return ends | {"serve": (api.returncode, printed), "drift of requests": user.run("drift", "--workspace", here)}
+
+@pytest.mark.root
+@needs_another_user
+def test_another_user_restores_a_copy_and_works_there(ran, tmp_path):
+    "Where the original no longer lies in its place, nothing looks for it there or names it; and nothing changes in it."
+    ws, _ = ran
+    user, here, away = OtherUser(tmp_path), tmp_path/"home"/"restored", ws.with_name("away")
+    shutil.copytree(ws, here, symlinks=True, ignore=shutil.ignore_patterns("requests"))
+    user.own(here)
+    before, copied = files(ws), files(here)
+    ws.rename(away)
+    try: ends = work_as(user, here)
+    finally: away.rename(ws)
+    wanted = {"doctor": 0, "history": 0, "drift": 2, "step 04_serve": 0, "step 03_drift": 0, "score": 0, "serve": 0, "drift of requests": 3}
+    assert {c: code for c, (code, _) in ends.items()} == wanted, ends # `drift`: first no request, then 300 times the same customer
+    assert [c for c, (_, text) in ends.items() if str(ws) in text] == []
+    assert [p for p, b in files(here).items() if b != copied.get(p) and str(ws).encode() in b] == []
+    assert files(ws) == before
 
 def test_drift_exit_codes(ran, tmp_path):
     ws, _ = ran
