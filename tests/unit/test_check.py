@@ -210,8 +210,10 @@ def test_of_the_tests_that_touch_a_function_nearly_all_are_chosen():
     assert len(shares) > 1000 and min(shares.values()) > 0
     assert sum(shares.values())/len(shares) >= .95, f"calibrate SECONDS of check.py: {sorted(shares.items(), key=lambda x: x[1])[:5]}"
 
-def test_chosen_tests_run_in_the_order_of_their_file():
+def test_the_longest_file_runs_first_in_its_own_order():
     names = re.findall(r"^def (test_\w+)", (ROOT/"tests/integration/test_pipeline.py").read_text(), re.M)
-    tests = [f"tests/integration/test_pipeline.py::{n}" for n in names]
-    command = check.commands([], tests[::-1] + ["nbs/01_train.ipynb"], True)[-1][1]
-    assert command[-len(tests) - 1:] == ["nbs/01_train.ipynb", *tests] and len(tests) > 10
+    book, tests = "nbs/01_train.ipynb", [f"tests/integration/test_pipeline.py::{n}" for n in names]
+    assert len(tests) > 10 and check.in_order([*tests[::-1], book], Touched({book: 900.})) == [book, *tests]
+    made = Touched({book: 9.} | dict.fromkeys(tests, .1), {"fixture ran": (90., {tests[0], tests[3]})})
+    assert check.in_order([book, *tests[::-1]], made) == [*tests, book]
+    assert check.commands([], [*tests, book], True)[-1][1][-len(tests) - 1:] == [*tests, book]
