@@ -1,5 +1,5 @@
 """What the time zone of a process could change, in one zone: `python zone_chain.py FOLDER` fills a feature store and reads files with dates, and prints a digest of every value.
-`python zone_chain.py FOLDER read` only reads what a process in another zone has stored.
+`python zone_chain.py FOLDER read` only reads what a process in another zone has stored; `train` goes the whole way, from the log to the API's answers.
 
 The present is 1998-04-05T02:30Z; that hour of that day did not exist in Los Angeles and New York."""
 import datetime as dt, hashlib, json, shutil, sqlite3, sys, time
@@ -34,7 +34,7 @@ def of_frame(df:pd.DataFrame) -> str:
 def settings_of(folder:Path):
     given = {"paths.workspace": str(folder), "paths.data": str(ROOT/"data"), "features.serve_as_of": "1998-04-05", "features.train_as_of": "1997-04-06",
              "features.validation_as_of": "1997-10-26", "features.test_as_of": "1998-01-24"}
-    return load_settings(given, environ={})
+    return load_settings(given, environ={"CHURN_GATE_CDNOW_FLOORS": "auc > 0.5", "CHURN_GATE_CDNOW_BEAT_BASELINE": "", "CHURN_DRIFT_EVIDENTLY": "no"})
 
 def stored(folder:Path) -> str:
     "Every cell of the online store."
@@ -102,14 +102,48 @@ def of_requests(folder:Path):
     files = sorted(str(p.relative_to(folder)) for p in (folder/"requests").glob("*/*.parquet"))
     yield "requests", ([f[:26] for f in files], [of_frame(read_requests(folder/"requests", since=t, until="2026-03-09")) for t in ("2026-03-08", "2026-03-08T03:00:00", "2026-03-08T03:00:00-05:00")])
 
-def main(folder:Path, only_read:bool=False):
-    if hasattr(time, "tzset"): time.tzset()
+def of_training(folder:Path):
+    "Features, training, drift, gate, bundle and answers; the days when clocks change lie in every window."
+    from fastapi.testclient import TestClient # what follows takes seconds to import, and only this part needs it
+    from churn_nb.monitoring.drift_report import ReportOptions, drift_report
+    from churn_nb.promote import run_gate
+    from churn_nb.registry.bundle import current_bundle, verify_bundle
+    from churn_nb.registry.deployment import deploy_champion
+    from churn_nb.serve import create_app
+    from churn_nb.train import train
     s = settings_of(folder)
-    if only_read: return {"asked": asked(s, sorted(load_events(s, 40).customer_id.unique().tolist()))}
+    Workspace(folder).open()
+    advance_clock(s, PRESENT)
+    rows = f.training_rows(s, 300)
+    yield "rows", of_frame(rows)
+    made = train(s, rows)
+    yield "metrics", digest([made["winner"], made["test"], made["baseline"]])
+    f.materialize(s, store := f.apply_store(s), keep=False)
+    ids = sorted(rows.customer_id.unique().tolist())[:20]
+    now, names = f.online(store, ids, s), f.feature_names(s)
+    report = drift_report(rows[rows.split == "train"], f.latest_rows(s, 300), s.drift, names, ReportOptions("customer_id", made.get("importance"), s.train.seed))
+    yield "drift", digest(json.dumps(report.to_dict(), sort_keys=True, default=str))
+    decision, _ = run_gate(s, rows[rows.split == "test"])
+    yield "decision", digest([(c.criterion, c.required, c.verdict) for c in decision.checks])
+    deploy_champion(s)
+    bundle = current_bundle(Workspace(folder).bundles)
+    yield "model", digest((bundle/"model.onnx").read_bytes())
+    yield "self test", digest(verify_bundle(bundle).self_test)
+    with TestClient(create_app(s)) as client:
+        answers = [client.post("/predict", json={"customer_id": i}).json() for i in ids]
+    assert all(0 < a["probability"] < 1 for a in answers)
+    yield "answers", digest(answers)
+    yield "online", of_frame(now[names])
+
+def main(folder:Path, part:str=""):
+    if hasattr(time, "tzset"): time.tzset()
+    if part == "train": return dict(of_training(folder))
+    s = settings_of(folder)
+    if part == "read": return {"asked": asked(s, sorted(load_events(s, 40).customer_id.unique().tolist()))}
     values = dict(of_events(folder))
     values["asked"] = asked(s, sorted(load_events(s, 40).customer_id.unique().tolist()))
     shutil.copytree(folder, folder.with_name("to read"))
     for part in (of_pushes, of_files, of_requests): values |= dict(part(folder))
     return values
 
-if __name__ == "__main__": print(json.dumps(main(Path(sys.argv[1]), sys.argv[2:] == ["read"])))
+if __name__ == "__main__": print(json.dumps(main(Path(sys.argv[1]), *sys.argv[2:])))
