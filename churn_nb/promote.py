@@ -37,13 +37,19 @@ from .core.errors import BundleError, RegistryError
 from .core.manifest import Manifest
 from .core.settings import Criterion, Gate, Settings
 from .data.encoding import Dictionary
-from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, compare
+from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, alpha_at_look, compare
 from .evaluation.metrics import evaluate
+from .feature_store.sources import source_of
 from .modeling.onnx_export import onnx_predict
 from .modeling.quantization import INT8_ROW, precision_cost
 from .modeling.tabular import as_values
 from .registry.bundle import write_bundle
-from .registry.decision_log import read_history  # users import it from here
+from churn_nb.registry.decision_log import (
+    anchor_of,
+    looks_at,
+    read_history,  # users import it from here
+    test_rows_id,
+)
 from .registry.deployment import decision_history as history  # users import it from here
 from .registry.deployment import deploy_champion, rollback  # users import them from here
 from .registry.model_registry import ModelRegistry
@@ -92,6 +98,8 @@ class Decision:
     version: str
     champion: str | None  # The version in production when it was decided; None: none yet
     checks: list[Check]
+    test_rows: str = ""  # What identifies the rows on which it was judged
+    refreshes: str = ""  # The anchor of a refresh; empty: it had to be better
 
     @property
     def promoted(self) -> bool:
@@ -103,6 +111,11 @@ class Decision:
     def verdict(self) -> str:
         "promoted or refused."
         return "promoted" if self.promoted else "refused"
+
+    @property
+    def anchor(self) -> str:
+        "The version from which the margin of the next refresh is counted."
+        return self.refreshes or self.version
 
     @property
     def exit_code(self) -> int:
@@ -163,6 +176,9 @@ class GateInputs:
 
     drift: dict | None = None  # Result of the drift step; None: there is none
     refresh: bool = False  # Trained on newer data: not worse is enough
+    anchor: tuple[Manifest, bytes] | None = None  # What a refresh must not be worse than; None: the champion
+    test_rows: str = ""  # What identifies the test rows, for the log
+    look: int = 1  # How many versions were compared on these rows, this one included
     seed: int = 0  # Of the bootstrap
     int8: bytes | RegistryError | None = (
         None  # The challenger's INT8 file, or why it can't be read; None: there is none
@@ -171,26 +187,33 @@ class GateInputs:
 
 
 # %% ../nbs/02_promote.ipynb #11a644b6
-def _required(margin: float, alpha: float) -> str:
-    return f"worse by less than {margin:g}, p < {alpha:g}" if margin else f"better, p < {alpha:g}"
+def _required(margin: float, alpha: float, look: int) -> str:
+    what = f"worse by less than {margin:g}" if margin else "better"
+    return f"{what}, p < {alpha:.3g}" + f" at look {look}" * (look > 1)
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    "How a metric of the challenger is compared with the champion's."
+    "How a metric of the challenger is compared with the champion's, or with that of a refresh's anchor."
 
     scored: ScoredRows
-    champion: Manifest
+    champion: Manifest  # Or the anchor
     q: np.ndarray  # The champion's probabilities of the same rows
     gate: Gate
     margin: float  # By which the challenger may be worse
-    seed: int  # Of the bootstrap
+    inputs: GateInputs
+
+    @property
+    def alpha(self) -> float:
+        "The level of this look at the test rows."
+        return alpha_at_look(self.gate.alpha, self.inputs.look)
 
     def check(self, metric: str) -> Check | None:
         "The check of a metric of `beat_champion`, the note of another; None: another that can't be computed."
         decides = metric in self.gate.beat_champion
-        name = f"{metric} against champion (version {self.champion.version})"
-        required = _required(self.margin, self.gate.alpha)
+        role = "anchor" if self.inputs.anchor and self.margin else "champion"
+        name = f"{metric} against {role} (version {self.champion.version})"
+        required = _required(self.margin, self.alpha, self.inputs.look)
         try:
             c = self._compare(metric, self.margin if decides else 0.0)
         except ValueError as e:  # a metric that is not known, or needs costs
@@ -205,9 +228,9 @@ class _Comparison:
             ours.manifest.threshold,
             self.champion.threshold,
             margin,
-            self.gate.alpha,
+            self.alpha,
             self.gate.bootstrap,
-            self.seed,
+            self.inputs.seed,
             **ours.manifest.decision,
         )
         return compare(ours.y, ours.p, self.q, ours.rows.get("customer_id"), options)
@@ -244,12 +267,13 @@ def champion_checks(
     "A check for each metric of `beat_champion`, compared on the same rows; notes for other metrics."
     if champion is None:
         return [Check("champion", "-", "none yet", "note")]
-    q = _champion_probabilities(champion, scored)
-    if isinstance(q, Check):
-        return [q]
     newer = scored.manifest.data_hash != champion[0].data_hash
     margin = gate.margin if inputs.refresh and newer else 0.0
-    comparison = _Comparison(scored, champion[0], q, gate, margin, inputs.seed)
+    other = inputs.anchor or champion if margin else champion
+    q = _champion_probabilities(other, scored)
+    if isinstance(q, Check):
+        return [q]
+    comparison = _Comparison(scored, other[0], q, gate, margin, inputs)
     checks = []
     if inputs.refresh and not newer:
         checks.append(Check("refresh", "newer data", "the champion's; it has to be better", "note"))
@@ -313,6 +337,14 @@ def int8_checks(
     return [Check(INT8_ROW, f"< {gate.int8_loss:g}", measured, "pass" if passed else "note")]
 
 
+def _int8_file(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
+    "A version's INT8 file, or why it can't be read."
+    try:
+        return registry.load_int8(version)
+    except RegistryError as e:
+        return e
+
+
 # %% ../nbs/02_promote.ipynb #4e44f09d
 def drift_checks(report: dict | None, data_hash: str, gate: Gate) -> list[Check]:
     "The drift report's level, and features that are missing more often; they refuse only where `[gate] drift = block`."
@@ -339,6 +371,13 @@ def drift_checks(report: dict | None, data_hash: str, gate: Gate) -> list[Check]
 def _baseline_metrics(manifest: Manifest) -> dict[str, Any]:
     "The baseline's metrics, which training logs in the manifest as `baseline_<metric>`."
     return {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
+
+
+def _refreshed(champion: tuple[Manifest, bytes] | None, manifest: Manifest, inputs: GateInputs) -> str:
+    "The version that a refresh may be worse than by the margin; empty where the challenger has to be better."
+    if champion is None or not inputs.refresh or manifest.data_hash == champion[0].data_hash:
+        return ""
+    return (inputs.anchor or champion)[0].version
 
 
 def evaluate_gate(
@@ -371,7 +410,7 @@ def evaluate_gate(
         *drift_checks(inputs.drift, manifest.data_hash, gate),
         *int8_checks(inputs.int8, scored, gate),
     ]
-    return Decision(manifest.version, current, checks)
+    return Decision(manifest.version, current, checks, inputs.test_rows, _refreshed(champion, manifest, inputs))
 
 
 # %% ../nbs/02_promote.ipynb #26a5b845
@@ -391,12 +430,22 @@ def evaluate_and_promote(
 
 
 # %% ../nbs/02_promote.ipynb #6c76eb18
-def _int8_file(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
-    "A version's INT8 file, or why it can't be read."
-    try:
-        return registry.load_int8(version)
-    except RegistryError as e:
-        return e
+def _gate_inputs(
+    settings: Settings, registry: ModelRegistry, version: str, test_rows: str, refresh: bool
+) -> GateInputs:
+    "What the workspace and the log say besides the models and the rows."
+    decided = registry.reconcile()
+    anchor = anchor_of(decided)
+    return GateInputs(
+        drift=registry.workspace.read_result("03_drift"),
+        refresh=refresh,
+        anchor=registry.load_version(anchor) if refresh and anchor and anchor != registry.champion() else None,
+        test_rows=test_rows,
+        look=1 + looks_at(decided, test_rows, version),
+        seed=settings.train.seed,
+        int8=_int8_file(registry, version),
+        max_mb=settings.serve.max_model_mb,
+    )
 
 
 def run_gate(
@@ -413,13 +462,9 @@ def run_gate(
         raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
     challenger = registry.load_version(version)
     in_production = registry.load_version(champion) if champion else None
-    inputs = GateInputs(
-        drift=registry.workspace.read_result("03_drift"),
-        refresh=refresh,
-        seed=settings.train.seed,
-        int8=_int8_file(registry, version),
-        max_mb=settings.serve.max_model_mb,
-    )
+    dates = [*rows.event_timestamp.unique()] if source_of(settings).has_purchases and "event_timestamp" in rows else []
+    test_rows = test_rows_id(settings.data.dataset, challenger[0].data_hash, dates)
+    inputs = _gate_inputs(settings, registry, version, test_rows, refresh)
     gate = settings.gate_for(settings.data.dataset)
     decision = evaluate_gate(challenger, in_production, rows, gate, inputs)
     entry = registry.apply_decision(challenger[0], decision)

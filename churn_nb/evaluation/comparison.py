@@ -18,6 +18,7 @@ __all__ = [
     "Difference",
     "ComparisonOptions",
     "compare",
+    "alpha_at_look",
 ]
 
 # %% ../../nbs/evaluation/20_comparison.ipynb #f91c15f9
@@ -329,3 +330,14 @@ def compare(
         margin=o.margin,
         alpha=o.alpha,
     )
+
+
+# %% ../../nbs/evaluation/20_comparison.ipynb #a6f43d83
+def alpha_at_look(
+    alpha: float,  # Chance of any false promotion over all looks at the same rows, at most
+    look: int,  # 1 for the first test on these rows
+) -> float:
+    "The level of the look-th test on the same rows: alpha / (look (look + 1)). Raises ValueError for a look below 1."
+    if look < 1:
+        raise ValueError(f"alpha_at_look: look is {look}; the first is 1")
+    return alpha / (look * (look + 1))

@@ -9,6 +9,9 @@ __all__ = [
     "latest_promotion",
     "lineage",
     "new_entry",
+    "test_rows_id",
+    "looks_at",
+    "anchor_of",
     "DecisionLog",
     "workspace_lock",
     "read_history",
@@ -74,14 +77,22 @@ def lineage(history: list[dict]) -> list[str]:
 
 
 # %% ../../nbs/registry/12_decision_log.ipynb #e8371967
-_NO_FACTS: dict[str, Any] = {"run_id": "", "git_sha": "", "data_hash": "", "why": "", "checks": []}
+_NO_FACTS: dict[str, Any] = {
+    "run_id": "",
+    "git_sha": "",
+    "data_hash": "",
+    "why": "",
+    "checks": [],
+    "test_rows": "",
+    "anchor": "",
+}
 
 
 def new_entry(
     action: str,  # promoted, refused, rolled_back or adopted
     version: str,  # Of the registered model
     history: list[dict],  # The replayed log as the writer knows it
-    **facts,  # Any of run_id, git_sha, data_hash, why, checks
+    **facts,  # Any of run_id, git_sha, data_hash, why, checks, test_rows, anchor
 ) -> dict:
     "An entry to append. `after` is the number of the last change of champion that its writer knows, 0 for none."
     if unknown := facts.keys() - _NO_FACTS.keys():
@@ -98,6 +109,35 @@ def new_entry(
         **_NO_FACTS,
         **facts,
     }
+
+
+# %% ../../nbs/registry/12_decision_log.ipynb #b9b81d91
+def test_rows_id(
+    dataset: str,
+    data_hash: str,
+    dates: list[datetime],  # On which the test rows are asked about; none: a table without dates
+) -> str:
+    "What identifies test rows: their dates, and for a table the hash of its data."
+    return " ".join([dataset, *(f"{d:%Y-%m-%d}" for d in sorted(dates))] if dates else [dataset, data_hash])
+
+
+def looks_at(
+    history: list[dict],  # The replayed log
+    test_rows: str,  # What identifies the rows
+    version: str,  # Judged now; not counted
+) -> int:
+    "How many other versions were compared with a champion on the same test rows."
+    judged = (e for e in history if e["replaces"] and e.get("test_rows") == test_rows)
+    return len({e["version"] for e in judged} - {version}) if test_rows else 0
+
+
+def anchor_of(history: list[dict]) -> str | None:
+    "The version from which the margin of a refresh is counted; None where there is no champion."
+    now = latest_promotion(history)
+    if now is None:
+        return None
+    promoted = [e for e in history if e["action"] == "promoted" and e["version"] == now["version"]]
+    return (promoted[-1].get("anchor") if promoted else "") or now["version"]
 
 
 # %% ../../nbs/registry/12_decision_log.ipynb #6bc63a61

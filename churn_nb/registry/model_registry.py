@@ -165,6 +165,14 @@ class GateVerdict(Protocol):
     def verdict(self) -> str:
         "promoted or refused."
 
+    @property
+    def test_rows(self) -> str:
+        "What identifies the rows on which it was judged."
+
+    @property
+    def anchor(self) -> str:
+        "The version from which the margin of the next refresh is counted."
+
 
 def _champion_changed(before: str | None, now: str | None, during: str) -> RegistryError:
     return RegistryError(f"the champion changed from {before} to {now} while {during}")
@@ -263,6 +271,7 @@ class ModelRegistry:
             if now != decision.champion:
                 raise _champion_changed(decision.champion, now, during)
             facts = {"run_id": manifest.run_id, "git_sha": manifest.git_sha, "data_hash": manifest.data_hash}
+            facts |= {"test_rows": decision.test_rows, "anchor": decision.anchor}
             checks = [asdict(c) for c in decision.checks]
             entry = new_entry(decision.verdict, manifest.version, history, checks=checks, **facts)
             return self._record(entry, during)
