@@ -40,6 +40,7 @@ from .core.manifest import Group, Interval, Manifest, ModelCard, SelfTest, Store
 from .core.optional import optional
 from .core.settings import Settings
 from .data.encoding import Dictionary
+from .data.value_parsing import read_format
 from .evaluation.comparison import BootstrapOptions, compare, intervals
 from .evaluation.metrics import evaluate
 from .evaluation.slicing import gain_table, slices
@@ -228,7 +229,9 @@ def make_manifest(
         decision=s.costs,
         calibration=c.model.calibrator.name,
         reference=as_values(reference_row(X, dictionary.texts), dictionary),
-        features=manifest_features(X, gaps, feature_descriptions(settings), dictionary),
+        features=manifest_features(
+            X, gaps, feature_descriptions(settings), dictionary, read_format(settings.data.description)
+        ),
         example=dict(zip(names, as_values(example, dictionary))),
         store=_store(settings),
         self_test=SelfTest(

@@ -51,9 +51,9 @@ from ..core.errors import DataError
 from ..core.outputs import Output, link_target, require_outputs
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
-from ..data.csv_dialect import sniff_dialect
+from ..data.csv_dialect import encoding_note, sniff_dialect
 from ..data.tabular_reader import Chunk, CsvReader, read_chunks
-from ..data.value_parsing import read_format
+from ..data.value_parsing import TableFormat, read_format
 
 
 # %% ../../nbs/batch/40_job.ipynb #dee9f3d8
@@ -190,14 +190,14 @@ def plan_scoring(
     model,  # With `manifest` and `predict`, such as the API's
     source: Path,
     out: Path,
-    description: Path | None,  # How the source spells its values; None: as usual
+    description: Path | None,  # How the source spells its values; None: inferred from the source
     options: ScoreOptions = ScoreOptions(),
 ) -> ScoringPlan:
     "All that is checked before anything is written. Raises DataError."
     manifest = model.manifest
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"{out}: neither .csv nor .parquet")
-    table = open_model_input(source, read_format(description), manifest.features)
+    table = open_model_input(source, read_format(description) if description else None, manifest.features)
     _check_output(table, out)
     with_reasons = bool(options.reasons) and manifest.reference is not None
     added = [n for n in SCORE_COLUMNS if n != "reasons" or with_reasons]
@@ -429,6 +429,13 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 
 # %% ../../nbs/batch/40_job.ipynb #bae31825
+def _guesses(plan: ScoringPlan, stated: TableFormat | None) -> list[str]:  # stated: by a description
+    "What was inferred of a source's spelling and may be wrong, a sentence each."
+    note = "" if stated and stated.encoding else encoding_note(plan.source.path)
+    comma = plan.source.form.decimal == "," and stated is None
+    return [*([note] if note else []), *(["numbers are written with a decimal comma (1.234,5) and read so"] * comma)]
+
+
 def score_file(
     settings: Settings,
     model,  # With `manifest` and `predict`, such as the API's
@@ -442,9 +449,11 @@ def score_file(
     own = data.description if model.manifest.dataset == data.dataset else None
     rejects = link_target(options.rejects or out.with_suffix(".rejects.csv"))
     require_score_outputs(source, out, rejects, options, data.description)
-    plan = plan_scoring(model, source, out, options.description or own, options)
+    described = options.description or own
+    plan = plan_scoring(model, source, out, described, options)
     unused = [f.name for f in plan.kept if f.name not in plan.source.numeric]
     result = ScoreResult(out, model.manifest.version, unused=unused, notes=plan.source.repeated())
+    result.notes += _guesses(plan, read_format(described) if described else None)
     if options.reasons and model.manifest.reference is None:
         result.notes.append(f"no reasons: version {result.version} has no reference row to compare with")
     inputs = _run_inputs(plan, options)

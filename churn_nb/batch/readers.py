@@ -8,7 +8,7 @@ __all__ = ["ModelInput", "value_type", "open_model_input"]
 # %% ../../nbs/batch/10_readers.ipynb #16a1f51c
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from ..core.errors import DataError
 from ..core.manifest import Feature
 from ..data.description import rename_reserved
 from ..data.encoding import BLANKS
-from ..data.tabular_reader import TableReader, open_table
+from ..data.tabular_reader import TableReader, infer_format, open_table
 from ..data.value_parsing import TableFormat, is_text
 
 
@@ -81,13 +81,22 @@ def _can_be_number(t: pa.DataType) -> bool:
 
 
 # %% ../../nbs/batch/10_readers.ipynb #5701b42d
+def _with_model(form: TableFormat, features: Sequence[Feature]) -> TableFormat:
+    "A format in which the texts that meant 'missing' in training mean it too."
+    trained = {f.name: f.missing for f in features if f.missing is not None}
+    missing = {n: [*form.missing.get(n, []), *trained.get(n, [])] for n in {*form.missing, *trained}}
+    exact = [f.name for f in features if f.type == "string" and f.missing is not None]
+    return replace(form, missing=missing, exact=sorted({*form.exact, *exact}))
+
+
 def open_model_input(
     path: Path,
-    form: TableFormat,
+    form: TableFormat | None,  # None: inferred from the file
     features: Sequence[Feature],  # Of a manifest
 ) -> ModelInput:
     "A file as the input of a model. Raises DataError where it can't be."
-    reader = open_table(path, form, [f.name for f in features])
+    names = [f.name for f in features]
+    reader = open_table(path, _with_model(form or infer_format(path, names=names), features), names)
     columns = _columns_of(reader, [f.name for f in features])
     numeric = {columns[f.name]: f.type != "string" for f in features}
     for field in reader.schema:

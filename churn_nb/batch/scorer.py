@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.manifest import Feature
-from ..data.encoding import Dictionary
+from ..data.encoding import Dictionary, code
 from ..data.tabular_reader import Chunk, InvalidCell
 from ..data.value_parsing import USUAL_FORMAT, TableFormat, parse_numbers, plain_array
 
@@ -27,17 +27,8 @@ def encode_column(
 ) -> np.ndarray:  # float32 [N]; nan: missing, -1: unseen
     "The codes of a column of texts (or of numbers and bools, as a file spells them)."
     known, missing = dictionary.codes[j], form.missing_values(dictionary.names[j])
-
-    def value(v):  # as `describe` has read it in training: without blanks around
-        return v.strip(" ") if isinstance(v, str) and v not in known else v
-
-    def is_missing(v) -> bool:
-        if isinstance(v, str):
-            return v not in known and v.strip().lower() in missing
-        return v is None or v != v
-
     encoded = column.dictionary_encode()
-    found = [np.nan if is_missing(v) else dictionary.code(j, value(v)) for v in encoded.dictionary.to_pylist()]
+    found = [code(known, v, missing) for v in encoded.dictionary.to_pylist()]
     codes = np.array([*found, np.nan], np.float32)  # the last one: null
     return codes[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
 

@@ -17,6 +17,7 @@ __all__ = [
     "DuplicatesOption",
     "HorizonOption",
     "DropOption",
+    "EncodingOption",
     "KeepOption",
     "OwnDataFlags",
     "description_of",
@@ -71,6 +72,7 @@ DuplicatesOption: Any = _own_data_option(
 )
 HorizonOption: Any = _own_data_option("How far a label looks ahead, such as 60d or 8w.")
 DropOption: Any = _own_data_option("Columns to leave out, with commas.")
+EncodingOption: Any = _own_data_option("Encoding of a text file, such as cp1252; else it is guessed, and said.")
 KeepOption: Any = _own_data_option("Columns to keep although a leakage check would drop them, with commas.")
 
 
@@ -93,6 +95,7 @@ class OwnDataFlags:
     horizon: str = ""  # such as 60d
     drop: str = ""  # names of columns, with commas
     keep: str = ""
+    encoding: str = ""  # of a text file
 
     def given(self) -> dict[str, str]:
         "The flags that are not empty."
@@ -104,6 +107,8 @@ class OwnDataFlags:
         for k in ("drop", "keep"):
             if k in values:
                 values[k] = tuple(n.strip() for n in values[k].split(","))
+        if "encoding" in values:
+            values["csv"] = {"encoding": values.pop("encoding")}
         if "horizon" in values:
             values["horizon"] = read_horizon(values["horizon"])
         return values
@@ -158,6 +163,7 @@ def describe_command(
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
+    encoding: EncodingOption = "",
     out: Annotated[
         Path | None, typer.Option(help="Where to write the description; default: beside the file, as .toml.")
     ] = None,
@@ -168,7 +174,7 @@ def describe_command(
         raise UsageError(f"--kind {kind}: snapshot or events")
     require_file(file)
     log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
-    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep)
+    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep, encoding)
     there, beside = link_target(out or description_file(file)), description_file(file)
     is_source = beside.is_file() and not flags.given() and same_file(there, beside)
     if not is_source:

@@ -17,6 +17,8 @@ from .options import WorkspaceOption, command_settings
 from ..core.clock import advance_clock, current_time
 from ..core.errors import UsageError
 from ..core.settings import Settings
+from ..data.csv_dialect import encoding_note
+from ..data.value_parsing import read_format
 from ..feature_store.build_record import require_built
 from ..feature_store.sources import source_of
 from ..features import apply_store, materialize
@@ -61,8 +63,11 @@ def push_command(
     require_features(settings)
     if not source_of(settings).accepts_events:
         raise UsageError(f"{settings.data.dataset} is a table, not a log; `churn run --data FILE` trains on a new one")
+    known = read_format(settings.data.description)
     try:
-        rows = read_event_rows(events)
+        rows = read_event_rows(events, known)
+        if not known.encoding and events.suffix.lower() != ".jsonl" and (note := encoding_note(events)):
+            typer.echo(f"{events}: {note}", err=True)
     except ValueError as e:
         raise UsageError(str(e)) from None
     outcome, why = push_rows(settings, lambda: apply_store(settings), rows)

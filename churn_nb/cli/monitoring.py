@@ -20,7 +20,8 @@ from ..core.errors import UsageError
 from ..core.outputs import Output, link_target, require_outputs
 from ..core.settings import Settings
 from ..core.workspace import atomic_write
-from ..data.value_parsing import read_format
+from ..data.csv_dialect import encoding_note
+from ..data.value_parsing import TableFormat, read_format
 from ..drift import DriftReport, FeatureDrift, ReportOptions, drift_report, evidently_html, read_table, verdicts
 from ..monitoring.drift_html import is_drift_page
 from ..monitoring.sketches import sketch_file, sketch_table
@@ -42,12 +43,21 @@ _NOT_FEATURES = {"customer_id", "event_timestamp", "created_timestamp", "churn",
 
 
 # %% ../../nbs/cli/80_monitoring.ipynb #2c3d28fc
+def _print_encodings(known: TableFormat, *files: Path) -> None:
+    "Say on stderr which encoding was guessed for a file that is not in Unicode."
+    notes = [] if known.encoding else [(f, encoding_note(f)) for f in files]
+    for f, note in notes:
+        if note:
+            typer.echo(f"{f}: {note}", err=True)
+
+
 def _compare_files(
     reference: Path, current: Path, columns: list[str], customers: str, settings: Settings
 ) -> _Comparison:
     "Compare two files. Raises UsageError and DataError."
-    encoding = read_format(settings.data.description).encoding
-    a, b = read_table(reference, encoding), read_table(current, encoding)
+    known = read_format(settings.data.description)
+    a, b = read_table(reference, known), read_table(current, known)
+    _print_encodings(known, reference, current)
     names = columns or [c for c in dict.fromkeys([*a, *b]) if c not in _NOT_FEATURES]
     for side, frame in ((reference, a), (current, b)):
         if customers and customers not in frame:
@@ -83,7 +93,9 @@ def _sketched_drift(r: Any) -> FeatureDrift:
 # %% ../../nbs/cli/80_monitoring.ipynb #b9cf2293
 def _compare_streams(reference: Path, current: Path, columns: list[str], settings: Settings) -> _Comparison:
     "Compare two tables that need not fit into memory; no rows are kept. Raises DataError."
-    a, b = (sketch_file(f, columns or None) for f in (reference, current))
+    known = read_format(settings.data.description)
+    a, b = (sketch_file(f, columns or None, known=known) for f in (reference, current))
+    _print_encodings(known, *(f for f in (reference, current) if f.is_file()))
     for s in (a, b):
         for c in [c for c in s.columns if c in _NOT_FEATURES or c.startswith("__index_level_")]:
             if not columns:

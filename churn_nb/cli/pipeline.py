@@ -27,6 +27,7 @@ from churn_nb.cli.data import (
     AmountOption,
     DropOption,
     DuplicatesOption,
+    EncodingOption,
     EntityOption,
     EventIdOption,
     HorizonOption,
@@ -199,13 +200,14 @@ def run_command(
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
+    encoding: EncodingOption = "",
     param: ParameterOption = (),  # type: ignore[assignment]
     lessons: LessonsOption = False,
     workspace: WorkspaceOption = "",
 ):
     "Run the whole pipeline: features, training, drift, gate, bundle. On the project's data, or on your own."
     log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
-    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep)
+    flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep, encoding)
     settings = keep_description(_run_settings(dataset, data, events, flags, workspace))
     r = run_pipeline(settings, parse_parameters(param), progress=typer.echo, lessons=lessons)
     root = r.run_dir.parent.parent

@@ -48,6 +48,7 @@ class Feature(_Part, frozen=True):
     min: float | None = None  # Range seen in training; documentation, not a limit
     max: float | None = None
     values: list[str] = []  # Of a category: the texts in the training data
+    missing: list[str] | None = None  # Texts that count as missing, as in training; None: the usual ones
     description: str = ""
 
 

@@ -11,7 +11,9 @@ __all__ = [
     "is_parquet",
     "open_table_bytes",
     "CsvDialect",
-    "sniff_encoding",
+    "guess_encoding",
+    "encoding_note",
+    "decode_head",
     "sniff_dialect",
     "parquet_names",
     "read_header",
@@ -28,7 +30,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -177,26 +179,110 @@ class CsvDialect:
     decimal: str = "."  # "." or ","
 
 
-# %% ../../nbs/data/30_csv_dialect.ipynb #25d69ac9
 def _read_head(file: Path) -> bytes:
     "The first bytes of a file, unpacked. Raises DataError where it can't be read."
     with open_table_bytes(file) as f:
         return f.read(HEAD_BYTES)
 
 
-def sniff_encoding(head: bytes) -> str:
-    "The encoding of a file that begins with these bytes, as Python names it."
+# %% ../../nbs/data/30_csv_dialect.ipynb #5f14fa24
+_LANGUAGES = {  # of each encoding: language -> its letters beyond a to z, as a regular expression
+    "cp1252": {
+        "German": "[äöüß]",
+        "French": "[àâæçéèêëîïôœùûüÿ]",
+        "Spanish": "[áéíóúü]|ñ(?=[aeiouáéíóú])|[ºª](?![a-z])",
+        "Portuguese": "[áâãàçéêíóôúü]|õ(?=e)|[ºª](?![a-z])",
+        "Italian": "[àèéìíîòóùú]|º(?![a-z])",
+        "Catalan": "[àçéèíïóòúü]",
+        "Dutch": "[áéèêëíïóöüú]",
+        "Danish or Norwegian": "[æøåéóòôü]",
+        "Swedish or Finnish": "[åäöéšž]",
+        "Icelandic": "[áéíóúýðþæö]",
+    },
+    "cp1250": {
+        "Polish": "[ąćęłńóśźż]",
+        "Czech": "[áčďéěíňóřšťúůýž]",
+        "Slovak": "[áäčďéíĺľňóôŕšťúýž]",
+        "Hungarian": "[áéíóöőúüű]",
+        "Romanian": "[ăâîşţ]",
+        "Slovene or Croatian": "[čćžšđ]",
+    },
+}
+_WORDS = re.compile(rb"[a-zA-Z\x80-\xff]*[\x80-\xff][a-zA-Z\x80-\xff]*")  # with a byte that is not ASCII
+
+
+def _is_sign(byte: int) -> bool:
+    "Whether a byte is no letter in either encoding: a quote, a dash, the euro sign, a no-break space."
+    western, central = (bytes([byte]).decode(e, "replace") for e in ("cp1252", "cp1250"))
+    return western == central != "\ufffd" and not western.isalpha()
+
+
+_SIGNS = bytes(b for b in range(0x80, 0x100) if _is_sign(b))
+
+
+# %% ../../nbs/data/30_csv_dialect.ipynb #d42487b0
+def _language(words: bytes) -> tuple[int, str, str]:  # Letters explained, language, encoding
+    "The language that explains the most letters of words; of two, the Western one."
+    found = [
+        (len(re.findall(letters, words.decode(encoding, "replace").lower())), language, encoding)
+        for encoding, languages in _LANGUAGES.items()
+        for language, letters in languages.items()
+    ]
+    return max(found, key=lambda f: f[0])
+
+
+def _guess_letters(head: bytes) -> tuple[str, str]:  # Encoding, language (empty: another script, or no letter)
+    "What the letters of text with one byte for each are."
+    words = b" ".join(_WORDS.findall(head))
+    plain = words.translate(None, _SIGNS + b" ")
+    foreign = sum(b > 0x7F for b in plain)
+    explained, language, encoding = _language(words)
+    if not foreign:
+        return "cp1252", ""
+    if explained >= 0.8 * foreign and foreign < 0.9 * len(plain):  # of Latin letters with some marks
+        return encoding, language
+    usual = ["cp1252", "cp1250", "cp1251", "cp1253", "cp932", "gb18030"]
+    best = from_bytes(head[:100_000], cp_isolation=usual).best()
+    return (best.encoding, "") if best and best.encoding not in _LANGUAGES else (encoding, language)
+
+
+# %% ../../nbs/data/30_csv_dialect.ipynb #75f6bc47
+def guess_encoding(head: bytes) -> tuple[str, str]:  # As Python names it; language, where the letters show it
+    "The encoding of a file that begins with these bytes. A few bytes that are none do not make UTF-8 another one."
     marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
     for mark, name in marks:
         if head.startswith(mark):
-            return name
+            return name, ""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)  # a letter may be cut at the end
+    invalid = text.count("\ufffd") - head.count("\ufffd".encode())
+    if invalid and 2 * invalid >= len(text) - sum(c < "\x80" for c in text) - invalid:
+        return _guess_letters(head)
+    return "utf-8", ""
+
+
+# %% ../../nbs/data/30_csv_dialect.ipynb #48ab1f5f
+def encoding_note(file: Path) -> str:  # Empty: the file is in Unicode
+    "A sentence that says which encoding a file is read in, and why. Raises DataError."
+    if is_parquet(file):
+        return ""
+    encoding, language = guess_encoding(head := _read_head(file))
+    if encoding.startswith("utf"):
+        return ""
+    word = next((w for w in _WORDS.findall(head) if w.translate(None, _SIGNS) != b""), b"")
+    shown = f", such as {word.decode(encoding, 'replace')[:40]}" if word else ""
+    why = f"has {language} letters" if language else "looks like that"
+    return (
+        f"the file is not in UTF-8; it is read as {encoding}{shown}, because it {why}; "
+        "if that is wrong, describe its data with --encoding, or set encoding below [csv] in the description"
+    )
+
+
+def decode_head(file: Path, head: bytes, encoding: str) -> str:
+    "The text of a file's first bytes. Raises DataError for an encoding that does not exist."
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # a letter may be cut at the end
-        return "utf-8"
-    except UnicodeDecodeError:
-        usual = ["cp1252", "cp1250", "cp1251", "cp1253", "cp932", "gb18030"]
-        best = from_bytes(head[:100_000], cp_isolation=usual).best()
-        return best.encoding if best else "cp1252"
+        return codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)("replace").decode(head)
+    except LookupError:
+        raise DataError(f"{file}: no encoding is called {encoding}; correct [csv] encoding, or --encoding") from None
 
 
 # %% ../../nbs/data/30_csv_dialect.ipynb #94438c10
@@ -218,16 +304,20 @@ def _regular_width(text: str, delimiter: str, cut: bool) -> int:
 
 
 # %% ../../nbs/data/30_csv_dialect.ipynb #30117b78
-def sniff_dialect(file: Path) -> tuple[CsvDialect, list[str]]:
+def sniff_dialect(
+    file: Path,
+    given: Mapping[str, str] | None = None,  # Of CsvDialect, what is known: encoding, delimiter
+) -> tuple[CsvDialect, list[str]]:
     """The dialect of a CSV file and the names in its first line.
     The decimal sign is left at "."; `value_parsing.decimal_sign` decides it. Raises DataError for an empty file."""
-    head = _read_head(file)
-    encoding = sniff_encoding(head)
-    text, cut = head.decode(encoding, errors="replace"), len(head) == HEAD_BYTES
+    head, known = _read_head(file), given or {}
+    encoding = known.get("encoding") or guess_encoding(head)[0]
+    text, cut = decode_head(file, head, encoding), len(head) == HEAD_BYTES
     # of two delimiters that do equally well, the first
     widths = {delimiter: _regular_width(text, delimiter, cut) for delimiter in DELIMITERS}
     best = max(DELIMITERS, key=widths.__getitem__)
     best = best if widths[best] > 1 else DELIMITERS[0]  # one column only: no delimiter is seen
+    best = known.get("delimiter") or best
     rows = _first_rows(text, best, cut)
     if not rows:
         raise DataError(f"{file}: it is empty; expected a line of column names and rows below it")
@@ -243,8 +333,11 @@ def parquet_names(file: Path) -> list[str]:
         raise unreadable(file, e, "can't be read as parquet") from None
 
 
-def read_header(file: Path) -> tuple[CsvDialect | None, list[str]]:  # None: parquet
+def read_header(
+    file: Path,
+    given: Mapping[str, str] | None = None,  # As in `sniff_dialect`
+) -> tuple[CsvDialect | None, list[str]]:  # None: parquet
     "The dialect of a file and its column names, as the file has them. Raises DataError."
     if is_parquet(file):
         return None, parquet_names(file)
-    return sniff_dialect(file)
+    return sniff_dialect(file, given)

@@ -67,7 +67,8 @@ def write_description(d: Description, path: Path) -> None:
     columns = tomlkit.table(is_super_table=True)
     for c in d.columns:
         about = {"use": c.use, "missing": list(c.missing), "distinct": c.distinct, "gaps": c.gaps, "shown": c.shown}
-        columns[c.name] = about | {k: v for k, v in (("form", c.form), ("why", c.why)) if v}
+        more = (("stray", list(c.stray)), ("form", c.form), ("why", c.why))
+        columns[c.name] = about | {k: v for k, v in more if v}
     t["columns"] = columns
     text = tomlkit.dumps(t)
     atomic_write(path, f"{text}{_SEAL}{_digest(text)}\n")
@@ -116,6 +117,8 @@ def _check_tables(t: dict[str, Any], path: Path) -> None:
     for name, column in t.get("columns", {}).items():
         if column.get("use", "drop") not in ("number", "category", "drop", "date", *ROLES):
             raise DataError(f"{path}: columns.{name}.use = {column['use']!r}; expected number, category or drop")
+        if key := next((k for k in _LISTS if not isinstance(column.get(k, []), list)), ""):
+            raise DataError(f'{path}: columns.{name}.{key} = {column[key]!r}; expected a list, such as ["999"]')
 
 
 def _check_agreement(t: dict[str, Any], path: Path) -> None:
@@ -132,6 +135,13 @@ def _check_agreement(t: dict[str, Any], path: Path) -> None:
 
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #f24699a1
+_LISTS = ("missing", "stray")  # of a column: texts
+
+
+def _texts(column: dict[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(map(str, column.get(key, ())))
+
+
 def _infer_rest(t: dict[str, Any], file: Path) -> Description:
     "The description that a short one stands for. Raises DataError."
     columns = t.get("columns", {})
@@ -148,8 +158,13 @@ def _infer_rest(t: dict[str, Any], file: Path) -> Description:
         keep=(*t.get("keep", ()), *used("number"), *used("category")),
         categories=used("category"),
         numbers=used("number"),
+        csv=t.get("csv", {}),
     )
-    return infer_description(file, options)
+    d = infer_description(file, options)
+    stated = {n: _texts(c, "missing") for n, c in columns.items()}
+    return replace(
+        d, columns=tuple(replace(c, missing=tuple({*c.missing, *stated.get(c.name, ())})) for c in d.columns)
+    )
 
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #b4515799
@@ -172,7 +187,7 @@ def read_description(path: Path) -> Description:
         kind=t.get("kind", "snapshot"),
         name=name,
         dialect=CsvDialect(**t["csv"]) if "csv" in t else None,
-        columns=tuple(TableColumn(n, **{**c, "missing": tuple(c.get("missing", ()))}) for n, c in columns),
+        columns=tuple(TableColumn(n, **{**c, **{k: _texts(c, k) for k in _LISTS}}) for n, c in columns),
         positive=t.get("positive", ""),
         horizon=t.get("horizon"),
         returns=t.get("returns", ""),

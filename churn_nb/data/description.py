@@ -63,6 +63,7 @@ class TableColumn:
     gaps: int = 0  # Rows without a value
     shown: str = ""  # Range or examples
     missing: tuple[str, ...] = ()  # Spellings of missing that occur
+    stray: tuple[str, ...] = ()  # Of a column of numbers: texts that are none, and so count as missing
     form: str = ""  # Notation of a time, see `value_parsing.time_sql`
     why: str = ""  # Why it is dropped
 
@@ -193,7 +194,8 @@ def require_columns(d: Description, file: Path | None = None) -> list[str]:  # f
     """The column names of a file, as the description would call them. Raises DataError where one is missing:
     of its own file any column, of another file (which may lack the label) any feature."""
     file = file or d.file
-    names = normalise_names(read_header(file)[1])[0]
+    known = vars(d.dialect) if d.dialect and file == d.file else None
+    names = usable_names(read_header(file, known)[1])
     names = rename_reserved(names, {c.name for c in d.columns})[0]
     needed = [c.name for c in d.columns if file == d.file or c.is_feature]
     if lost := [n for n in needed if n not in names]:

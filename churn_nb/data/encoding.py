@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = [
-    "UNSEEN",
     "BLANKS",
+    "MISSING_SPELLINGS",
+    "UNSEEN",
     "WHOLE_KEY",
+    "missing_texts",
+    "missing_numbers",
+    "trim_sql",
     "spelled",
     "code",
     "Dictionary",
-    "trim_sql",
     "key_text",
     "key_text_sql",
     "entity_key",
@@ -30,6 +33,32 @@ from typing import Any
 
 import numpy as np
 
+# %% ../../nbs/data/90_encoding.ipynb #3ff84bb8
+# what is trimmed around names, ids, texts and numbers, in files and in requests
+BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\ufeff"  # the last two have no width
+
+# compared in small letters, without blanks around
+MISSING_SPELLINGS = ["?", "na", "n/a", "nan", "null", "none", "-", "--", ".", "#n/a", "nil"]
+
+
+def missing_texts(
+    listed: Iterable[str] | None = None,  # None: MISSING_SPELLINGS
+) -> frozenset[str]:  # In small letters, without blanks around
+    "The texts that mean 'missing': the listed ones, and an empty one."
+    return frozenset({"", *(t.strip(BLANKS).lower() for t in (MISSING_SPELLINGS if listed is None else listed))})
+
+
+def missing_numbers(listed: Iterable[str]) -> np.ndarray:  # float32
+    "The numbers among texts that mean 'missing': 999 is missing in every spelling."
+    plain = [t.strip(BLANKS) for t in listed]
+    return np.array([t for t in plain if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", t)], np.float32)
+
+
+def trim_sql(cell: str) -> str:  # cell: SQL of a text
+    "SQL: the text without `BLANKS` around it."
+    return f"trim({cell}, '{BLANKS}')"
+
+
 # %% ../../nbs/data/90_encoding.ipynb #9881332f
 UNSEEN = "(unseen)"  # what is shown, and logged, of a text that training did not see: it may be anything
 
@@ -44,15 +73,18 @@ def spelled(value: object) -> str:
 def code(
     codes: dict[str, int],  # Of one column: text -> its place
     value: Any,  # Text, number, bool, or None for missing
+    missing: frozenset[str] = missing_texts(),  # Texts that say so, see `missing_texts`
 ) -> float:  # nan: missing; -1: unseen
-    "The code of one value."
-    if value is None:
+    "The code of one value of a file or a request; blanks around a text count for nothing."
+    if value is None or value != value:
         return float("nan")
-    if (found := codes.get(value if isinstance(value, str) else spelled(value))) is not None:
+    text = value if isinstance(value, str) else spelled(value)
+    plain = text.strip(BLANKS)
+    if (found := codes.get(text, codes.get(plain))) is not None:
         return float(found)
     if isinstance(value, bool):  # as a file may spell it
-        return float(next((i for text, i in codes.items() if text.lower() == spelled(value).lower()), -1))
-    return -1.0
+        return float(next((i for text, i in codes.items() if text.lower() == plain.lower()), -1))
+    return float("nan") if plain.lower() in missing else -1.0
 
 
 # %% ../../nbs/data/90_encoding.ipynb #a471716a
@@ -63,8 +95,10 @@ class Dictionary:
         self,
         names: list[str],
         values: list[list[str] | None],  # Texts of each column; None for a column of numbers
+        missing: dict[str, frozenset[str]] | None = None,  # Of a column: texts that mean missing; default: only ""
     ):
         self.names, self.values = list(names), list(values)
+        self.missing = [(missing or {}).get(n, missing_texts([])) for n in names]
         lists = {j: v for j, v in enumerate(values) if v is not None}
         self.texts = np.array([*lists], dtype=int)
         self.numbers = np.array([j for j, v in enumerate(values) if v is None], dtype=int)
@@ -77,7 +111,9 @@ class Dictionary:
     @classmethod
     def of(cls, features: Iterable[Any]) -> "Dictionary":  # A manifest's features
         "The dictionary of a model."
-        return cls([f.name for f in features], [list(f.values) if f.type == "string" else None for f in features])
+        features = list(features)
+        values = [list(f.values) if f.type == "string" else None for f in features]
+        return cls([f.name for f in features], values, {f.name: missing_texts(f.missing) for f in features})
 
     @classmethod
     def learn(
@@ -91,7 +127,7 @@ class Dictionary:
 
     def code(self, j: int, value: Any) -> float:
         "The code of one value of column j, see `code`."
-        return code(self.codes[j], value)
+        return code(self.codes[j], value, self.missing[j])
 
     def encode(
         self,
@@ -104,7 +140,7 @@ class Dictionary:
                 X[:, j] = np.asarray(table[self.names[j]], np.float64)
         for j in self.texts:
             column = np.asarray(table[self.names[j]], object)
-            known = {v: (np.nan if v is None or v != v else self.codes[j].get(v, -1)) for v in {*column.tolist()}}
+            known = {v: self.code(j, v) for v in {*column.tolist()}}
             X[:, j] = [known.get(v, np.nan) for v in column.tolist()]
         return X
 
@@ -126,15 +162,6 @@ class Dictionary:
 
 
 # %% ../../nbs/data/90_encoding.ipynb #6264521a
-# what is trimmed around names, ids, texts and numbers, in files and in requests
-BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\ufeff"  # the last two have no width
-
-
-def trim_sql(cell: str) -> str:  # cell: SQL of a text
-    "SQL: the text without `BLANKS` around it."
-    return f"trim({cell}, '{BLANKS}')"
-
-
 def key_text(
     value: object,  # An id as a file or a request has it: a text or a number
 ) -> str:

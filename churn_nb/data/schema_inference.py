@@ -7,7 +7,8 @@ __all__ = ["find_roles", "DescribeOptions", "named_as_own", "infer_description"]
 
 # %% ../../nbs/data/50_schema_inference.ipynb #d9b14fb4
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from churn_nb.data.column_profiles import (
     profile_columns,
     raw_table,
     show_values,
+    stray_texts,
 )
-from .csv_dialect import read_header
+from .csv_dialect import encoding_note, read_header
 from churn_nb.data.description import (
     ROLES,
     Description,
@@ -32,6 +34,7 @@ from churn_nb.data.description import (
     rename_reserved,
     require_choices,
 )
+from .encoding import BLANKS
 from .leakage_checks import check_columns, check_label, check_twins
 from churn_nb.data.typed_table import (
     LARGEST,
@@ -137,6 +140,7 @@ class DescribeOptions:
     categories: tuple[str, ...] = ()  # Columns that are texts, whatever they look like
     numbers: tuple[str, ...] = ()  # Columns that are numbers
     name: str = ""  # Of the data set; empty: the file's
+    csv: Mapping[str, str] = field(default_factory=dict)  # Of `CsvDialect`: what is stated
 
     @property
     def roles(self) -> dict[str, str]:
@@ -168,13 +172,17 @@ class _Observed:
     profiles: list[ColumnProfile]
     spellings: list[dict[str, int]]  # Spellings of missing that occur, and how often
     examples: list[str]  # Range, or most frequent texts
+    stray: list[tuple[str, ...]]  # Texts that are no numbers, where a column is used as one
 
 
-def _observe(con: Any, width: int, decimal: str) -> _Observed:
+def _observe(con: Any, names: list[str], decimal: str, numbers: tuple[str, ...]) -> _Observed:  # numbers: stated
+    width = len(names)
     rows, profiles = profile_columns(con, width, decimal)
     found = missing_spellings(con, [i for i, p in enumerate(profiles) if not p.native])
     examples = [show_values(con, i, p) for i, p in enumerate(profiles)]
-    return _Observed(rows, profiles, [found.get(i, {}) for i in range(width)], examples)
+    mixed = [p.numbers < p.known and (n in numbers or p.kind == "number") for n, p in zip(names, profiles)]
+    stray = [stray_texts(con, i, p.native, decimal) if m else () for i, (p, m) in enumerate(zip(profiles, mixed))]
+    return _Observed(rows, profiles, [found.get(i, {}) for i in range(width)], examples, stray)
 
 
 def _columns(names: list[str], seen: _Observed, uses: dict[str, str]) -> tuple[TableColumn, ...]:
@@ -188,7 +196,8 @@ def _columns(names: list[str], seen: _Observed, uses: dict[str, str]) -> tuple[T
             distinct=p.distinct,
             gaps=seen.rows - (p.numbers if use == "number" else p.known),
             shown=seen.examples[i],
-            missing=tuple(m for m in seen.spellings[i] if m.strip()),
+            missing=tuple(m for m in seen.spellings[i] if m.strip(BLANKS)),
+            stray=seen.stray[i] if use == "number" else (),
             form=p.form,
             why="left out by --drop" if use == "drop" else "",
         )
@@ -226,9 +235,10 @@ def _value_findings(d: Description, i: int, p: ColumnProfile, spelled: dict[str,
         listed = ", ".join(f"{k!r} ({n:,})" for k, n in spelled.items())
         out.append(Finding("missing", c.name, f"{c.name}: {listed} counts as missing", "changed"))
     if c.use == "number" and p.numbers < p.known:
+        such = f" ({', '.join(c.stray[:3])}{', …' * (len(c.stray) > 3)})" if c.stray else ""
         sentence = (
-            f"{c.name}: {p.known - p.numbers:,} of {p.known:,} values are no numbers and count as missing; "
-            "if they mean something, make it a category"
+            f"{c.name}: {p.known - p.numbers:,} of {p.known:,} values are no numbers{such} and count as missing, "
+            "in scoring too; if they mean something, make it a category"
         )
         out.append(Finding("mixed", c.name, sentence, "changed"))
     if c.use == "date":
@@ -240,9 +250,11 @@ def _value_findings(d: Description, i: int, p: ColumnProfile, spelled: dict[str,
     return out
 
 
-def _reading_findings(d: Description, seen: _Observed) -> list[Finding]:
+def _reading_findings(d: Description, seen: _Observed, encoding_given: bool) -> list[Finding]:
     "What is read otherwise than it stands in the file."
     out = [f for i, p in enumerate(seen.profiles) for f in _value_findings(d, i, p, seen.spellings[i])]
+    if note := "" if encoding_given else encoding_note(d.file):
+        out.append(Finding("encoding", "", note, "noted"))
     if d.decimal == ",":
         out.append(Finding("decimal", "", "numbers are written with a decimal comma (1.234,5) and read so", "changed"))
     return out
@@ -437,7 +449,7 @@ def infer_description(
     "Infer how a file is to be read. Raises DataError where a role or a value that is needed can't be found."
     file, options = Path(file), options or DescribeOptions()
     require_choices({"returns": options.returns, "duplicates": options.duplicates}, file)
-    dialect, given = read_header(file)
+    dialect, given = read_header(file, options.csv)
     names, renamed = normalise_names(given)
     spelled = dict(zip(reversed(given), reversed(names)))  # of two columns with one name the first is meant
     options = options.renamed(spelled | dict(zip(names, names)))  # a column may be named as the file spells it
@@ -452,15 +464,16 @@ def infer_description(
     d = named_as_own(d)
     with raw_table(file, dialect, len(names), memory_limit) as con:
         if dialect:
-            dialect = replace(dialect, decimal=decimal_sign(con, len(names)))
-        seen = _observe(con, len(names), dialect.decimal if dialect else ".")
+            dialect = replace(dialect, decimal=options.csv.get("decimal") or decimal_sign(con, len(names)))
+        seen = _observe(con, names, dialect.decimal if dialect else ".", options.numbers)
         if not seen.rows:
             raise DataError(f"{file}: a line of column names and no row; bring some customers")
         d = replace(d, dialect=dialect, columns=_columns(names, seen, options.uses(roles)), rows=seen.rows)
         if any(abs(x or 0) > min(LARGEST.values()) for p in seen.profiles for x in (p.low, p.high)):
             require_in_range(con, d, native_columns(con))
         d = _with_time_form(d, seen.profiles, bool(options.timestamp))
-        d = replace(d, findings=(*d.findings, *renamed, *reserved, *_reading_findings(d, seen)))
+        spelled_so = _reading_findings(d, seen, bool(options.csv.get("encoding")))
+        d = replace(d, findings=(*d.findings, *renamed, *reserved, *spelled_so))
         if options.kind == "events":
             return _finish_events(con, d, options)
         return _finish_snapshot(con, d, seen.profiles, options)

@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #53217189
-import codecs
 import contextlib
 import csv
 import io
@@ -40,7 +39,15 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
 from ..core.errors import DataError
-from .csv_dialect import is_parquet, open_table_bytes, sniff_dialect, unreadable
+from churn_nb.data.csv_dialect import (
+    HEAD_BYTES,
+    decode_head,
+    guess_encoding,
+    is_parquet,
+    open_table_bytes,
+    sniff_dialect,
+    unreadable,
+)
 from .encoding import usable_names
 from churn_nb.data.value_parsing import (
     USUAL_FORMAT,
@@ -178,13 +185,9 @@ class ParquetReader:
 def _head_text(path: Path, form: TableFormat) -> tuple[str, str]:  # Text, encoding
     "The first megabyte of a CSV file. Raises DataError."
     with open_table_bytes(path, form.encoding) as f:
-        head = f.read(1 << 20)
-    encoding = form.encoding or ("utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
-    without_bom = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
-    try:
-        text = codecs.getincrementaldecoder(without_bom)("ignore").decode(head)
-    except LookupError:
-        raise DataError(f"{path}: no encoding is called {encoding}; correct [csv] encoding") from None
+        head = f.read(HEAD_BYTES)
+    encoding = form.encoding or guess_encoding(head)[0]
+    text = decode_head(path, head, encoding)
     if not text.strip():
         raise DataError(f"{path}: empty; the first line must name the columns")
     return text, encoding
@@ -339,17 +342,19 @@ def _check_end(chunk: Chunk, tail: bytes) -> Chunk:
 # %% ../../nbs/data/37_tabular_reader.ipynb #621efe4e
 def infer_format(
     path: Path,
-    encoding: str = "",  # Of a file that is not in UTF-8 or UTF-16; empty: its other bytes are invalid
+    known: TableFormat = USUAL_FORMAT,  # Of other files of its kind: missing values, encoding, decimal sign
+    names: Sequence[str] = (),  # Columns that it should have: they tell the delimiter
 ) -> TableFormat:
-    """The format of a CSV file without a description: delimiter, byte order mark and decimal sign.
-    Raises DataError."""
+    "The format of a file by itself: delimiter, encoding and decimal sign, which `known` decides if it does not. Raises DataError."
+    if is_parquet(path):
+        return known
     dialect, _ = sniff_dialect(path)
     unicode = dialect.encoding if dialect.encoding.startswith("utf") else ""
-    form = TableFormat(dialect.delimiter, unicode or encoding or "utf-8")
+    form = replace(known, delimiter="", encoding=unicode or known.encoding or dialect.encoding)
+    form = detect_format(path, form, names) if names else replace(form, delimiter=dialect.delimiter)
     first = next(read_chunks(CsvReader(path, form), GUESS_ROWS), None)
     columns = [] if first is None else [plain_array(c) for c in first.table.columns]
-    decimal = guess_decimal(columns)
-    return replace(form, decimal=decimal, thousands="." if decimal == "," else ",")
+    return replace(form, decimal=guess_decimal(columns, known.decimal))
 
 
 def open_table(
@@ -360,7 +365,7 @@ def open_table(
     "A reader of a file: parquet by its first bytes, anything else is CSV. Raises DataError."
     if is_parquet(path):
         return ParquetReader(path, form or USUAL_FORMAT)
-    return CsvReader(path, form or infer_format(path), names)
+    return CsvReader(path, form or infer_format(path, names=names), names)
 
 
 # %% ../../nbs/data/37_tabular_reader.ipynb #43d4ed1f
@@ -408,7 +413,7 @@ def _count(text: pa.Array, pattern: str) -> int:
 def column_kinds(reader: TableReader) -> dict[str, str]:  # Column -> integer, number, boolean or text
     "The kinds of a table's columns of texts. One pass over the file. Raises DataError for a row that is none."
     counts = {f.name: _KindCounts() for f in reader.schema if is_text(f.type)}
-    for chunk in valid_chunks(reader, GUESS_ROWS):
+    for chunk in valid_chunks(reader, GUESS_ROWS, [*counts]) if counts else ():
         for name, c in counts.items():
             c.add(plain_array(chunk.table[name]), reader.form, name)
     return {name: c.kind for name, c in counts.items()}
@@ -465,12 +470,13 @@ def typed_chunks(
     size: int,  # Rows of a chunk
     columns: Sequence[str] = (),  # Empty: all
 ) -> Iterator[pa.Table]:
-    "A table chunk by chunk, texts of a CSV file as values of their kind. Raises DataError for an invalid row."
-    kinds = column_kinds(reader) if isinstance(reader, CsvReader) else {}
+    "A table chunk by chunk, texts as values of their kind. Raises DataError for an invalid row."
+    kinds, form = column_kinds(reader), reader.form
     for chunk in valid_chunks(reader, size, columns):
         table = chunk.table
+        listed = {n: "number" for n in form.missing if n in table.column_names and n not in kinds}  # such as 999
         arrays = [
-            cast_kind(plain_array(a), kinds[n], reader.form, n) if n in kinds else a
+            cast_kind(plain_array(a), kind, form, n) if (kind := (kinds | listed).get(n)) else a
             for n, a in zip(table.column_names, table.columns)
         ]
         typed = pa.table(arrays, table.column_names).replace_schema_metadata(reader.schema.metadata)

@@ -36,9 +36,16 @@ import duckdb
 
 from ..core.errors import DataError
 from ..core.storage import read_parquet_sql
-from .column_profiles import find_positive, label_key_sql, native_columns, raw_table
+from .column_profiles import STRAY_TEXTS, find_positive, label_key_sql, native_columns, raw_table
 from .description import Description, TableColumn, require_columns
-from .encoding import WHOLE_KEY, event_key_sql, key_text_sql, quoted_name
+from churn_nb.data.encoding import (
+    MISSING_SPELLINGS,
+    WHOLE_KEY,
+    event_key_sql,
+    key_text_sql,
+    missing_numbers,
+    quoted_name,
+)
 from .value_parsing import cell_sql, number_cell_sql, number_sql, text_sql, time_sql
 
 
@@ -51,8 +58,12 @@ def feature_sql(
 ) -> str:
     "SQL: the typed value of a feature."
     if c.use == "category":
-        return f"CAST(c{i} AS VARCHAR)" if native else text_sql(f"c{i}", list(c.missing))
-    return number_cell_sql(i, native, d.decimal, "FLOAT")
+        return key_text_sql(f"c{i}", True) if native else text_sql(f"c{i}", c.missing)
+    number = number_cell_sql(i, native, d.decimal, "FLOAT")
+    if c.missing and not native:  # a listed text may look like a number
+        number = f"CASE WHEN {text_sql(f'c{i}', c.missing)} IS NOT NULL THEN {number} END"
+    listed = ", ".join(f"CAST({x!r} AS FLOAT)" for x in missing_numbers(c.missing).tolist())
+    return f"CASE WHEN {number} NOT IN ({listed}) THEN {number} END" if listed else number
 
 
 def label_index(d: Description) -> int:
@@ -327,7 +338,8 @@ def _require_unique(con: Any, made: str, d: Description) -> None:  # made: SQL o
 # %% ../../nbs/data/70_typed_table.ipynb #26be1392
 def _require_numbers(con: Any, d: Description, native: list[bool], made: str) -> None:  # made: SQL of the table
     "Raise DataError where a column of numbers has texts that were not there when it was described."
-    mixed = {f.column for f in d.findings if f.rule == "mixed"}
+    not_listed = {c.name for c in d.columns if len(c.stray) in (0, STRAY_TEXTS)}  # 0: an older description
+    mixed = {f.column for f in d.findings if f.rule == "mixed"} & not_listed
     checked = [(i, c) for i, c in enumerate(d.columns) if c.use == "number" and c.name not in mixed and not native[i]]
     if not checked:
         return
@@ -336,8 +348,9 @@ def _require_numbers(con: Any, d: Description, native: list[bool], made: str) ->
     for n, (i, c) in zip(gaps, checked):
         if n <= c.gaps:
             continue  # no more than there were: the file need not be read again
+        known = [*MISSING_SPELLINGS, *c.missing, *c.stray]
         found = con.execute(
-            f"SELECT row, c{i} FROM raw WHERE {text_sql(f'c{i}')} IS NOT NULL "
+            f"SELECT row, c{i} FROM raw WHERE {text_sql(f'c{i}', known)} IS NOT NULL "
             f"AND {feature_sql(d, c, i, False)} IS NULL LIMIT 1"
         ).fetchone()
         if found:

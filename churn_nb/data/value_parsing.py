@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "MISSING_SPELLINGS",
     "NUMBER_PATTERNS",
     "DATE_PATTERNS",
     "USUAL_FORMAT",
@@ -27,7 +26,7 @@ __all__ = [
 # %% ../../nbs/data/35_value_parsing.ipynb #97e2d418
 import contextlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,24 +36,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.errors import DataError
+from .encoding import BLANKS, MISSING_SPELLINGS, missing_numbers, missing_texts, trim_sql
+
 
 # %% ../../nbs/data/35_value_parsing.ipynb #2829d3f2
-# compared in lower case, without blanks around
-MISSING_SPELLINGS = ["?", "na", "n/a", "nan", "null", "none", "-", "--", ".", "#n/a", "nil"]
-
-
-def text_list(values: list[str]) -> str:
-    "SQL: texts as the inside of an `IN (...)`, in lower case."
-    return ", ".join("'" + v.lower().replace("'", "''") + "'" for v in values)
+def text_list(values: Iterable[str]) -> str:
+    "SQL: texts as the inside of an `IN (...)`, in lower case, without blanks around."
+    return ", ".join("'" + v.strip(BLANKS).lower().replace("'", "''") + "'" for v in values)
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #7fa07d21
 def text_sql(
     cell: str,  # SQL of a text
-    missing: list[str] | None = None,  # The spellings that count as missing; None: MISSING_SPELLINGS
+    missing: Iterable[str] | None = None,  # The spellings that count as missing; None: MISSING_SPELLINGS
 ) -> str:
     "SQL: the text without blanks around it, NULL where it is empty or a spelling of missing."
-    text = f"trim({cell})"
+    text = trim_sql(cell)
     spellings = text_list(MISSING_SPELLINGS if missing is None else missing)
     listed = f" OR lower({text}) IN ({spellings})" if spellings else ""
     return f"CASE WHEN {text} = ''{listed} THEN NULL ELSE {text} END"
@@ -72,7 +69,7 @@ _POINT_ONLY = r"^[+-]?(\d{1,3}(,\d{3})+\.\d+|\d+\.(\d{1,2}|\d{4,}))$"
 
 def _votes(con: Any, pattern: str, columns: range) -> int:
     "How many of the first 20,000 rows' cells match a pattern."
-    each = " + ".join(f"count(*) FILTER (WHERE regexp_matches(trim(c{i}), '{pattern}'))" for i in columns)
+    each = " + ".join(f"count(*) FILTER (WHERE regexp_matches({trim_sql(f'c{i}')}, '{pattern}'))" for i in columns)
     return con.execute(f"SELECT {each} FROM (FROM raw LIMIT 20000)").fetchone()[0]
 
 
@@ -116,7 +113,7 @@ def number_cell_sql(
     "SQL: cell `i` as a finite number, NULL where it is missing or none."
     if native:
         return f"CAST(CASE WHEN isfinite(CAST(c{i} AS DOUBLE)) THEN c{i} END AS {type})"
-    return f"CAST({number_sql(f'trim(c{i})', decimal)} AS {type})"  # no spelling of missing is a number
+    return f"CAST({number_sql(trim_sql(f'c{i}'), decimal)} AS {type})"  # no spelling of missing is a number
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #96116517
@@ -141,43 +138,41 @@ def time_sql(
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #a2416bd6
-_DEFAULT_MISSING = frozenset({"", *MISSING_SPELLINGS})  # in small letters, without blanks around
-
-
 @dataclass(frozen=True)
 class TableFormat:
     "How a file spells its values."
 
     delimiter: str = ""  # Of a CSV file; empty: detected in its first line
-    encoding: str = ""  # Empty: UTF-16 where the file starts with its byte order mark, else UTF-8
+    encoding: str = ""  # Empty: guessed from its first bytes
     decimal: str = "."
-    thousands: str = ""
     missing: dict[str, list[str]] = field(default_factory=dict)  # Column -> spellings, besides the usual ones
     # Categories of a description: "none" may be a value there, so only what is listed is missing
     exact: list[str] = field(default_factory=list)
 
     @property
-    def number_pattern(self) -> str:
-        "A regular expression for numbers: the described spelling, or the one that programs write."
-        return (
-            NUMBER_PATTERNS[self.decimal]
-            if self.thousands
-            else r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity)$"
-        )
+    def thousands(self) -> str:
+        "The sign between groups of three digits."
+        return "." if self.decimal == "," else ","
 
     def missing_values(
         self,
         column: str,  # Its name
     ) -> frozenset[str]:  # In small letters, without blanks around
         "The texts that mean 'missing' in a column."
-        listed = {m.strip().lower() for m in self.missing.get(column, [])}
-        return frozenset({""} if column in self.exact else _DEFAULT_MISSING) | listed
+        listed = missing_texts(self.missing.get(column, []))
+        return listed if column in self.exact else listed | missing_texts()
 
 
 USUAL_FORMAT = TableFormat()
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #aaaa40b4
+def _missing_in(column: dict[str, Any]) -> list[str]:  # column: its table in a description
+    "What counts as missing in a column; in one of numbers also the stray texts that training saw."
+    stray = column.get("stray", []) if column.get("use") == "number" else []
+    return [str(text) for text in (*column.get("missing", []), *stray)]
+
+
 def read_format(
     description: Path | None,  # A `dataset.toml`; None: none
 ) -> TableFormat:
@@ -189,12 +184,11 @@ def read_format(
     except (OSError, ValueError) as e:
         raise DataError(f"{description}: {e}; write it again with `churn describe FILE`") from None
     spelling = d.get("csv", {})
-    default = {"thousands": "." if spelling.get("decimal") == "," else ","}
-    given = {k: spelling[k] for k in ("delimiter", "encoding", "decimal", "thousands") if spelling.get(k)}
+    given = {k: spelling[k] for k in ("delimiter", "encoding", "decimal") if spelling.get(k)}
     columns = d.get("columns", {})
     return TableFormat(
-        **default | given,
-        missing={c: v["missing"] for c, v in columns.items() if v.get("missing")},
+        **given,
+        missing={c: texts for c, v in columns.items() if (texts := _missing_in(v))},
         exact=sorted(c for c, v in columns.items() if v.get("use") == "category"),
     )
 
@@ -220,6 +214,18 @@ def _as_float64(column: pa.Array) -> np.ndarray:  # [N], nan: null
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #f694f852
+def _without_missing(x: np.ndarray, missing: frozenset[str]) -> np.ndarray:  # float64 [N]
+    "Numbers, nan where a number is one of the texts that mean 'missing'."
+    infinite = [float(t) for t in ("inf", "-inf") if t in missing]  # parquet's own
+    numbers = missing_numbers(missing)
+    if not (infinite or len(numbers)):
+        return x
+    with np.errstate(over="ignore"):
+        listed = np.isin(x.astype(np.float32), numbers)
+    return np.where(listed | np.isin(x, infinite), np.nan, x)
+
+
+# %% ../../nbs/data/35_value_parsing.ipynb #4939d5c1
 def parse_numbers(
     column: pa.Array,  # Numbers, or texts that spell them
     form: TableFormat = USUAL_FORMAT,
@@ -227,24 +233,23 @@ def parse_numbers(
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 [N], nan: missing; bool [N]: a text that is no number
     "The numbers of a column, and where there is a text that is none."
     if not is_text(column.type):
-        return _as_float64(column), np.zeros(len(column), bool)
-    text = pc.utf8_trim_whitespace(column)
-    missing = pc.is_in(pc.utf8_lower(text), value_set=pa.array(sorted(form.missing_values(name)), text.type))
-    text = pc.if_else(missing, pa.scalar(None, text.type), text)
+        return _without_missing(_as_float64(column), form.missing_values(name)), np.zeros(len(column), bool)
+    text = pc.utf8_trim(column, BLANKS)
+    missing = form.missing_values(name)
+    listed = pc.is_in(pc.utf8_lower(text), value_set=pa.array(sorted(missing), text.type))
+    text = pc.if_else(listed, pa.scalar(None, text.type), text)
     with contextlib.suppress(pa.ArrowInvalid):  # most columns need no more
-        if form.decimal == ".":
-            return _as_float64(text), np.zeros(len(text), bool)
+        if form.decimal == "." and np.isfinite((x := _as_float64(text))[text.is_valid()]).all():
+            return _without_missing(x, missing), np.zeros(len(text), bool)  # inf and nan are texts, no numbers
     is_number = pc.and_(
-        pc.match_substring_regex(text, form.number_pattern, ignore_case=True),
-        pc.match_substring_regex(text, r"\d|inf", ignore_case=True),
+        pc.match_substring_regex(text, NUMBER_PATTERNS[form.decimal]), pc.match_substring_regex(text, "[0-9]")
     )
     bad = pc.invert(is_number).fill_null(False)
     text = pc.if_else(bad, pa.scalar(None, text.type), text)
-    if form.thousands:
-        text = pc.replace_substring_regex(text, rf"[$€£% \x{{a0}}\x{{202f}}{form.thousands}]", "")
+    text = pc.replace_substring_regex(text, rf"[$€£% \x{{a0}}\x{{202f}}{form.thousands}]", "")
     if form.decimal != ".":
         text = pc.replace_substring(text, form.decimal, ".")
-    return _as_float64(text), bad.to_numpy(zero_copy_only=False)
+    return _without_missing(_as_float64(text), missing), bad.to_numpy(zero_copy_only=False)
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #43c6e622
@@ -254,16 +259,17 @@ def parse_texts(
     name: str = "",  # Of the column: its spellings of missing
 ) -> pa.Array:  # Null: missing
     "The texts of a column without blanks around them."
-    text = pc.utf8_trim(column, " ")
+    text = pc.utf8_trim(column, BLANKS)
     missing = pc.is_in(pc.utf8_lower(text), value_set=pa.array(sorted(form.missing_values(name)), text.type))
     return pc.if_else(missing, pa.scalar(None, text.type), text)
 
 
-def guess_decimal(columns: Sequence[pa.Array]) -> str:  # "." or ","
+def guess_decimal(columns: Sequence[pa.Array], known: str = ".") -> str:  # "." or ","; known: where no text tells
     "The decimal sign that most unambiguous texts have; `decimal_sign` asks the same of DuckDB."
 
     def votes(pattern: str) -> int:
-        found = (pc.sum(pc.match_substring_regex(pc.utf8_trim(c, " "), pattern)).as_py() for c in columns)
+        found = (pc.sum(pc.match_substring_regex(pc.utf8_trim(c, BLANKS), pattern)).as_py() for c in columns)
         return sum(n or 0 for n in found)
 
-    return "," if votes(_COMMA_ONLY) > votes(_POINT_ONLY) else "."
+    comma, point = votes(_COMMA_ONLY), votes(_POINT_ONLY)
+    return known if comma == point else "," if comma > point else "."

@@ -6,6 +6,7 @@
 __all__ = ["base_rate", "encoded", "table_slices", "acceptable", "as_values", "manifest_features"]
 
 # %% ../../nbs/modeling/60_tabular.ipynb #0d23987e
+import msgspec
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -14,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from ..core.manifest import Feature
 from ..data.encoding import UNSEEN, Dictionary
+from ..data.value_parsing import USUAL_FORMAT, TableFormat
 from ..evaluation.slicing import deciles
 from .onnx_export import OneHot
 
@@ -76,19 +78,18 @@ def manifest_features(
     gaps: np.ndarray,
     says: dict[str, str],
     dictionary: Dictionary,
+    form: TableFormat = USUAL_FORMAT,  # Of the training data: its texts that count as missing
 ) -> list[Feature]:
     "What the manifest says of each column."
     words = {j: dictionary.values[j] for j in dictionary.texts}
 
     def one(j, n):
         if j in words:
-            return Feature(name=n, type="string", values=words[j], nullable=bool(gaps[j]), description=says[n])
-        return Feature(
-            name=n,
-            nullable=bool(gaps[j]),
-            min=float(np.nanmin(X[:, j])),
-            max=float(np.nanmax(X[:, j])),
-            description=says[n],
-        )
+            return Feature(name=n, type="string", values=words[j])
+        return Feature(name=n, min=float(np.nanmin(X[:, j])), max=float(np.nanmax(X[:, j])))
 
-    return [one(j, n) for j, n in enumerate(dictionary.names)]
+    def about(j, n):
+        listed = form.missing.get(n, [] if n in form.exact else None)
+        return msgspec.structs.replace(one(j, n), nullable=bool(gaps[j]), missing=listed, description=says[n])
+
+    return [about(j, n) for j, n in enumerate(dictionary.names)]

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import pandas as pd  # slow to import: only for the annotations
 
     from churn_nb.data.tabular_reader import TableReader
+    from churn_nb.data.value_parsing import TableFormat
 
 
 # %% ../../nbs/monitoring/65_drift_report.ipynb #c265886e
@@ -405,25 +406,25 @@ def _tabular_reader() -> Any:
     return optional("churn_nb.data.tabular_reader", why="Reading a table")  # the statistics need numpy alone
 
 
-def _open_drift_table(path: Path, encoding: str = "") -> "TableReader":
+def _open_drift_table(path: Path, known: "TableFormat | None") -> "TableReader":
     "A reader of a table to compare. Raises DataError."
     tabular_reader = _tabular_reader()
-    if tabular_reader.is_parquet(path):
-        return tabular_reader.ParquetReader(path)
-    form = tabular_reader.infer_format(path, encoding)
-    if not path.name.lower().endswith((".csv", ".csv.gz", ".xlsx", ".parquet", ".pq")):
+    form = tabular_reader.infer_format(path, known or tabular_reader.USUAL_FORMAT)
+    if not tabular_reader.is_parquet(path) and not path.name.lower().endswith(
+        (".csv", ".csv.gz", ".xlsx", ".parquet", ".pq")
+    ):
         raise DriftInputError(f"{path}: neither .csv, .csv.gz nor .parquet; convert it or rename it")
     return tabular_reader.open_table(path, form)
 
 
 def read_table(
     path: str | Path,  # .csv, .csv.gz, .parquet or .pq
-    encoding: str = "",  # Of a CSV file that is not in UTF-8 or UTF-16
+    known: "TableFormat | None" = None,  # Of the described data: what means missing, encoding, decimal sign
 ) -> "pd.DataFrame":  # At least one row
     "Read a table as `churn describe` reads it. Raises DriftInputError: one line with the file and what to do."
     path = Path(path)
     try:
-        table = _tabular_reader().read_typed(_open_drift_table(path, encoding))
+        table = _tabular_reader().read_typed(_open_drift_table(path, known))
     except DriftInputError:
         raise
     except DataError as e:

@@ -18,7 +18,8 @@ from datasketches import kll_doubles_sketch
 from scipy.stats import kstwo
 
 from ..core.errors import DataError, DriftInputError
-from ..data.tabular_reader import ParquetReader, open_table, typed_chunks
+from ..data.tabular_reader import ParquetReader, infer_format, open_table, typed_chunks
+from ..data.value_parsing import USUAL_FORMAT, TableFormat
 from .statistical_tests import psi_of_shares, shares
 
 
@@ -287,6 +288,7 @@ def sketch_file(
     columns: list[str] | None = None,  # Default: the numeric ones
     batch_rows: int = 65_536,
     k: int = 2000,
+    known: TableFormat = USUAL_FORMAT,  # Of the described data: what means missing, encoding, decimal sign
 ) -> FrameSketch:
     "Sketch a table of any length in constant memory. Raises DriftInputError with the file and what to do."
     path = Path(path)
@@ -298,7 +300,8 @@ def sketch_file(
         if not f.is_file():
             raise DriftInputError(f"{f}: no such file")
         try:
-            reader = open_table(f, None) if f.name.lower().endswith((".csv", ".csv.gz")) else ParquetReader(f)
+            is_csv = f.name.lower().endswith((".csv", ".csv.gz"))
+            reader = open_table(f, infer_format(f, known)) if is_csv else ParquetReader(f, known)
             if gone := [c for c in out.columns if c not in reader.schema.names]:
                 raise DriftInputError(f"column {gone[0]}: not in this file; the table needs it in every file")
             for table in typed_chunks(reader, batch_rows, list(out.columns)):

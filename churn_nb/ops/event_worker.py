@@ -42,8 +42,8 @@ from ..core.settings import Settings
 from ..core.storage import compact, connection
 from ..data.csv_dialect import unreadable
 from ..data.encoding import BLANKS, event_key
-from ..data.tabular_reader import Chunk, open_table, read_chunks
-from ..data.value_parsing import TableFormat, is_text, parse_numbers, plain_array
+from ..data.tabular_reader import Chunk, infer_format, open_table, read_chunks
+from ..data.value_parsing import USUAL_FORMAT, TableFormat, is_text, parse_numbers, plain_array
 from ..feature_store.build_record import require_built
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
@@ -257,9 +257,9 @@ def _plain_cells(chunk: Chunk, form: TableFormat) -> pa.Table:
     return pa.table(columns, table.column_names)
 
 
-def _table_rows(path: Path) -> list[dict | str]:
+def _table_rows(path: Path, known: TableFormat = USUAL_FORMAT) -> list[dict | str]:
     "The rows of a CSV or parquet file in their order; a line that is no row is its text. Raises DataError."
-    reader = open_table(path, None)
+    reader = open_table(path, infer_format(path, known))
     rows: dict[int, dict | str] = {}
     for chunk in read_chunks(reader, 10_000):
         for i, cell in chunk.invalid.items():
@@ -285,10 +285,11 @@ def _as_sent(row):
 
 def read_event_rows(
     path: Path,  # JSON lines (.jsonl), or CSV or parquet by their content
+    known: TableFormat = USUAL_FORMAT,  # Of the described log: its encoding and decimal sign
 ) -> list[dict]:
     "The rows of a file as dicts, empty cells left out. Raises DataError where the file can't be read."
     try:
-        rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _table_rows(path)
+        rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _table_rows(path, known)
     except pa.ArrowException as e:
         raise unreadable(path, e) from None
     except (OSError, ValueError) as e:

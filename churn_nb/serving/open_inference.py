@@ -242,6 +242,7 @@ class _V2:
         scored = []
 
         def score(X: np.ndarray) -> np.ndarray:
+            X = model.schema.encoder.mark_missing(X)
             p = model.predict_proba(model.schema.encoder.require_valid(X))
             scored.append((X, p))
             return p

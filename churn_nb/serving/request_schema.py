@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from ..core.errors import InvalidRequest
 from ..core.manifest import Feature
-from ..data.encoding import WHOLE_KEY, Dictionary, code, entity_key, key_text
+from ..data.encoding import WHOLE_KEY, Dictionary, code, entity_key, key_text, missing_numbers, missing_texts
 from .http.problem_details import invalid_body
 
 
@@ -36,16 +36,15 @@ def request_class(
 # %% ../../nbs/serving/10_request_schema.ipynb #4a36e9e9
 def category_class(f: Feature) -> type[float]:
     "A float class for the values of a category; its `read` makes the code of a value, or raises ValueError."
-    codes = {v: i for i, v in enumerate(f.values)}
+    codes, missing = {v: i for i, v in enumerate(f.values)}, missing_texts(f.missing)
 
     def read(value: Any) -> float:
         if not isinstance(value, str | int | float):
             raise ValueError("expected text" + " or null" * f.nullable)
-        if value != "" and value == value:
-            return category(code(codes, value))
-        if not f.nullable:
+        found = category(code(codes, value, missing))
+        if found != found and not f.nullable:
             raise ValueError("may not be missing")
-        return category("nan")
+        return found
 
     category: type[float] = type("Category", (float,), {"__slots__": (), "read": staticmethod(read)})
     return category
@@ -107,6 +106,8 @@ class FeatureEncoder:
         self.names = [f.name for f in features]
         self.nullable = np.array([f.nullable for f in features])
         self.dictionary = Dictionary.of(features)
+        listed = [missing_numbers(f.missing or []) if f.type != "string" else np.array([]) for f in features]
+        self._missing = [(j, numbers) for j, numbers in enumerate(listed) if len(numbers)]
 
     def encode(self, values: list, many: bool = True) -> np.ndarray:  # float32 [N, k]
         "Rows of numbers, None for a gap, as a matrix. Raises InvalidRequest, see `require_valid`."
@@ -115,7 +116,15 @@ class FeatureEncoder:
     def to_float32(self, values: list) -> np.ndarray:  # float32 [N, k]
         "As `encode`, without a check: inf for what float32 cannot hold."
         with np.errstate(over="ignore"):
-            return np.array(values, np.float32).reshape(len(values), len(self.names))
+            return self.mark_missing(np.array(values, np.float32).reshape(len(values), len(self.names)))
+
+    def mark_missing(self, X: np.ndarray) -> np.ndarray:  # float32 [N, k]
+        "The matrix with nan for each number that meant 'missing' in training, such as 999."
+        if self._missing:
+            X = X.copy()  # it may be a view of the request's bytes
+            for j, numbers in self._missing:
+                X[np.isin(X[:, j], numbers), j] = np.nan
+        return X
 
     def require_valid(
         self,
@@ -138,10 +147,8 @@ class FeatureEncoder:
         "One row with texts for categories, as a store or a manifest has it, as numbers and None."
         if not self.dictionary.any:
             return row
-        return tuple(
-            None if v is None or v == "" else self.dictionary.code(j, v) if j in self.dictionary.codes else v
-            for j, v in enumerate(row)
-        )
+        coded = (self.dictionary.code(j, v) if j in self.dictionary.codes else v for j, v in enumerate(row))
+        return tuple(None if v != v else v for v in coded)
 
 
 # %% ../../nbs/serving/10_request_schema.ipynb #d4ab01e3

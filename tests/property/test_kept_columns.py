@@ -11,7 +11,7 @@ from churn_nb.core.errors import DataError
 from churn_nb.core.settings import load_settings
 
 slow = rules(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-manifest = SimpleNamespace(features=[SimpleNamespace(name="x", nullable=False, values=None, type="float32")], reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={})
+manifest = SimpleNamespace(features=[SimpleNamespace(name="x", nullable=False, values=None, missing=None, type="float32")], reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={})
 model = SimpleNamespace(manifest=manifest, predict=lambda X: np.full(len(X), .25, np.float32))
 OURS = ["probability", "churn_risk", "model_version"]
 

@@ -68,7 +68,7 @@ def test_describe_score_and_drift_read_the_same_values(tmp_path_factory, dialect
     assert table.reader.malformed == []
     np.testing.assert_array_equal(X, Dictionary.of(features).encode({n: trained[n].to_pandas() for n in ("spend", "plan")}))
     # drift, without a description but for the encoding
-    frame = read_table(file, d.dialect.encoding)
+    frame = read_table(file, read_format(home/"dataset.toml"))
     assert list(frame) == ["spend", "plan", "left"] and len(frame) == len(drawn)
     spend, plan = frame.spend, frame.plan
     np.testing.assert_array_equal(as_float32(spend), as_float32(trained["spend"].to_pylist()))

@@ -86,7 +86,7 @@ def scoring():
     from churn_nb.data.value_parsing import TableFormat
     def one(n):
         t = pa.table({f"x{j}": np.zeros(n, np.float32) for j in range(20)})
-        card = types.SimpleNamespace(features=[types.SimpleNamespace(name=f"x{j}", nullable=False, values=None, type="float32") for j in range(20)], reference=None, threshold=.5)
+        card = types.SimpleNamespace(features=[types.SimpleNamespace(name=f"x{j}", nullable=False, values=None, missing=None, type="float32") for j in range(20)], reference=None, threshold=.5)
         s = Scorer(types.SimpleNamespace(manifest=card, predict=lambda X: np.zeros(len(X))), TableFormat(), 0)
         return counted(lambda: s.score(Chunk(t, np.arange(1, n + 1))))
     few, many = one(1000), one(20_000)

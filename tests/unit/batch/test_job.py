@@ -15,7 +15,7 @@ from tables import csv_records, csv_rows
 from serving import probability, put_live, settings_for, wait_for
 
 def card(features, **kw): return SimpleNamespace(**{**dict(features=features, reference=None, threshold=.5, version="1", run_id="r", dataset="demo", files={}), **kw})
-def feature(name, nullable=False, values=None): return SimpleNamespace(name=name, nullable=nullable, values=values, type="string" if values else "float32")
+def feature(name, nullable=False, values=None): return SimpleNamespace(name=name, nullable=nullable, values=values, missing=None, type="string" if values else "float32")
 
 @pytest.fixture
 def live(tmp_path):
@@ -93,7 +93,8 @@ def test_every_row_is_scored_or_rejected_with_its_number(tmp_path_factory, rows,
     model = SimpleNamespace(manifest=card(features), predict=lambda X: np.where(X[:, 0] == 7, np.nan, .25).astype(np.float32))
     rows = [r for r in rows if r != [""]] # an empty line is no row
     write_rows(home/"in.csv", [["tenure", "spend", "plan"], *rows])
-    done = score_file(settings_for(home), model, home/"in.csv", home/"out.csv", ScoreOptions(chunk_rows=chunk_rows, threads=threads))
+    (home/"dataset.toml").write_text('[csv]\ndelimiter = ","\nencoding = "utf-8"\ndecimal = "."\n') # of so few cells the sign would be a guess
+    done = score_file(settings_for(home), model, home/"in.csv", home/"out.csv", ScoreOptions(chunk_rows=chunk_rows, threads=threads, description=home/"dataset.toml"))
     def value(text):
         text = text.strip().lower()
         if text in ("", "?", "na", "n/a", "nan", "null", "none", "-"): return np.nan
@@ -180,17 +181,20 @@ def test_parquet_columns_of_other_types_are_read_as_numbers(live, tmp_path):
     assert (done.scored, done.rejected) == (2, 1) and pa.types.is_dictionary(out.schema.field("age").type)
     np.testing.assert_allclose(out["probability"].to_numpy(), probability([[42, 310, 1], [70, 100, 0]]), atol=1e-6)
 
-def test_non_utf8_rows_are_rejected_unless_an_encoding_is_given(live, tmp_path):
-    "The encoding is given by the description of the data set."
+def test_another_encoding_is_guessed_and_said_or_given(live, tmp_path):
+    "The encoding is given by the description of the data set; a wrong byte in UTF-8 is a rejected row."
     settings, model = live
     (tmp_path/"in.csv").write_bytes("age,usage_minutes,gap,city\n42,1.5,,Köln\n43,2,,Bonn\n".encode("cp1252"))
-    assert [score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored, "not UTF-8" in (tmp_path/"out.rejects.csv").read_text()] == [1, True]
-    (tmp_path/"dataset.toml").write_text('[csv]\nencoding = "cp1252"\n[columns.age]\nuse = "number"\nmissing = ["43"]\n')
+    guessed = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv")
+    assert guessed.scored == 2 and any("read as cp1252, such as Köln" in line for line in guessed.summary())
+    (tmp_path/"dataset.toml").write_text('[csv]\nencoding = "cp1252"\n[columns.age]\nuse = "number"\nmissing = ["42"]\n')
     described = score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv", ScoreOptions(description=tmp_path/"dataset.toml"))
-    assert (described.scored, described.rejected) == (1, 1) and "Köln" in (tmp_path/"out.csv").read_text("cp1252") and "missing" in (tmp_path/"out.rejects.csv").read_text()
+    assert (described.scored, described.rejected) == (1, 1) and "missing" in (tmp_path/"out.rejects.csv").read_text() and not [n for n in described.notes if "cp1252" in n]
     of = lambda name: SimpleNamespace(data=SimpleNamespace(dataset=name, description=tmp_path/"dataset.toml"))
     found = [score_file(of(name), model, tmp_path/"in.csv", tmp_path/"out.csv") and (tmp_path/"out.csv").read_text("cp1252").splitlines()[1].split(",")[3] for name in ("demo", "other")]
-    assert found == ["Köln", "Bonn"] # the model's own description, and none
+    assert found == ["Bonn", "Köln"] # the model's own description, and none
+    (tmp_path/"in.csv").write_bytes("age,usage_minutes,gap,city\n42,1,,Köln\n43,2,,Düsseldorf\n44,2,,Lübeck\n".encode() + b"45,1,,K\xf6ln\n")
+    assert [score_file(settings, model, tmp_path/"in.csv", tmp_path/"out.csv").scored, "not UTF-8" in (tmp_path/"out.rejects.csv").read_text()] == [3, True]
 
 # --- categories, through a real graph ---
 
@@ -250,7 +254,7 @@ def test_errors_before_anything_is_written(live, tmp_path):
         assert text in str(e.value) and "\n" not in str(e.value) and sorted(tmp_path.iterdir()) == before
     says("no such file")
     (tmp_path/"in.csv").write_text("")
-    says("empty; the first line must name the columns")
+    says("it is empty; expected a line of column names")
     (tmp_path/"in.csv").write_text("age,x\n1,2\n")
     says("columns usage_minutes, gap are missing; the model needs age, usage_minutes, gap")
     (tmp_path/"in.csv").write_text("age,usage_minutes,gap,reasons\n1,2,3,4\n")

@@ -43,7 +43,7 @@ def test_a_manifest_gives_the_dictionary_of_its_model():
     d = Dictionary.of([Feature(name="age"), Feature(name="plan", type="string", values=["m", "y"])])
     assert d.names == ["age", "plan"] and d.values == [None, ["m", "y"]] and d.any and d.texts.tolist() == [1] and d.numbers.tolist() == [0]
 
-@pytest.mark.parametrize("value, want", [("408", 0), (408, 0), (408.0, 0), ("True", 1), (True, 1), ("true", -1), (False, -1), (None, math.nan), ("", -1), (408.5, -1)])
+@pytest.mark.parametrize("value, want", [("408", 0), (408, 0), (408.0, 0), ("True", 1), (True, 1), ("true", -1), (False, -1), (None, math.nan), ("", math.nan), (" 408\xa0", 0), (408.5, -1)])
 def test_a_value_of_a_request_is_spelled_as_a_file_would(value, want):
     found = e.code({"408": 0, "True": 1}, value)
     assert found == want or (math.isnan(found) and math.isnan(want))

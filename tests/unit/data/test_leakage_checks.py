@@ -114,7 +114,7 @@ def test_few_invalid_numbers_are_missing_and_many_make_text(tmp_path):
     "The limit is a twentieth of the values."
     mixed = lambda every: clean().assign(fee=lambda df: df.fee.astype(str).where(df.index % every > 0, "unknown"))
     d, said = found(tmp_path, mixed(40))
-    assert "fee" not in d.categories and "15 of 600 values are no numbers and count as missing" in said["mixed"][0]
+    assert "fee" not in d.categories and "15 of 600 values are no numbers (unknown) and count as missing" in said["mixed"][0]
     prepare(d, tmp_path/"out.parquet")
     assert pd.read_parquet(tmp_path/"out.parquet").fee.isna().sum() == 15
     assert "fee" not in found(tmp_path, mixed(5))[0].names # prices as text are ids or prose

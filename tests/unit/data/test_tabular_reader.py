@@ -4,7 +4,7 @@ from churn_nb.data.value_parsing import TableFormat, number_sql, parse_numbers
 from churn_nb.data.tabular_reader import open_table, read_chunks
 
 def test_decimal_comma_and_thousands():
-    x, bad = parse_numbers(pa.array(["1.234,5", "12", "1,5e3", "x"]), TableFormat(decimal=",", thousands="."))
+    x, bad = parse_numbers(pa.array(["1.234,5", "12", "1,5e3", "x"]), TableFormat(decimal=","))
     assert x[:3].tolist() == [1234.5, 12, 1500] and bad.tolist() == [False, False, False, True]
 
 SPELT = ["1.234,5", "1,234.5", "1,5", "1.5", "12", "-3e2", "€ 99", "$5", "12%", "7 %", "1 234", "1\u202f234,5", "12 34", "1,2,3", "1.2.3", ".", "€", "", "x", "--", "+.5", ",5"]
@@ -16,9 +16,9 @@ def test_scoring_reads_numbers_as_training_read_them(decimal):
     sql = number_sql("trim(c)", decimal)
     want = [con.execute(f"SELECT {sql} FROM (SELECT ? AS c)", [t]).fetchone()[0] for t in SPELT]
     for one, w in zip(SPELT, want): # each by itself, and all of them in one column
-        x, bad = parse_numbers(pa.array([one]), TableFormat(decimal=decimal, thousands=",."[decimal == ","]))
+        x, bad = parse_numbers(pa.array([one]), TableFormat(decimal=decimal))
         assert (x[0] == w if w is not None else np.isnan(x[0]) and (bad[0] or one in ("", ".", "--"))), one
-    x, bad = parse_numbers(pa.array(SPELT), TableFormat(decimal=decimal, thousands=",."[decimal == ","]))
+    x, bad = parse_numbers(pa.array(SPELT), TableFormat(decimal=decimal))
     assert [None if np.isnan(v) else v for v in x] == want and sum(v is not None for v in want) >= 10
 
 def test_blocks_of_the_reader_move_no_row_number(tmp_path):

@@ -220,7 +220,7 @@ def test_read_table(tables, tmp_path, name):
 
 @pytest.mark.parametrize("name, content, says", [
     ("no.csv", None, "no such file"), ("t.txt", b"a\n1\n", "neither"), ("empty.csv", b"", "can't be read"), ("head.csv", b"a,b\n", "no rows"),
-    ("ragged.csv", b"a\n1\n1,2,3\n", "can't be read"), ("bytes.csv", b"a\n\xff\xfe\n", "can't be read"), ("bad.parquet", b"PAR1 no", "can't be read"), ("bad.csv.gz", b"\x1f\x8b a\n1\n", "can't be read"),
+    ("ragged.csv", b"a\n1\n1,2,3\n", "can't be read"), ("bytes.csv", "a\nübel\nÄrger\n".encode() + b"\xff\n", "can't be read"), ("bad.parquet", b"PAR1 no", "can't be read"), ("bad.csv.gz", b"\x1f\x8b a\n1\n", "can't be read"),
 ])
 def test_bad_files_are_refused_by_name(tmp_path, name, content, says):
     if content is not None: (tmp_path/name).write_bytes(content)
