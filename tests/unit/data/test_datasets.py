@@ -5,6 +5,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from churn_nb.data import datasets as d
 from churn_nb.features import build
 from churn_nb.core.settings import load_settings
+from churn_nb.core.workspace import Workspace
 from paths import ROOT
 from refusals import refused
 from remotes import remote_object
@@ -167,10 +168,16 @@ def test_a_refused_load_writes_nothing(tmp_path):
     (data := tmp_path/"data").mkdir()
     spoilt = write(data/"cdnow.csv", with_cell(4, "amount", "-1")).read_bytes()
     (data/"cdnow.csv.dvc").write_text(f"outs:\n- md5: {md5_of(spoilt)}\n  path: cdnow.csv\n")
-    before = tree(tmp_path)
     s = load_settings({"paths.data": str(data), "paths.workspace": str(tmp_path/"ws")}, environ={})
-    for load in (d.load_events, build): refused(lambda: load(s), str(data/"cdnow.csv"), "row 4, column amount: '-1' is negative")
+    why = str(data/"cdnow.csv"), "row 4, column amount: '-1' is negative"
+    before = tree(tmp_path)
+    refused(lambda: d.load_events(s), *why)
     assert tree(tmp_path) == before
+    Workspace(s.paths.workspace).open()  # a build locks the workspace before it reads
+    before = tree(tmp_path)
+    refused(lambda: build(s), *why)
+    after = tree(tmp_path)
+    assert {f for f in after if after[f] != before.get(f)} == {"ws/feast/.build.lock", "ws/.churn-workspace"}
 
 logs = st.lists(st.tuples(st.integers(-2**63, 2**63 - 1), st.integers(0, 2**63 - 1), st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2024, 1, 1)),
                           st.integers(0, 2**31 - 1), st.floats(0, 1e14, exclude_max=True)), unique_by=lambda r: r[0], min_size=1, max_size=30)
