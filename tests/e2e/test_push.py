@@ -177,7 +177,7 @@ class Shop:
         (self.here/"artifacts").mkdir()
         self.bare, self.dev = self.here/"shop.git", self.here/"dev"
         variables = {"CHURN_STORES_TRACKING_URI": self.mlflow, "CHURN_DVC_URL": "s3://shop/dvc", "CHURN_STORES_ONLINE": f"redis://127.0.0.1:{self.valkey.port}", "CHURN_IMAGE": f"{self.registry}/churn",
-                     "CHURN_REGISTRY": self.registry, "CHURN_CLUSTER": "stand-in", "CHURN_OVERLAY": "prod", "CHURN_CUSTOMERS": "800"}
+                     "CHURN_REGISTRY": self.registry, "CHURN_CLUSTER": "stand-in", "CHURN_OVERLAY": "prod", "CHURN_CUSTOMERS": "1600"}
         self.options = [*(x for k, v in variables.items() for x in ("--var", f"{k}={v}")), "-s", "GITHUB_TOKEN=token-of-this-run-0123", "-s", f"CHURN_API_KEY={KEY}", "-s", f"CHURN_SIGNING_KEY={self.private}", "--env", "CHURN_DRIFT_EVIDENTLY=no", *actions(self.here/"actions")]
         self.env = {"PATH": f"{stubs}:" + os.environ["PATH"].replace(f"{BIN}:", ""), "HOME": os.environ["HOME"], "LANG": "C.UTF-8", "CLUSTER": str(self.here/"cluster"),
                     "ARTIFACTS": str(self.here/"artifacts"), **self.s3.env(), "GIT_AUTHOR_NAME": "dev", "GIT_AUTHOR_EMAIL": "dev@example.org", "GIT_COMMITTER_NAME": "dev", "GIT_COMMITTER_EMAIL": "dev@example.org"}
