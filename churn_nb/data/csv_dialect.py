@@ -255,7 +255,7 @@ def guess_encoding(head: bytes) -> tuple[str, str]:  # As Python names it; langu
             return name, ""
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)  # a letter may be cut at the end
     invalid = text.count("\ufffd") - head.count("\ufffd".encode())
-    if invalid and 2 * invalid >= len(text) - sum(c < "\x80" for c in text) - invalid:
+    if invalid and 2 * invalid > len(text) - sum(c < "\x80" for c in text) - invalid:
         return _guess_letters(head)
     return "utf-8", ""
 
