@@ -14,12 +14,12 @@ class SeaweedFS:
         (self.folder/"data").mkdir(parents=True)
         (self.folder/"s3.json").write_text(json.dumps({"identities": [{"name": "ci", "credentials": [{"accessKey": self.key, "secretKey": self.secret}],
                                                                       "actions": ["Admin", "Read", "List", "Tagging", "Write"]}]}))
-        p = dict(zip(names := ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc", "iceberg"), free_ports(len(names))))
+        p = dict(zip(names := ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc"), free_ports(len(names))))
         self.url = f"http://127.0.0.1:{p['s3']}"
         ports = [f"-{n}.port{'.grpc' if grpc else ''}={p[n + ('.grpc' if grpc else '')]}" for n in ("master", "volume", "filer", "s3") for grpc in (0, 1)]
         with open(self.folder/"log", "wb") as log:
             self.process = subprocess.Popen([WEED, "server", f"-dir={self.folder/'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={self.folder/'s3.json'}",
-                                             "-master.volumeSizeLimitMB=64", "-volume.max=20", f"-s3.port.iceberg={p['iceberg']}", *ports], stdout=log, stderr=subprocess.STDOUT)
+                                             "-master.volumeSizeLimitMB=64", "-volume.max=20", "-s3.port.iceberg=0", "-s3.port.lance=0", *ports], stdout=log, stderr=subprocess.STDOUT)
     def __enter__(self):
         end = time.monotonic() + allow(90)
         while time.monotonic() < end and self.process.poll() is None:
