@@ -167,7 +167,7 @@ def test_the_file_is_scored_with_its_own_spellings(own, tmp_path):
     ws, file, _ = own
     done = churn("score", file, tmp_path/"scored.csv", "--workspace", ws)
     assert done.returncode == 0, done.stderr
-    given, out = (pd.read_csv(f, sep=";", encoding=e) for f, e in ((file, "cp1252"), (tmp_path/"scored.csv", "utf-8")))
+    given, out = (pd.read_csv(f, sep=";", encoding="cp1252") for f in (file, tmp_path/"scored.csv")) # the encoding is kept, too
     assert out["Kundennr"].tolist() == given["Kundennr"].tolist() and [*out][:len(given.columns)] == [*given]
     s = load_settings({"paths.workspace": ws}, environ={})
     rows, (m, model) = training_rows(s), ModelRegistry(s).load_version("1")
