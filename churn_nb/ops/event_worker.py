@@ -40,6 +40,7 @@ from ..core.clock import current_time, utc
 from ..core.errors import ChurnError, ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
+from ..core.workspace import Workspace
 from ..data.csv_dialect import unreadable
 from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, infer_format, open_table, read_chunks
@@ -320,7 +321,10 @@ def answer_batches(read, write, settings: Settings):
 
     def opened() -> Any:
         if not store:
-            require_built(settings, only={"windows_hours", "ttl_days"})  # else the views would be others
+            if (
+                Workspace(settings.paths.workspace).feast / "made_from.json"
+            ).exists():  # filled without a build: no record
+                require_built(settings, only={"windows_hours", "ttl_days"})  # else the views would be others
             store.append(apply_store(settings))
         return store[0]
 
