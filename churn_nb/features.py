@@ -48,9 +48,8 @@ from .core.workspace import Workspace
 from churn_nb.feature_store.build_record import (
     built_customers,
     changes_since_build,
-    remove_build_record,
+    record_build,
     require_built,
-    write_build_record,
 )
 from .feature_store.event_log import write_base
 from .feature_store.event_source import as_of_dates, entity_frame, historical_features, write_windows
@@ -159,12 +158,10 @@ def build(
     customers: int = 0,  # About how many customers; 0: all
 ) -> dict:  # Rows by split, customers, as-of dates, data hash
     """The whole step: data set -> features at all dates -> Feast -> labelled rows -> online store.
-    Raises DataError; a build that was interrupted does not count as one."""
+    Raises DataError; a build that was interrupted does not count as one, see `record_build`."""
     ws = Workspace(settings.paths.workspace).open()
     with filelock.FileLock(ws.feast / ".build.lock"):
-        remove_build_record(settings)  # until all is written, nothing counts as written
-        made = source_of(settings).build(customers)
-        write_build_record(settings, customers, made["data_hash"])
+        made = record_build(settings, customers, lambda: source_of(settings).build(customers))
     return {"dataset": settings.data.dataset, "customers_asked": customers, **made}
 
 

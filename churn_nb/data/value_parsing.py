@@ -25,6 +25,7 @@ __all__ = [
 
 # %% ../../nbs/data/35_value_parsing.ipynb #97e2d418
 import contextlib
+import functools
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,9 @@ def time_sql(
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #a2416bd6
+_USUALLY_MISSING, _NOTHING_LISTED = missing_texts(), missing_texts([])
+
+
 @dataclass(frozen=True)
 class TableFormat:
     "How a file spells its values."
@@ -159,8 +163,10 @@ class TableFormat:
         column: str,  # Its name
     ) -> frozenset[str]:  # In small letters, without blanks around
         "The texts that mean 'missing' in a column."
-        listed = missing_texts(self.missing.get(column, []))
-        return listed if column in self.exact else listed | missing_texts()
+        if column not in self.missing:
+            return _NOTHING_LISTED if column in self.exact else _USUALLY_MISSING
+        listed = missing_texts(self.missing[column])
+        return listed if column in self.exact else listed | _USUALLY_MISSING
 
 
 USUAL_FORMAT = TableFormat()
@@ -214,10 +220,14 @@ def _as_float64(column: pa.Array) -> np.ndarray:  # [N], nan: null
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #f694f852
+@functools.lru_cache(maxsize=256)  # asked for each column of each chunk
+def _listed_numbers(missing: frozenset[str]) -> tuple[np.ndarray, list[float]]:  # float32; infinite ones: parquet's own
+    return missing_numbers(missing), [float(t) for t in ("inf", "-inf") if t in missing]
+
+
 def _without_missing(x: np.ndarray, missing: frozenset[str]) -> np.ndarray:  # float64 [N]
     "Numbers, nan where a number is one of the texts that mean 'missing'."
-    infinite = [float(t) for t in ("inf", "-inf") if t in missing]  # parquet's own
-    numbers = missing_numbers(missing)
+    numbers, infinite = _listed_numbers(missing)
     if not (infinite or len(numbers)):
         return x
     with np.errstate(over="ignore"):

@@ -40,12 +40,11 @@ from ..core.clock import current_time, utc
 from ..core.errors import ChurnError, ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
-from ..core.workspace import Workspace
 from ..data.csv_dialect import unreadable
 from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, infer_format, open_table, read_chunks
 from ..data.value_parsing import USUAL_FORMAT, TableFormat, is_text, parse_numbers, plain_array
-from ..feature_store.build_record import require_built
+from ..feature_store.build_record import build_began, require_built
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
@@ -321,9 +320,7 @@ def answer_batches(read, write, settings: Settings):
 
     def opened() -> Any:
         if not store:
-            if (
-                Workspace(settings.paths.workspace).feast / "made_from.json"
-            ).exists():  # filled without a build: no record
+            if build_began(settings):  # a store may be filled without a build
                 require_built(settings, only={"windows_hours", "ttl_days"})  # else the views would be others
             store.append(apply_store(settings))
         return store[0]

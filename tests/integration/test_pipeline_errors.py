@@ -23,7 +23,7 @@ def test_kernels_start_ahead_and_all_end_on_close():
 @pytest.mark.parametrize("args, says", [
     (["step", "05_dance"], "unknown step 05_dance"), (["run", "-p", "custommers=3"], "unknown parameter custommers"), (["run", "-p", "customers=many"], "expected int"),
     (["run", "--dataset", "cdnov"], "[data] dataset"), (["run", "--workspace", "/proc/nowhere"], "workspace /proc/nowhere"), (["score", "no.csv", "out.csv"], "no.csv: no such file"), (["score", "/", "out.csv"], "/: it is a folder; name one file in it"), (["describe", "/"], "/: it is a folder; name one file in it"),
-    (["promote", "--workspace", "EMPTY"], "no challenger"), (["serve", "--host", "0.0.0.0"], "--insecure")])
+    (["promote", "--workspace", "EMPTY"], "no features in"), (["serve", "--host", "0.0.0.0"], "--insecure")])
 def test_wrong_calls_are_one_line_and_exit_2(args, says, tmp_path):
     r = churn(*[str(tmp_path) if a == "EMPTY" else a for a in args])
     assert r.returncode == 2, r.stdout + r.stderr

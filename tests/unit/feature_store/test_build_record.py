@@ -1,6 +1,7 @@
 "The record of a build: what reads the features of a workspace makes none, and refuses what differs from the record."
 import io
 import json
+import os
 import shutil
 
 import pandas as pd
@@ -13,7 +14,7 @@ from churn_nb.core.clock import advance_clock
 from churn_nb.core.errors import ChurnError, DataError
 from churn_nb.core.settings import load_settings
 from churn_nb.data.datasets import file_md5
-from churn_nb.feature_store.build_record import changes_since_build, require_built
+from churn_nb.feature_store.build_record import build_began, changes_since_build, require_built
 from churn_nb.feature_store.sources import source_of
 from churn_nb.ops.event_worker import answer_batches
 from churn_nb.ops.monitor import monitor
@@ -52,9 +53,11 @@ def test_a_reader_leaves_the_stores_as_they_are(ws, read):
     except ChurnError as e: assert "features" not in str(e) # no champion, no challenger
     assert stores(ws) == before
 
-def asked(ws, **over):
+def a_customer(ws): return int(f.latest_rows(made_with(ws)).customer_id[0])
+
+def asked(ws, customer=None, **over):
     "One batch of one event, as the API's process gets it; what it answers."
-    event = {"event_id": 10**7, "customer_id": int(f.latest_rows(made_with(ws)).customer_id[0]), "event_timestamp": "1998-06-15", "amount": 1}
+    event = {"event_id": 10**7, "customer_id": customer or a_customer(ws), "event_timestamp": "1998-06-15", "amount": 1}
     out, sent = [], io.BytesIO(encode_frame(json.dumps([event]).encode()))
     answer_batches(sent.read, out.append, made_with(ws, **over))
     return json.loads(out[0][8:])
@@ -135,3 +138,24 @@ def test_an_edited_description_is_refused(tmp_path):
     assert require_built(made_with(tmp_path/"ws", data__dataset=str(toml), features__windows_hours="24")) == 0, "a table has no windows"
     toml.write_text(toml.read_text().replace('use = "category"', 'use = "drop"'))
     with pytest.raises(DataError, match="description columns.plan.use = category, not drop"): require_built(s)
+
+def test_a_refused_file_leaves_the_build_before(tmp_path):
+    rows = pd.DataFrame({"id": range(300), "spend": [i % 7 for i in range(300)], "churn": [i % 3 == 0 for i in range(300)]})
+    rows.to_csv(tmp_path/"customers.csv", index=False)
+    (toml := tmp_path/"dataset.toml").write_text('name = "own_customers"\nkind = "snapshot"\nfile = "customers.csv"\nentity = "id"\nlabel = "churn"\npositive = "True"\n')
+    s = made_with(tmp_path/"ws", data__dataset=str(toml))
+    f.build(s)
+    before = f.training_rows(s)
+    rows.assign(id=7).to_csv(tmp_path/"customers.csv", index=False)
+    with pytest.raises(DataError, match="7"): f.build(s)
+    pd.testing.assert_frame_equal(f.training_rows(s), before)
+    assert build_began(s) and require_built(s) == 0
+
+def test_an_event_meets_an_interrupted_build(ws):
+    "It is logged; the half written store is left as it is."
+    customer = a_customer(ws)
+    os.replace(ws/"feast/made_from.json", ws/"feast/made_from.before.json") # as a killed build leaves it
+    before = stores(ws)
+    (outcome, why) = asked(ws, customer)
+    assert outcome == ["new"] and "DataError" in why
+    assert stores(ws) == before
