@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from ..core.errors import InvalidRequest
 from ..core.manifest import Feature
 from ..data.encoding import WHOLE_KEY, Dictionary, code, entity_key, key_text, missing_numbers, missing_texts
-from .http.problem_details import invalid_body
+from .http.problem_details import invalid_body, require_distinct_fields
 
 
 # %% ../../nbs/serving/10_request_schema.ipynb #5c720ed8
@@ -180,8 +180,12 @@ class RequestSchema:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise invalid_body(e) from None
         if not many and (t := msgspec.structs.astuple(requests[0]))[0] is UNSET and UNSET not in t[1:]:
-            return [t]
-        return self.require_complete(requests, many)
+            tuples = [t]
+        else:
+            tuples = self.require_complete(requests, many)
+        with_id = sum(t[0] is not UNSET for t in tuples)
+        require_distinct_fields(body, with_id + (len(tuples) - with_id) * len(self.names))
+        return tuples
 
     def require_complete(self, requests: list, many: bool = True) -> list[tuple]:
         "The requests as tuples. Raises InvalidRequest for one that has neither its id nor all features, or both."

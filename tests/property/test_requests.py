@@ -4,6 +4,9 @@ from collections import Counter
 import httpx, pytest, schemathesis
 from hypothesis import HealthCheck, Phase, example, given, seed, settings as hyp, strategies as st
 from hypothesis.errors import Unsatisfiable
+from churn_nb.core.errors import InvalidRequest
+from churn_nb.core.manifest import Feature
+from churn_nb.serving.request_schema import RequestSchema
 from deadlines import allow
 from serving import put_live, rss_mb, serving
 from online_store import api_on, model_of
@@ -69,6 +72,21 @@ def told(path, r):
     assert headers["content-type"] == "application/problem+json" and problem["status"] == status and 3 < len(problem["detail"]) <= 500 and "Traceback" not in problem["detail"]
     if path.startswith("/predict") and status == 422: assert all("field" in e and e["message"] for e in problem["errors"]) # a field may be ""
     if path.startswith("/v2"): assert problem["error"] == problem["detail"]
+
+SCHEMA = RequestSchema([Feature(name="age"), Feature(name="a:b"), Feature(name="plan", type="string", values=["x", "y:z"], nullable=True)])
+objects = st.just([("customer_id", 7)]) | st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.sampled_from(["x", "y:z", " : ", None])).map(lambda v: list(zip(("age", "a:b", "plan"), v)))
+
+@given(st.lists(objects, min_size=1, max_size=4), st.data())
+@hyp(max_examples=200, deadline=None)
+def test_a_field_that_stands_twice_is_refused_by_row_and_name(rows, data):
+    def body(rows): return [b"{" + b", ".join(json.dumps(k).encode() + b": " + json.dumps(v).encode() for k, v in pairs) + b"}" for pairs in rows]
+    assert len(SCHEMA.decode(b"[" + b",".join(body(rows)) + b"]", many=True)) == len(rows) and SCHEMA.decode(body(rows)[0])
+    rows, i = [list(r) for r in rows], data.draw(st.integers(0, len(rows) - 1))
+    name, value = data.draw(st.sampled_from(rows[i]))
+    rows[i].insert(data.draw(st.integers(0, len(rows[i]))), (name, value))
+    with pytest.raises(InvalidRequest) as e: SCHEMA.decode(b"[" + b",".join(body(rows)) + b"]", many=True)
+    assert e.value.errors == [{"row": i, "field": name, "message": "stands twice"}]
+    with pytest.raises(InvalidRequest): SCHEMA.decode(body(rows)[i])
 
 @pytest.fixture(scope="module")
 def lines():

@@ -8,6 +8,7 @@ __all__ = [
     "install_problem_handlers",
     "unexpected_error",
     "invalid_body",
+    "require_distinct_fields",
     "request_headers",
     "read_body",
     "require_json",
@@ -145,6 +146,25 @@ def _in_plain_words(text: str) -> str:
     for name, words in _words.items():
         text = text.replace(name, words)
     return text.replace("`", "").lower()
+
+
+# %% ../../../nbs/serving/http/10_problem_details.ipynb #f0cad1cb
+def _repeated(pairs: list[tuple[str, object]]) -> str | None:
+    names = [name for name, _ in pairs]
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def require_distinct_fields(
+    body: bytes,  # JSON that was decoded: an object of plain values, or a list of them
+    decoded: int,  # How many fields there were, in all objects
+) -> None:
+    "Raise InvalidRequest for a field that stands twice in one object."
+    if body.count(b":") <= decoded:
+        return
+    found = json.loads(body, object_pairs_hook=_repeated)
+    rows = [({"row": i}, name) for i, name in enumerate(found)] if isinstance(found, list) else [({}, found)]
+    if errors := [row | {"field": name[:100], "message": "stands twice"} for row, name in rows if name is not None]:
+        raise InvalidRequest(errors)
 
 
 # %% ../../../nbs/serving/http/10_problem_details.ipynb #f15ae028
