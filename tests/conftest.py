@@ -1,12 +1,15 @@
 "Fixtures that more than one file needs."
+import json
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import filelock
 import pytest
 from browser import CHROMIUM, FLAGS
+from commands import FEW, churn
 from serving import free_port, put_live, serving
 from paths import ROOT
 
@@ -67,11 +70,15 @@ def fill(configured):
         return s
     return filled
 
+def shared_root(tmp_path_factory):
+    "The folder that all workers of a test run share."
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory, fill):
     "Folder of feature stores to copy, each made once for all workers: `few` (40 customers) and `some` (500)."
-    root = tmp_path_factory.getbasetemp()
-    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root)/"stores"
+    root = shared_root(tmp_path_factory)/"stores"
     root.mkdir(exist_ok=True)
     def made(name):
         with filelock.FileLock(root/f".{name}.lock"):
@@ -100,6 +107,18 @@ def valkey():
 
 @pytest.fixture
 def redis_store(valkey): return f"redis://127.0.0.1:{valkey.port}"
+
+# A finished run
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory, measured):
+    "A workspace after `churn run` on 500 customers, made once for all workers, to copy; and what the command answered. It draws Evidently's page as well."
+    root = shared_root(tmp_path_factory)
+    with filelock.FileLock(root/".first_run.lock"):
+        if not (root/"first_run.json").exists():
+            done = churn("run", *FEW, "--workspace", root/"first_run")
+            (root/"first_run.json").write_text(json.dumps(vars(done)))
+    return root/"first_run", subprocess.CompletedProcess(**json.loads((root/"first_run.json").read_text()))
 
 # Model registries
 

@@ -183,7 +183,7 @@ def describe_command(
     print_description(d := description_of(file, kind, flags))
     if not is_source:
         write_description(d, there)
-    option = "data" if kind == "snapshot" else "events"
+    option = "data" if d.kind == "snapshot" else "events"
     typer.echo(
         f"{'read from' if is_source else 'written'}: {there}; edit what was guessed wrong, "
         f"then `churn run --{option} {shlex.quote(str(file))}`"

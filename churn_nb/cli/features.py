@@ -62,7 +62,8 @@ def push_command(
     settings = command_settings(workspace)
     require_features(settings)
     if not source_of(settings).accepts_events:
-        raise UsageError(f"{settings.data.dataset} is a table, not a log; `churn run --data FILE` trains on a new one")
+        table = f"{settings.data.dataset} is a table, not a log"
+        raise UsageError(f"{table}; put a newer one in the place of its file, and `churn run` trains on it")
     known = read_format(settings.data.description)
     try:
         rows = read_event_rows(events, known)

@@ -39,7 +39,7 @@ app.add_typer(hooks, name="deploy-hook")
 # %% ../../nbs/cli/90_hooks.ipynb #ce18ca5e
 @hooks.command("install", epilog="Example: `churn deploy-hook install churn.git --home /srv/churn`")
 def install_command(
-    repo: Annotated[Path, typer.Argument(help="A bare repository; made with `git init --bare`.")],
+    repo: Annotated[Path, typer.Argument(help="A bare repository; `git init --bare churn.git` makes one.")],
     home: Annotated[Path, typer.Option(help="Folder for releases and workspace.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the API listens, on loopback.")] = 8000,
     branch: Annotated[str, typer.Option(help="Pushes to this branch are deployed.")] = "main",

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.data_settings import own_data_name
+from ..core.data_settings import UNREADABLE, own_data_name
 from ..core.errors import DataError
 from ..core.optional import optional
 from ..core.workspace import atomic_write
@@ -173,7 +173,7 @@ def read_description(path: Path) -> Description:
     try:
         t = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise DataError(f"{path}: {' '.join(str(e).split())}") from None
+        raise DataError(f"{path}: {' '.join(str(e).split())}; {UNREADABLE}") from None
     _check_keys(t, path)
     _check_tables(t, path)
     file = path.parent / t["file"]

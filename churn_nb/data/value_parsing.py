@@ -36,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..core.data_settings import UNREADABLE
 from ..core.errors import DataError
 from .encoding import BLANKS, MISSING_SPELLINGS, missing_numbers, missing_texts, trim_sql
 
@@ -188,7 +189,7 @@ def read_format(
     try:
         d = tomllib.loads(Path(description).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise DataError(f"{description}: {e}; write it again with `churn describe FILE`") from None
+        raise DataError(f"{description}: {e}; {UNREADABLE}") from None
     spelling = d.get("csv", {})
     given = {k: spelling[k] for k in ("delimiter", "encoding", "decimal") if spelling.get(k)}
     columns = d.get("columns", {})

@@ -215,7 +215,7 @@ class HookOptions:
 def _require_valid(repo: Path, home: Path, options: HookOptions) -> None:
     "Raise DeployError for what a unit file and a hook can't hold."
     if not ((repo / "hooks").is_dir() and (repo / "HEAD").is_file()):
-        raise DeployError(f"{repo}: no bare repository; make one with `git init --bare`")
+        raise DeployError(f"{repo}: no bare repository; make one with `git init --bare {shlex.quote(str(repo))}`")
     if options.runner not in ("systemd", "podman"):
         raise DeployError(f"--runner {options.runner}: it is systemd or podman")
     if not re.fullmatch(r"[\w./-]+", options.branch):

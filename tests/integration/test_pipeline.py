@@ -13,10 +13,12 @@ from serving import free_port, wait_for
 pytestmark = pytest.mark.usefixtures("measured")
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    "A workspace after two runs on the same data; the first draws Evidently's page as well."
-    ws = tmp_path_factory.mktemp("work")
-    return ws, [churn("run", *FEW, "--workspace", ws, env=env) for env in ({}, PLAIN)]
+def ran(first_run, tmp_path_factory):
+    "A workspace after two runs on the same data: a copy of the first, and the second."
+    made, first = first_run
+    ws = tmp_path_factory.mktemp("work")/"copy"
+    shutil.copytree(made, ws, symlinks=True)
+    return ws, [first, churn("run", *FEW, "--workspace", ws, env=PLAIN)]
 
 def results(ws): return {s: json.loads((ws/"results"/f"{s}.json").read_text()) for s in STEPS}
 def executed(ws): return sorted(p for p in (ws/"runs").iterdir())
@@ -132,7 +134,9 @@ def test_score_keeps_rows_and_agrees_with_the_manifest(ran, tmp_path):
     table = pd.DataFrame(m.self_test.rows, columns=m.names).assign(customer=range(len(m.self_test.rows)))
     table.to_csv(tmp_path/"in.csv", index=False)
     done = churn("score", tmp_path/"in.csv", tmp_path/"out.parquet", "--workspace", ws)
-    assert done.returncode == 0, done.stderr
+    plain = churn("score", tmp_path/"in.csv", tmp_path/"plain.csv", "--reasons", 0, "--workspace", ws)
+    assert done.returncode == plain.returncode == 0, done.stderr + plain.stderr
+    assert "reasons" not in pd.read_csv(tmp_path/"plain.csv")
     out = pd.read_parquet(tmp_path/"out.parquet")
     assert out.customer.tolist() == table.customer.tolist()
     assert (out.probability - m.self_test.probability).abs().max() < 1e-5

@@ -1,28 +1,14 @@
-"Every hint that the project can print is a command that exists and takes what the hint gives it, or a setting that exists."
-import ast, importlib, re, shlex
+"Every hint that the project can print is a command that exists and takes what the hint gives it, or a setting that exists. They are run in tests/integration/test_hints.py."
+import importlib, re, shlex
 import pytest, tomllib
 from typer.main import get_group
 from churn_nb.cli.app import COMMANDS, WITHOUT_WORKSPACE, app, at_work, with_workspace
 from churn_nb.core.settings import Settings
+from hints import hints
 from paths import ROOT
 
-PACKAGE = ROOT/"churn_nb"
-TEXTS = [f for f in sorted(PACKAGE.rglob("*")) if f.suffix in (".py", ".html", ".js", ".sh") and f.name != "_modidx.py"]
 EXTRAS = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["optional-dependencies"]
 IN_PLACE = {"N": "9000", "{option}": "data", "{extra}": "serve"}  # what stands for a value: a name in capitals, or in braces
-STEP = "00_features"
-
-def strings(tree):
-    "The texts of a module, docstrings included; what is put in stands there as `{name}`."
-    inside = {id(v) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
-    for n in ast.walk(tree):
-        if isinstance(n, ast.JoinedStr): yield "".join(v.value if isinstance(v, ast.Constant) else "{" + ast.unparse(v.value) + "}" for v in n.values)
-        elif isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in inside: yield n.value
-
-def texts(file): return strings(ast.parse(file.read_text())) if file.suffix == ".py" else [file.read_text()]
-
-def hints(pattern):
-    return sorted({m[1] for f in TEXTS for text in texts(f) for m in re.finditer(pattern, text)})
 
 def filled(command):
     "A hint with a value in each place."
