@@ -15,6 +15,9 @@ __all__ = [
     "OrderOption",
     "ReturnsOption",
     "DuplicatesOption",
+    "TimeFormatOption",
+    "SinceOption",
+    "UntilOption",
     "HorizonOption",
     "DropOption",
     "EncodingOption",
@@ -70,6 +73,13 @@ ReturnsOption: Any = _own_data_option(
 DuplicatesOption: Any = _own_data_option(
     "Of a log, rows that are equal in every column: drop (default where an event or order id is known) or keep."
 )
+TimeFormatOption: Any = _own_data_option(
+    "How times are written, such as %d/%m/%Y; a time of day may follow. Default: what the column's values say."
+)
+SinceOption: Any = _own_data_option(
+    "Leave out rows before this day, such as 2010-12-01; default: days far from all others."
+)
+UntilOption: Any = _own_data_option("Leave out rows of this day and later; default: days far from all others.")
 HorizonOption: Any = _own_data_option("How far a label looks ahead, such as 60d or 8w.")
 DropOption: Any = _own_data_option("Columns to leave out, with commas.")
 EncodingOption: Any = _own_data_option("Encoding of a text file, such as cp1252; else it is guessed, and said.")
@@ -92,6 +102,9 @@ class OwnDataFlags:
     order: str = ""
     returns: str = ""
     duplicates: str = ""
+    time_format: str = ""
+    since: str = ""
+    until: str = ""
     horizon: str = ""  # such as 60d
     drop: str = ""  # names of columns, with commas
     keep: str = ""
@@ -160,6 +173,9 @@ def describe_command(
     order: OrderOption = "",
     returns: ReturnsOption = "",
     duplicates: DuplicatesOption = "",
+    time_format: TimeFormatOption = "",
+    since: SinceOption = "",
+    until: UntilOption = "",
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
@@ -173,7 +189,7 @@ def describe_command(
     if kind not in ("snapshot", "events"):
         raise UsageError(f"--kind {kind}: snapshot or events")
     require_file(file)
-    log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
+    log = (amount, quantity, unit_price, event_id, order, returns, duplicates, time_format, since, until)
     flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep, encoding)
     there, beside = link_target(out or description_file(file)), description_file(file)
     is_source = beside.is_file() and not flags.given() and same_file(there, beside)

@@ -38,8 +38,11 @@ from churn_nb.cli.data import (
     PositiveOption,
     QuantityOption,
     ReturnsOption,
+    SinceOption,
+    TimeFormatOption,
     TimestampOption,
     UnitPriceOption,
+    UntilOption,
     description_of,
     print_description,
 )
@@ -197,6 +200,9 @@ def run_command(
     order: OrderOption = "",
     returns: ReturnsOption = "",
     duplicates: DuplicatesOption = "",
+    time_format: TimeFormatOption = "",
+    since: SinceOption = "",
+    until: UntilOption = "",
     horizon: HorizonOption = "",
     drop: DropOption = "",
     keep: KeepOption = "",
@@ -206,7 +212,7 @@ def run_command(
     workspace: WorkspaceOption = "",
 ):
     "Run the whole pipeline: features, training, drift, gate, bundle. On the project's data, or on your own."
-    log = (amount, quantity, unit_price, event_id, order, returns, duplicates)
+    log = (amount, quantity, unit_price, event_id, order, returns, duplicates, time_format, since, until)
     flags = OwnDataFlags(label, positive, entity, timestamp, *log, horizon, drop, keep, encoding)
     settings = keep_description(_run_settings(dataset, data, events, flags, workspace))
     r = run_pipeline(settings, parse_parameters(param), progress=typer.echo, lessons=lessons)

@@ -27,7 +27,7 @@ import shlex
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,12 @@ from .description import Finding
 from .encoding import BLANKS, MISSING_SPELLINGS, entity_key, quoted_name, trim_sql
 from .tabular_reader import CsvReader, valid_chunks
 from churn_nb.data.value_parsing import (
-    DATE_PATTERNS,
+    DATE_PATTERN,
+    NO_DATES,
+    DateFormat,
     TableFormat,
     cell_sql,
+    find_date_format,
     number_cell_sql,
     plain_array,
     text_list,
@@ -149,7 +152,7 @@ class ColumnProfile:
     whole: bool = False  # All numbers are whole
     low: float | None = None  # Smallest number
     high: float | None = None
-    form: str = ""  # Notation of a date, see `value_parsing.time_sql`
+    date: DateFormat = NO_DATES  # How dates are read
     native: bool = False  # The file itself says that it is a number
 
 
@@ -162,42 +165,42 @@ class _Candidate:
     native: bool
     text: str  # SQL
     number: str  # SQL
-    guess: str = "text"  # number, text, or the notation of a date
+    guess: str = "text"  # number, text or date
+    date: DateFormat = NO_DATES  # Of dates
 
 
 def _kind_counts(c: _Candidate) -> list[str]:
     "SQL: the counts from which a column's kind is guessed, as `_guess_kind` takes them."
-    conditions = [
-        f"regexp_matches({c.text}, '^0[0-9]+$')",
-        *(f"regexp_matches({c.text}, '{p}')" for p in DATE_PATTERNS.values()),
-        f"try_strptime({c.text}, '%d/%m/%Y') IS NOT NULL",
-        f"try_strptime({c.text}, '%m/%d/%Y') IS NOT NULL",
-    ]
+    conditions = [f"regexp_matches({c.text}, '^0[0-9]+$')", f"regexp_matches(lower({c.text}), '{DATE_PATTERN}')"]
     return [f"count({c.text})", f"count({c.number})", *(f"count(*) FILTER (WHERE {x})" for x in conditions)]
 
 
 # %% ../../nbs/data/45_column_profiles.ipynb #40ab8583
 def _guess_kind(counts: tuple[int, ...]) -> str:
-    "number, text, or the notation of a date."
-    known, numeric, zeros, iso, dotted, slash, day_first, month_first = counts
+    "number, text or date."
+    known, numeric, zeros, dates = counts
     if not known:
         return "text"
-    if iso >= 0.95 * known:
-        return "iso"
-    if dotted >= 0.95 * known:
-        return "%d.%m.%Y"
-    if slash >= 0.95 * known and day_first != month_first:
-        return "%d/%m/%Y" if day_first > month_first else "%m/%d/%Y"
+    if dates >= 0.95 * known:
+        return "date"
     return "number" if numeric >= 0.9 * known and not zeros else "text"
 
 
-def _guess_kinds(con: Any, candidates: list[_Candidate]) -> list[str]:
-    "The guess for each column, by the first rows."
+def _guess_kinds(con: Any, candidates: list[_Candidate]) -> list[_Candidate]:
+    "The candidates with a guess for each column, by the first rows."
     sql = [x for c in candidates for x in _kind_counts(c)]
     counts = con.execute(f"SELECT {', '.join(sql)} FROM (FROM raw LIMIT 20000)").fetchone()
     each = len(counts) // len(candidates)
     guesses = [_guess_kind(counts[i : i + each]) for i in range(0, len(counts), each)]
-    return ["number" if c.native else g for c, g in zip(candidates, guesses)]
+    return [_with_date_format(con, replace(c, guess="number" if c.native else g)) for c, g in zip(candidates, guesses)]
+
+
+def _with_date_format(con: Any, c: _Candidate) -> _Candidate:
+    "A candidate with the format of its dates; text where none of the formats fits."
+    if c.guess != "date":
+        return c
+    date = find_date_format(con, f"(SELECT {c.text} AS t FROM raw)")
+    return replace(c, date=date) if date else replace(c, guess="text")
 
 
 # %% ../../nbs/data/45_column_profiles.ipynb #f6d71380
@@ -207,23 +210,21 @@ def _proof_counts(c: _Candidate, distinct: str) -> list[str]:  # distinct: SQL o
     about = [f"count({t})", distinct.format(t)]
     if c.guess == "number":
         return [*about, f"count({n})", f"count(*) FILTER (WHERE {n} <> floor({n}))", f"min({n})", f"max({n})"]
-    fit = "0" if c.guess == "text" else f"count({time_sql(t, c.guess)})"
+    fit = "0" if c.guess == "text" else f"count({time_sql(t, c.date.form)})"
     return [*about, fit, "0", "NULL", "NULL"]
 
 
 def _profile(c: _Candidate, counts: tuple[Any, ...]) -> ColumnProfile:  # counts: as `_proof_counts`
     known, distinct, fit, broken, low, high = counts
-    form = "" if c.guess in ("number", "text") else c.guess
-    kind = "date" if form else c.guess
     return ColumnProfile(
-        kind=kind if known and fit >= 0.95 * known else "text",
+        kind=c.guess if known and fit >= 0.95 * known else "text",
         known=known,
         numbers=fit if c.guess == "number" else 0,
         distinct=distinct,
         whole=not broken,
         low=low,
         high=high,
-        form=form,
+        date=c.date,
         native=c.native,
     )
 
@@ -252,9 +253,7 @@ def profile_columns(
     distinct = "count(DISTINCT {})" if rows <= 200_000 else "approx_count_distinct({})"  # exact where that is cheap
     profiles = []
     for first in range(0, width, 10):
-        batch = candidates[first : first + 10]
-        batch = [_Candidate(c.i, c.native, c.text, c.number, g) for c, g in zip(batch, _guess_kinds(con, batch))]
-        profiles += _profile_batch(con, batch, distinct)
+        profiles += _profile_batch(con, _guess_kinds(con, candidates[first : first + 10]), distinct)
     return rows, profiles
 
 

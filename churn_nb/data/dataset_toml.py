@@ -21,8 +21,11 @@ from .csv_dialect import CsvDialect
 from .description import CHOICES, ROLES, Description, Finding, TableColumn, require_choices
 from .schema_inference import DescribeOptions, infer_description
 
-
 # %% ../../nbs/data/60_dataset_toml.ipynb #3f3c885b
+_TEXTS = (*CHOICES, "positive", "time_format", "since", "until")  # keys beside the roles whose value is a text
+_STATED = (*CHOICES, "positive", "horizon", "since", "until", "rows")  # written where they are not empty
+
+
 def _header(d: Description, path: Path) -> dict[str, Any]:
     "What a description says of the whole file, in the order in which it is written."
     header: dict[str, Any] = {
@@ -31,8 +34,7 @@ def _header(d: Description, path: Path) -> dict[str, Any]:
         "file": os.path.relpath(d.file.resolve(), path.resolve().parent),
     }
     header |= {r: d.role(r) for r in ROLES if d.role(r)}
-    header |= {key: said for key in CHOICES if (said := getattr(d, key))}
-    header |= {k: v for k, v in (("positive", d.positive), ("horizon", d.horizon), ("rows", d.rows)) if v}
+    header |= {k: v for k in _STATED if (v := getattr(d, k))}
     if d.dialect:
         header["csv"] = {k: getattr(d.dialect, k) for k in ("delimiter", "encoding", "decimal")}
     return header
@@ -76,7 +78,7 @@ def write_description(d: Description, path: Path) -> None:
 
 # %% ../../nbs/data/60_dataset_toml.ipynb #099d604b
 _TYPES: dict[str, tuple[type, str]] = {  # key -> type, and what it is called
-    **dict.fromkeys(("kind", "name", "file", "positive", *ROLES, *CHOICES), (str, "a text")),
+    **dict.fromkeys(("kind", "name", "file", *ROLES, *_TEXTS), (str, "a text")),
     **dict.fromkeys(("rows", "horizon"), (int, "a whole number")),
     **dict.fromkeys(("drop", "keep", "findings"), (list, "a list")),
     **dict.fromkeys(("csv", "columns", "features", "train", "gate"), (dict, "a table")),
@@ -123,8 +125,11 @@ def _check_tables(t: dict[str, Any], path: Path) -> None:
 
 def _check_agreement(t: dict[str, Any], path: Path) -> None:
     "Raise DataError where a complete description was edited in one of two places that say the same."
-    if short := next((k for k in ("drop", "keep") if k in t), None):
-        raise DataError(f"{path}: {short} is for a short description; here set columns.NAME.use")
+    if short := next((k for k in ("drop", "keep", "time_format") if k in t), None):
+        raise DataError(
+            f"{path}: {short} is for a short description; "
+            f"here set columns.NAME.{'form' if short == 'time_format' else 'use'}"
+        )
     for role in ROLES:
         uses = [n for n, c in t.get("columns", {}).items() if c.get("use") == role]
         if role in t and uses != [t[role]]:
@@ -149,7 +154,7 @@ def _infer_rest(t: dict[str, Any], file: Path) -> Description:
     def used(use: str) -> tuple[str, ...]:
         return tuple(n for n, c in columns.items() if c.get("use") == use)
 
-    said = {key: t.get(key, "") for key in (*ROLES, *CHOICES, "positive")}
+    said = {key: t.get(key, "") for key in (*ROLES, *_TEXTS)}
     options = DescribeOptions(
         kind=t.get("kind", "snapshot"),
         **said,
@@ -192,6 +197,8 @@ def read_description(path: Path) -> Description:
         horizon=t.get("horizon"),
         returns=t.get("returns", ""),
         duplicates=t.get("duplicates", ""),
+        since=t.get("since", ""),
+        until=t.get("until", ""),
         rows=t["rows"],
         findings=tuple(Finding(**{"column": "", **f}) for f in t.get("findings", [])),
         settings=settings,

@@ -16,6 +16,7 @@ __all__ = [
     "data_hash",
     "prepared_event_log",
     "load_events",
+    "described_time_format",
 ]
 
 # %% ../../nbs/data/10_datasets.ipynb #9bebaed8
@@ -292,3 +293,11 @@ def load_events(
     df["event_timestamp"] = df.event_timestamp.dt.tz_localize("UTC")
     df["created_timestamp"] = df.event_timestamp
     return df
+
+
+def described_time_format(settings: Settings) -> str:
+    "The format in which a described log writes its times; empty: there is no description, or it is ISO. Raises DataError."
+    if not (description := settings.data.description):
+        return ""
+    d = read_description(description)
+    return "".join(c.form for c in d.columns if c.use == "timestamp").removeprefix("iso")

@@ -32,7 +32,13 @@ from ..core.optional import optional
 from ..core.settings import Settings
 from ..core.storage import ParquetLog, compact, connection, copy_parquet, write_parquet
 from ..core.workspace import Workspace
-from ..data.datasets import load_events, prepared_event_log, sample_customers, sampling_interval
+from churn_nb.data.datasets import (
+    described_time_format,
+    load_events,
+    prepared_event_log,
+    sample_customers,
+    sampling_interval,
+)
 from churn_nb.feature_store.event_log import (
     customer_key_type,
     customers_of,
@@ -255,6 +261,7 @@ def build_event_features(settings: Settings, customers: int = 0) -> dict:
         data_hash = log_hash(settings)
         every, key = sampling_interval(everyone, customers), source.customer_key() or "int"
         write_base(settings, sample_customers(everyone, customers), every, key)
+        write_watermark(settings, time_format=described_time_format(settings))
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
     if settings.data.description and settings.features.serve_as_of != "now":

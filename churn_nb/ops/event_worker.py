@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/ops/80_event_worker.ipynb #1a7852bd
+import functools
 import json
 import logging
 import os
@@ -43,7 +44,7 @@ from ..core.storage import compact, connection
 from ..data.csv_dialect import unreadable
 from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, infer_format, open_table, read_chunks
-from ..data.value_parsing import USUAL_FORMAT, TableFormat, is_text, parse_numbers, plain_array
+from ..data.value_parsing import USUAL_FORMAT, TableFormat, is_text, parse_numbers, plain_array, time_sql
 from ..feature_store.build_record import build_began, require_built
 from ..feature_store.event_log import event_batches, log_sql
 from ..feature_store.online import read_watermark, write_watermark
@@ -82,7 +83,25 @@ class EventKey(TextKey):
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #4bad8d69
-def _decode_event(row: msgspec.Raw | dict, customer_key: str) -> dict:
+@functools.lru_cache(maxsize=10_000)
+def _described_time(text: str, form: str) -> datetime | None:
+    "A time that is written as the log's own file writes them; None where it is not."
+    [(at,)] = connection().execute(f"SELECT {time_sql('t', form)} FROM (SELECT ? AS t)", [text.strip()]).fetchall()
+    return at and utc(at)
+
+
+def _read_time(text: str, form: str) -> datetime:  # form: of the log, see `read_watermark`
+    "The moment that a text says: ISO 8601, or the log's own format. Raises ClockError."
+    try:
+        return utc(text)
+    except ClockError as e:
+        if form and (at := _described_time(text, form)):
+            return at
+        raise ClockError(f"{e}{f', or by {form}, as the log does' if form else ''}") from None
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #8f1af289
+def _decode_event(row: msgspec.Raw | dict, customer_key: str, time_format: str) -> dict:
     "An event with the keys of its ids. Raises ValueError, ClockError and what msgspec raises."
     if isinstance(row, msgspec.Raw):
         e = msgspec.json.decode(row, type=Event)
@@ -91,7 +110,7 @@ def _decode_event(row: msgspec.Raw | dict, customer_key: str) -> dict:
     return msgspec.structs.asdict(e) | {
         "event_id": _key(EventKey, "event_id", e.event_id),
         "customer_id": _key(KEY_CLASSES[customer_key], "customer_id", e.customer_id),
-        "event_timestamp": utc(e.event_timestamp),
+        "event_timestamp": _read_time(e.event_timestamp, time_format),
     }
 
 
@@ -113,10 +132,11 @@ Refusal = dict  # {"field", "message"}
 def parse_event(
     row: msgspec.Raw | dict,  # JSON, or a row of a file
     customer_key: str = "int",  # How the log's customers are named: int or text
+    time_format: str = "",  # How the log's file writes times; ISO 8601 is always read
 ) -> dict | Refusal:
     "One event with its time in UTC and the keys of its ids, or why it is refused."
     try:
-        return _decode_event(row, customer_key)
+        return _decode_event(row, customer_key, time_format)
     except InvalidRequest as e:
         return e.errors[0]
     except ClockError as e:
@@ -301,8 +321,8 @@ def read_event_rows(
 # %% ../../nbs/ops/80_event_worker.ipynb #e1dc29fb
 def push_rows(settings: Settings, store, rows: list) -> tuple[list[str | Refusal], str]:
     "Check, log and refresh. What became of each row, and why the features are not fresh yet (empty: they are)."
-    customer_key = read_watermark(settings)["customer_key"]
-    parsed = [parse_event(r, customer_key) for r in rows]
+    known = read_watermark(settings)
+    parsed = [parse_event(r, known["customer_key"], known["time_format"]) for r in rows]
     verdicts = iter(log_events(settings, [p for p in parsed if "event_id" in p]))
     out = [next(verdicts) if "event_id" in p else p for p in parsed]
     try:

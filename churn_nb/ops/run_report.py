@@ -19,6 +19,7 @@ from ..core.errors import BundleError
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
 from ..data.dataset_toml import read_description
+from ..modeling.model_card import dominant_feature
 from .step_runner import StepRun
 from ..registry.bundle import verify_bundle
 from ..serving.client_codegen import curl, python_client
@@ -32,7 +33,8 @@ def _features_summary(r: dict) -> str:
 
 def _training_summary(r: dict) -> str:
     losses = f"log-loss {r['test']['log_loss']:.4f}, baseline {r['baseline']['log_loss']:.4f}"
-    return f"{r['winner']} is challenger, version {r['version']}: {losses}"
+    dominant = dominant_feature(r)
+    return f"{r['winner']} is challenger, version {r['version']}: {losses}{f'; {dominant}' if dominant else ''}"
 
 
 def _drift_summary(r: dict) -> str:
@@ -131,6 +133,7 @@ def _metrics(trained: dict) -> dict | None:
         "baseline": trained["baseline_name"].replace("_", " "),
         "rows": [(n, v, trained["baseline"][n]) for n, v in trained["test"].items()],
         "note": "" if "profit" in trained["test"] else NO_PROFIT,
+        "dominant": dominant_feature(trained),
     }
 
 
