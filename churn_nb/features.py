@@ -45,6 +45,7 @@ import pandas as pd
 
 from .core.settings import Settings
 from .core.workspace import Workspace
+from .data.datasets import sample_bound
 from churn_nb.feature_store.build_record import (
     built_customers,
     changes_since_build,
@@ -146,7 +147,7 @@ def materialize(
 def parity(
     settings: Settings,
     store,  # feast.FeatureStore
-    some: int = 0,  # About how many customers; 0: all
+    some: int = 0,  # How many customers; 0: all
 ) -> StoreParity:  # How many were compared, which differ, how many have events that are not in yet
     "Compare the online store with what the source says now, exactly."
     return source_of(settings).parity(store, some)
@@ -155,12 +156,13 @@ def parity(
 # %% ../nbs/00_features.ipynb #4dfbda40
 def build(
     settings: Settings,
-    customers: int = 0,  # About how many customers; 0: all
+    customers: int = 0,  # How many customers; 0: all
 ) -> dict:  # Rows by split, customers, as-of dates, data hash
     """The whole step: data set -> features at all dates -> Feast -> labelled rows -> online store.
     Raises DataError; a build that was interrupted does not count as one, see `record_build`."""
     ws = Workspace(settings.paths.workspace).open()
     with filelock.FileLock(ws.feast / ".build.lock"):
+        sample_bound((), customers)  # a number that can't be is refused before anything is removed
         made = record_build(settings, customers, lambda: source_of(settings).build(customers))
     return {"dataset": settings.data.dataset, "customers_asked": customers, **made}
 
@@ -168,11 +170,11 @@ def build(
 # %% ../nbs/00_features.ipynb #c7a51d02
 def customers_to_use(
     settings: Settings,
-    customers: int,  # As in `build`; below 0: not said
+    customers: int,  # As in `build`; -1: not said
     lesson: bool,  # No workspace was named
 ) -> int:  # As in `build`
     "How many customers to use where the caller does not say: those of the workspace's features, or all; few in a lesson."
-    if customers >= 0:
+    if customers != -1:
         return customers
     return 2000 if lesson else built_customers(settings)
 
@@ -190,7 +192,7 @@ def _require_built(settings: Settings, customers: int) -> None:
 
 def training_rows(
     settings: Settings,
-    customers: int = -1,  # As in `build`; below 0: those of the build
+    customers: int = -1,  # As in `build`; -1: those of the build
 ) -> pd.DataFrame:  # customer_id, event_timestamp, churn, split, features
     """Labelled rows of all splits with their point-in-time features, as they were built.
     Raises DataError where nothing was built, or with other parameters."""

@@ -54,7 +54,7 @@ def configured():
 
 @pytest.fixture(scope="session")
 def fill(configured):
-    "Make a feature store of about so many customers (0: all), without the labelled rows that only training needs; its settings."
+    "Make a feature store of so many customers (0: all), without the labelled rows that only training needs; its settings."
     from churn_nb import features as f
     from churn_nb.feature_store.build_record import write_build_record
     from churn_nb.feature_store.event_log import log_hash, write_base

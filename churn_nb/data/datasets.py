@@ -10,7 +10,8 @@ __all__ = [
     "pull",
     "ColumnContract",
     "check_csv",
-    "sampling_interval",
+    "sample_bound",
+    "sample_sql",
     "sample_customers",
     "dataset_file",
     "data_hash",
@@ -28,11 +29,13 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import filelock
+import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
@@ -223,14 +226,35 @@ def check_csv(
 
 
 # %% ../../nbs/data/10_datasets.ipynb #10f29b19
-def sampling_interval(df: pd.DataFrame, about: int) -> int:
-    "A sample of about so many customers (0: all) holds those whose number is divisible by this."
-    return max(df.customer_id.nunique() // about, 1) if about else 1
+def _digest(customer: int) -> str:
+    "The place of a customer in the order by which samples are drawn: the same on every machine, and in SQL."
+    return hashlib.md5(str(customer).encode()).hexdigest()
+
+
+def sample_bound(
+    customers: Iterable[int],  # Numbers of customers; repeated ones count once
+    about: int,  # How many customers to keep; 0: all
+) -> str:
+    "The largest digest in a sample of so many customers; empty: all are in. Raises DataError for a negative number."
+    if about < 0:
+        raise DataError(f"customers = {about}: expected how many customers to use, or 0 for all")
+    known = {*customers} if about else set()
+    return sorted(map(_digest, known))[about - 1] if about < len(known) else ""
+
+
+def sample_sql(bound: str) -> str:
+    "SQL: the condition that `customer_id` is in the sample of this bound."
+    return f"md5(CAST(customer_id AS VARCHAR)) <= '{bound}'" if bound else "TRUE"
 
 
 def sample_customers(df: pd.DataFrame, about: int) -> pd.DataFrame:
-    "The rows of about so many customers (0: all), chosen by their number: the same ones each time."
-    return df[df.customer_id % sampling_interval(df, about) == 0].reset_index(drop=True)
+    """The rows of so many customers (0: all), chosen by a hash of their number: the same ones each time.
+    Raises DataError for a negative number."""
+    if not (bound := sample_bound(df.customer_id.unique().tolist(), about)):
+        return df.reset_index(drop=True)
+    codes, ids = pd.factorize(df.customer_id)
+    kept = np.array([_digest(c) <= bound for c in ids.tolist()])
+    return df[kept[codes]].reset_index(drop=True)
 
 
 # %% ../../nbs/data/10_datasets.ipynb #da7a0007
@@ -282,7 +306,7 @@ def prepared_event_log(
 
 def load_events(
     settings: Settings,
-    customers: int = 0,  # Keep about this many customers, the same ones each time; 0: all
+    customers: int = 0,  # Keep this many customers, the same ones each time; 0: all
 ) -> pd.DataFrame:  # event_id, customer_id, event_timestamp, quantity, amount, created_timestamp; times in UTC
     "The event log of the configured data set, verified and checked. Raises DataError."
     if description := settings.data.description:

@@ -121,7 +121,7 @@ def built_hash(settings: Settings) -> str:
 
 
 def built_customers(settings: Settings) -> int:
-    "About how many customers the features were made of; 0: all, also where nothing was built."
+    "How many customers the features were made of; 0: all, also where nothing was built."
     return (_record(settings) or {"customers": 0})["customers"]
 
 
@@ -132,15 +132,15 @@ def _shown(value: Any) -> str:
 
 def require_built(
     settings: Settings,
-    customers: int = -1,  # About how many customers; 0: all; below 0: those of the build
+    customers: int = -1,  # How many customers; 0: all; -1: those of the build
     only: Container[str] | None = None,  # Names that are compared; None: all
-) -> int:  # About how many customers the features were made of, as `customers`
+) -> int:  # How many customers the features were made of, as `customers`
     """Refuse what differs from the build: nothing that only reads features makes them.
     Raises DataError where there are none, or a parameter is not the one they were made with."""
     folder, made = settings.paths.workspace, _record(settings)
     if made is None:
         raise DataError(f"no features in {folder}; make them with `churn step 00_features`")
-    wanted = _conditions(settings, made["customers"] if customers < 0 else customers)
+    wanted = _conditions(settings, made["customers"] if customers == -1 else customers)
     other = [
         f"{name} = {_shown(made[name])}, not {_shown(value)}"
         for name, value in wanted.items()

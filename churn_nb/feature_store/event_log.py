@@ -24,7 +24,7 @@ import pandas as pd
 from ..core.settings import Settings
 from ..core.storage import ParquetLog, connection, read_parquet_sql, write_parquet
 from ..core.workspace import Workspace
-from ..data.datasets import data_hash, load_events, sampling_interval
+from ..data.datasets import data_hash, load_events, sample_bound, sample_sql
 from .online import read_watermark, write_watermark
 
 
@@ -40,12 +40,12 @@ def load_log(
 ) -> pd.DataFrame:  # As `load_events`
     "The event log: the data set and what was pushed since."
     df = load_events(settings)
-    every = sampling_interval(df, customers)  # counted before new customers come
+    bound = sample_bound(df.customer_id.unique().tolist(), customers)  # counted before new customers come
     if more := event_batches(settings).read(
         lambda files: [pd.read_parquet(f, columns=list(df.columns)) for f in files]
     ):
         df = pd.concat([df, pd.concat(more, ignore_index=True).astype(df.dtypes.to_dict())], ignore_index=True)
-    return df[df.customer_id % every == 0].reset_index(drop=True)
+    return connection().execute(f"SELECT * FROM df WHERE {sample_sql(bound)}").df() if bound else df
 
 
 def log_hash(settings: Settings) -> str:
@@ -72,8 +72,10 @@ def log_files(settings: Settings) -> list[str]:
 
 def log_sql(settings: Settings) -> str:
     "SQL: the rows of the log. Of pushed events only those of the customers that this workspace is about."
-    rows, every = read_parquet_sql(*log_files(settings)), read_watermark(settings)["every"]
-    return f"(SELECT * FROM {rows} WHERE customer_id % {every} = 0)"
+    rows, mark = read_parquet_sql(*log_files(settings)), read_watermark(settings)
+    every = int(mark["every"])  # how earlier releases took a sample
+    of_sample = f"customer_id % {every} = 0" if every > 1 else sample_sql(mark["sample"])
+    return f"(SELECT * FROM {rows} WHERE {of_sample})"
 
 
 def customers_of(settings: Settings) -> list[int]:
@@ -98,9 +100,9 @@ def customer_key_type(
 
 
 # %% ../../nbs/feature_store/20_event_log.ipynb #9ec2f053
-def write_base(settings: Settings, events: pd.DataFrame, every: int = 1, customer_key: str = "int"):
+def write_base(settings: Settings, events: pd.DataFrame, sample: str = "", customer_key: str = "int"):
     """Keep the data set as parquet, a customer's events beside each other, so that one customer is found quickly.
-    Where it is a sample, it is of the customers whose number `every` divides. `customer_key`: as in the watermark."""
-    write_watermark(settings, every=every, customer_key=customer_key)
+    `sample`: the bound of `sample_bound`, where the events are of a sample. `customer_key`: as in the watermark."""
+    write_watermark(settings, sample=sample, every=1, customer_key=customer_key)
     rows = events.sort_values(["customer_id", "event_timestamp"], kind="stable")
     write_parquet(rows, Workspace(settings.paths.workspace).base)

@@ -36,8 +36,8 @@ from churn_nb.data.datasets import (
     described_time_format,
     load_events,
     prepared_event_log,
+    sample_bound,
     sample_customers,
-    sampling_interval,
 )
 from churn_nb.feature_store.event_log import (
     customer_key_type,
@@ -218,7 +218,7 @@ def online_features(
 def log_parity(
     settings: Settings,
     store,  # feast.FeatureStore
-    some: int = 0,  # About how many customers; 0: all
+    some: int = 0,  # How many customers; 0: all
 ) -> StoreParity:
     """Compare the online store with features computed from the log as of now, exactly. By the wall clock the stored
     windows are as old as the last refresh, so they are left out."""
@@ -259,8 +259,8 @@ def build_event_features(settings: Settings, customers: int = 0) -> dict:
     everyone, source = load_events(settings), EventLogSource(settings)
     with event_batches(settings).lock:
         data_hash = log_hash(settings)
-        every, key = sampling_interval(everyone, customers), source.customer_key() or "int"
-        write_base(settings, sample_customers(everyone, customers), every, key)
+        bound, key = sample_bound(everyone.customer_id.unique().tolist(), customers), source.customer_key() or "int"
+        write_base(settings, sample_customers(everyone, customers), bound, key)
         write_watermark(settings, time_format=described_time_format(settings))
         write_windows(settings)
         log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()

@@ -55,13 +55,20 @@ def _watermark_file(settings: Settings) -> Path:
 
 def read_watermark(settings: Settings) -> dict:
     """How far the stores are: `refresh_time` (ISO 8601, or None), the time of the newest row that was pushed;
-    `batch`, the newest event batch in it; `every`: the workspace is about the customers whose number it divides; and `customer_key`: how the log names its
+    `batch`, the newest event batch in it; `sample`: the bound of the customers whom the workspace is about; and `customer_key`: how the log names its
     customers, by number (int) or by text; `time_format`: how its file writes times, empty: as ISO does."""
     file = _watermark_file(settings)
     found = json.loads(file.read_text()) if file.exists() else {}
     if "tick" in found:  # as earlier releases wrote it
         found["refresh_time"] = found.pop("tick")
-    return {"refresh_time": None, "batch": 0, "every": 1, "customer_key": "int", "time_format": ""} | found
+    return {
+        "refresh_time": None,
+        "batch": 0,
+        "sample": "",
+        "every": 1,
+        "customer_key": "int",
+        "time_format": "",
+    } | found
 
 
 def write_watermark(settings: Settings, **changes: str | int):  # Keys as in `read_watermark`

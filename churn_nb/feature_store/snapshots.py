@@ -36,6 +36,7 @@ from ..core.settings import Settings
 from ..core.storage import connection, copy_parquet, quoted, read_parquet_sql, write_parquet
 from ..core.workspace import Workspace
 from ..data.dataset_toml import read_description
+from ..data.datasets import sample_bound, sample_sql
 from ..data.encoding import column_name, quoted_name
 from ..data.typed_table import prepare
 from .event_log import customer_key_type, log_hash
@@ -181,7 +182,7 @@ def online_rows(settings: Settings, store, customer_ids: list[int]) -> pd.DataFr
 def snapshot_parity(
     settings: Settings,
     store,  # feast.FeatureStore
-    some: int = 0,  # About how many customers; 0: all
+    some: int = 0,  # How many customers; 0: all
 ) -> StoreParity:
     "Compare the online store with the table."
     want = newest_rows(settings).set_index("customer_id")[names_of(settings)]
@@ -195,14 +196,14 @@ def snapshot_parity(
 # %% ../../nbs/feature_store/30_snapshots.ipynb #f20ed8e2
 def build_snapshot(
     settings: Settings,
-    customers: int = 0,  # About how many customers; 0: all
+    customers: int = 0,  # How many customers; 0: all
 ) -> dict:  # As `FeatureSource.build`
     "File -> prepared table -> Feast -> labelled rows -> online store. Raises DataError."
     data_hash = log_hash(settings)
     assert settings.data.description  # a table without one is refused where the settings are read
     made = prepare(read_description(settings.data.description), table_file(settings))
     if customers:
-        _keep_some(settings, max(made["customers"] // customers, 1))
+        _keep_some(settings, customers)
     rows = read_rows(settings)
     check_splits(rows, settings.data.dataset)
     write_offline(settings)
@@ -220,10 +221,12 @@ def build_snapshot(
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #165587d1
-def _keep_some(settings: Settings, every: int):
-    "Reduce the prepared table to the customers whose number `every` divides."
-    f = table_file(settings)
-    copy_parquet(connection(), f"SELECT * FROM {read_parquet_sql(f)} WHERE customer_id % {every} = 0 ORDER BY row", f)
+def _keep_some(settings: Settings, customers: int):
+    "Reduce the prepared table to so many customers. Raises DataError for a negative number."
+    con, rows, f = connection(), read_parquet_sql(table_file(settings)), table_file(settings)
+    known = con.execute(f"SELECT DISTINCT customer_id FROM {rows}").fetchall()
+    bound = sample_bound([c for (c,) in known], customers)
+    copy_parquet(con, f"SELECT * FROM {rows} WHERE {sample_sql(bound)} ORDER BY row", f)
 
 
 def check_splits(

@@ -46,7 +46,7 @@ class FeatureSource(Protocol):
         "Whether the stores were ever filled."
 
     def build(self, customers: int = 0) -> dict:
-        """Write the offline store, the labelled rows and the online store, for about so many customers (0: all).
+        """Write the offline store, the labelled rows and the online store, for so many customers (0: all).
         Returns data_hash, events, customers, rows and churn_rate by split, features. Raises DataError."""
 
     def training_rows(self) -> pd.DataFrame:
@@ -71,7 +71,7 @@ class FeatureSource(Protocol):
         "As `refresh` of all, `chunk` customers at a time; `progress` is called with (done, of). Raises StoreUnavailable."
 
     def parity(self, store, some: int = 0) -> StoreParity:
-        "Compare the online store with the source, for about so many customers (0: all)."
+        "Compare the online store with the source, for so many customers (0: all)."
 
     def folds(self, dates: np.ndarray, customers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         "Folds of training rows by their as-of dates and customers: (rows to train on, rows to judge on), oldest first."
