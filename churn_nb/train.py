@@ -78,7 +78,15 @@ from churn_nb.modeling.search import (  # `churn_nb.train` offers the search bes
 from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
 from .monitoring.permutation_tests import whole_customers
 from .registry.connection import registry_errors
-from .registry.tracking import describe_run, git_sha, provenance, repair_workspace, tracking
+from churn_nb.registry.tracking import (
+    describe_run,
+    end_killed_runs,
+    git_sha,
+    open_run,
+    provenance,
+    repair_workspace,
+    tracking,
+)
 
 
 # %% ../nbs/01_train.ipynb #42709c4d
@@ -101,11 +109,11 @@ def _judge(y: np.ndarray, p: np.ndarray, settings: Settings) -> dict[str, float]
     return evaluate(y, p, s.decision_threshold(), s.offer_cost, s.saved_margin)
 
 
-def _log_trials(trials: list[Trial]) -> None:
+def _log_trials(settings: Settings, trials: list[Trial]) -> None:
     "A nested run for every variant that was tried."
     mlflow = optional("mlflow", "Training")
     for t in trials:
-        with mlflow.start_run(run_name=f"{t.kind}: {variant(t.model)}", nested=True):
+        with open_run(settings, f"{t.kind}: {variant(t.model)}"):
             mlflow.log_params({"variant": variant(t.model), "rounds": t.rounds})
             for i, loss in enumerate(t.losses, 1):
                 mlflow.log_metric("fold_log_loss", loss, step=i)
@@ -127,7 +135,7 @@ def train_candidate(
     "Calibrate and judge one fitted model inside an MLflow run of its own, which records all of it."
     mlflow = optional("mlflow", "Training")
     (name, model, trials), V = fitted, data["validation"]
-    with hushed(), mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None) as run:
+    with hushed(), open_run(settings, name) as run:
         p = predict(model, V.X)
         _log_parameters(model)
         calibrator, losses, q = choose_calibration(V.y, p, V.customer, settings.train.seed)
@@ -140,7 +148,7 @@ def train_candidate(
         mlflow.log_figure(fig, "calibration.png")
         plt.close(fig)
         describe_run(settings, made_from)
-        _log_trials(trials)
+        _log_trials(settings, trials)
     return Candidate(name, Calibrated(model, calibrator), run.info.run_id, metrics, losses, list(trials))
 
 
@@ -158,15 +166,15 @@ def train_all(
     dictionary: Dictionary | None = None,
 ) -> tuple[Candidate, list[Candidate]]:  # The baseline; the candidates, one of each kind
     "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
-    tracking(settings)
+    client = tracking(settings)
     repair_workspace(settings)
-    mlflow = optional("mlflow", "Training")
+    end_killed_runs(settings, client)
     found = search(settings, data["train"], dictionary)
     name, simple = baseline_of(settings)
     chosen = {name: (simple, []), **{kind: (clone(trials[0].model), trials) for kind, trials in found.items()}}
     fits = [partial(fit, model, *data["train"][:2]) for model, _ in chosen.values()]
     fitted = run_parallel(fits, settings.train.n_jobs, "fit")
-    with hushed(), mlflow.start_run(run_name="training"):
+    with hushed(), open_run(settings, "training"):
         describe_run(settings, made_from := provenance(settings, rows))
         done = [
             train_candidate((name, model, trials), data, made_from, settings)
@@ -182,7 +190,7 @@ def log_test_metrics(c: Candidate, data: dict[str, Split], settings: Settings) -
     "Evaluate on the test rows and record the result in the candidate's run as `test_...`."
     mlflow = optional("mlflow", "Training")
     metrics = _judge(data["test"].y, predict(c.model, data["test"].X), settings)
-    with hushed(), mlflow.start_run(run_id=c.run_id):
+    with hushed(), open_run(settings, run_id=c.run_id):
         mlflow.log_metrics({f"test_{m}": v for m, v in metrics.items()})
     return metrics
 
@@ -334,7 +342,7 @@ def register(
     dictionary = Dictionary.of(files.manifest.features)
     # texts make a second input of the graph, which is fed by name
     example = dictionary.feed(X) if dictionary.any else pd.DataFrame(X, columns=files.manifest.names)
-    with hushed(), mlflow.start_run(run_id=c.run_id):
+    with hushed(), open_run(settings, run_id=c.run_id):
         signature = mlflow.models.infer_signature(example, onnx_predict(files.onnx, X, dictionary))
         mlflow.log_text(manifest_json(files.manifest).decode(), "manifest.json")
         if files.card:

@@ -8,6 +8,8 @@ __all__ = [
     "repair_workspace",
     "present_locations",
     "tracking",
+    "open_run",
+    "end_killed_runs",
     "git_sha",
     "typical_rows",
     "provenance",
@@ -20,7 +22,8 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import pandas as pd
 
 from ..core.data_settings import BUILT_IN
 from ..core.optional import optional
+from ..core.processes import hold_lock
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 from ..feature_store.build_record import built_hash
@@ -110,6 +114,55 @@ def tracking(settings: Settings) -> Any:  # MlflowClient
                 locations.repair_locations(ws.mlflow_db, settings.train.experiment)
         mlflow.set_experiment(settings.train.experiment)
     return client
+
+
+# %% ../../nbs/registry/40_tracking.ipynb #e53a41b8
+_OPEN_FILE = "churn.open_file"  # the tag of a run that names the file its process holds
+
+
+def _open_runs(settings: Settings) -> Path:
+    "Where the files of open runs are, locked by their processes."
+    return Workspace(settings.paths.workspace).root / ".open-runs"
+
+
+@contextlib.contextmanager
+def open_run(
+    settings: Settings,
+    name: str | None = None,  # Of a new run
+    run_id: str | None = None,  # Of a run that is opened again
+) -> Iterator[Any]:  # mlflow.ActiveRun
+    "MLflow's active run, nested in the one that is active already. Where this process is killed, `end_killed_runs` ends it."
+    mlflow = optional("mlflow", "Experiment tracking")
+    tags = mlflow.get_run(run_id).data.tags if run_id else {}
+    file = _open_runs(settings) / tags.get(_OPEN_FILE, uuid.uuid4().hex)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nested = mlflow.active_run() is not None
+    with (
+        hold_lock(file, 1.0),
+        mlflow.start_run(run_id, run_name=name, nested=nested, tags={_OPEN_FILE: file.name}) as run,
+    ):
+        yield run
+    file.unlink(missing_ok=True)
+
+
+# %% ../../nbs/registry/40_tracking.ipynb #922baa72
+def end_killed_runs(
+    settings: Settings,
+    client: Any,  # MlflowClient
+) -> list[str]:  # Their ids
+    "End as KILLED what processes that are gone left open in this workspace's folder; runs of a process at work stay open."
+    experiment = client.get_experiment_by_name(settings.train.experiment).experiment_id
+    ended: list[str] = []
+    for file in sorted(_open_runs(settings).glob("*")):
+        with hold_lock(file, 0.0) as free:
+            if free is None:
+                continue  # its process is at work
+            left = f"tags.`{_OPEN_FILE}` = '{file.name}' and attributes.status = 'RUNNING'"
+            for run in client.search_runs([experiment], left):
+                client.set_terminated(run.info.run_id, "KILLED")
+                ended.append(run.info.run_id)
+            file.unlink(missing_ok=True)
+    return ended
 
 
 # %% ../../nbs/registry/40_tracking.ipynb #33218142

@@ -12,12 +12,20 @@ from serving import free_port, wait_for
 
 pytestmark = pytest.mark.usefixtures("measured")
 
+def leave_open_run(ws):
+    "As a training that was killed."
+    import mlflow
+    client = mlflow.MlflowClient(f"sqlite:///{ws}/mlflow.db")
+    client.create_run(client.get_experiment_by_name("churn").experiment_id, tags={"churn.open_file": "killed"})
+    (ws/".open-runs"/"killed").touch()
+
 @pytest.fixture(scope="module")
 def ran(first_run, tmp_path_factory):
     "A workspace after two runs on the same data: a copy of the first, and the second."
     made, first = first_run
     ws = tmp_path_factory.mktemp("work")/"copy"
     shutil.copytree(made, ws, symlinks=True)
+    leave_open_run(ws)
     return ws, [first, churn("run", *FEW, "--workspace", ws, env=PLAIN)]
 
 def results(ws): return {s: json.loads((ws/"results"/f"{s}.json").read_text()) for s in STEPS}
@@ -44,6 +52,14 @@ def test_same_commit_and_data_give_the_same_numbers(ran):
     runs = client.search_runs([client.get_experiment_by_name("churn").experiment_id], f"attributes.run_name = '{results(ws)['01_train']['winner']}'")
     metrics = [{k: v for k, v in r.data.metrics.items() if k.startswith(("validation_", "test_"))} for r in runs]
     assert len(metrics) == 2 and metrics[0] == metrics[1] and len(metrics[0]) == 14
+
+def test_a_training_ends_the_run_of_a_killed_one(ran):
+    ws, _ = ran
+    import mlflow
+    client = mlflow.MlflowClient(f"sqlite:///{ws}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("churn").experiment_id])
+    assert [r.info.status for r in runs if r.data.tags.get("churn.open_file") == "killed"] == ["KILLED"]
+    assert {r.info.status for r in runs} == {"KILLED", "FINISHED"} and [*(ws/".open-runs").iterdir()] == []
 
 def test_executed_notebooks_results_and_report_are_kept(ran):
     ws, _ = ran
