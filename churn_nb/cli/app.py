@@ -15,9 +15,11 @@ __all__ = [
     "end_command",
     "with_workspace",
     "main",
+    "entry_point",
 ]
 
 # %% ../../nbs/cli/10_app.ipynb #0fbe4dff
+import atexit
 import contextlib
 import errno
 import importlib
@@ -26,9 +28,10 @@ import re
 import shlex
 import sys
 import tempfile
+import threading
 import traceback
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -208,7 +211,7 @@ def _exit_code(e: SystemExit) -> int | None:
 
 # %% ../../nbs/cli/10_app.ipynb #c20abd15
 def main(args: list[str] | None = None) -> None:
-    "Entry point of `churn`: ends with the exit code of the error's class, and one line on stderr."
+    "Run a command and end with the exit code of the error's class, and one line on stderr."
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False"  # no command has a use for a pickle
     at_work.set("")
     try:
@@ -221,3 +224,24 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(_report_error(e, e.exit_code))
     except BaseException as e:  # noqa: BLE001
         sys.exit(_report_unforeseen(e))
+
+
+# %% ../../nbs/cli/10_app.ipynb #7040796d
+def entry_point() -> None:
+    "What the shell calls: `main`; after a failure no thread of a library is waited for."
+    try:
+        main()
+    except SystemExit as e:
+        if isinstance(e.code, int) and e.code:
+            _end_process(e.code)
+        raise
+
+
+def _end_process(code: int) -> NoReturn:
+    "End as Python does, up to where it takes its objects apart."
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or no process reads it
+            stream.flush()
+    os._exit(code)

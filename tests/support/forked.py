@@ -1,7 +1,7 @@
 """`churn`, a kernel, Python or a worker of pytest, forked from the process of warm.py where one answers: `python -S forked.py churn|kernel|python|worker ARGUMENTS`. It looks like the process itself."""
 import array, json, os, select, signal, socket, sys, time
 
-REAL = {"churn": ["-c", "import sys; from churn_nb.cli.app import main; sys.exit(main())"], "kernel": ["-m", "ipykernel_launcher"], "python": [], "worker": []}
+REAL = {"churn": ["-c", "import sys; from churn_nb.cli.app import entry_point; entry_point()"], "kernel": ["-m", "ipykernel_launcher"], "python": [], "worker": []}
 WORKER_WAITS = 120 # seconds, for imports that take 15 of processor
 
 def real(kind, arguments): os.execv(sys.executable, [sys.executable, *REAL[kind], *arguments])

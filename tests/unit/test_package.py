@@ -50,7 +50,7 @@ FOR_OTHERS = {
     "log_likelihood": "programs of others: how well a BG/NBD model fits",
     "read_shadow": "programs of others: a challenger in shadow mode, judged", "with_labels": "as read_shadow", "judge_live": "as read_shadow",
     "DuckDBFilesOfflineStore": "Feast, by name", "DuckDBFilesOfflineStoreConfig": "Feast, by name", "WholeRegistryStore": "Feast, by name",
-    "WorkspaceArtifacts": "MLflow, by its entry point", "end_with_parent": "the first line of a kernel, as text"}
+    "WorkspaceArtifacts": "MLflow, by its entry point", "end_with_parent": "the first line of a kernel, as text", "entry_point": "the shell, by pyproject.toml"}
 
 def test_every_public_name_is_used_or_is_for_somebody():
     used = {n.id if isinstance(n, ast.Name) else n.attr for tree in TREES.values() for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))}

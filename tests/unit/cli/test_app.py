@@ -1,5 +1,5 @@
 "`churn_nb.cli`: the table of commands says of each what its module says, and only the module of the called command is imported."
-import errno, importlib, inspect, os, subprocess, sys
+import errno, importlib, inspect, os, signal, subprocess, sys
 import pytest, sources, typer
 from typer.main import get_group
 from churn_nb.cli import app as module
@@ -79,3 +79,23 @@ def go(): raise {error}
 module.main([])"""
     with open("/dev/full", "w") as full: done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode in ((70,) if "KeyError" in error else (2,))
+
+HALF_READ = """import io, sys, time
+import pyarrow as pa, pyarrow.csv as pa_csv
+import churn_nb.cli.app as app
+class Slow(io.RawIOBase):
+    rows = b"12,34567\\n"*200_000
+    def readable(self): return True
+    def readinto(self, b):
+        n = min(len(b), len(self.rows))
+        b[:n], self.rows = self.rows[:n], self.rows[n:]
+        for _ in range(3000*(n == 0)): time.sleep(.001)
+        return n
+reader = pa_csv.open_csv(pa.PythonFile(Slow(), "r"))
+app.main = lambda: sys.exit(2)
+"""
+
+def test_a_failed_command_ends_while_arrow_reads_ahead():
+    "Arrow's thread comes back to Python when Python has ended: without `entry_point` that aborts the process."
+    codes = [subprocess.run([sys.executable, "-Ic", HALF_READ + end], capture_output=True).returncode for end in ("app.entry_point()", "app.main()")]
+    assert codes == [2, -signal.SIGABRT]
