@@ -1468,6 +1468,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                      'churn_nb/feature_store/snapshots.py'),
                                                   'churn_nb.feature_store.snapshots._keep_some': ( 'feature_store/snapshots.html#_keep_some',
                                                                                                    'churn_nb/feature_store/snapshots.py'),
+                                                  'churn_nb.feature_store.snapshots._kept_if_refused': ( 'feature_store/snapshots.html#_kept_if_refused',
+                                                                                                         'churn_nb/feature_store/snapshots.py'),
                                                   'churn_nb.feature_store.snapshots.build_snapshot': ( 'feature_store/snapshots.html#build_snapshot',
                                                                                                        'churn_nb/feature_store/snapshots.py'),
                                                   'churn_nb.feature_store.snapshots.check_splits': ( 'feature_store/snapshots.html#check_splits',

@@ -21,8 +21,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #3e7dd1de
+import contextlib
+import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -201,11 +203,12 @@ def build_snapshot(
     "File -> prepared table -> Feast -> labelled rows -> online store. Raises DataError."
     data_hash = log_hash(settings)
     assert settings.data.description  # a table without one is refused where the settings are read
-    made = prepare(read_description(settings.data.description), table_file(settings))
-    if customers:
-        _keep_some(settings, customers)
-    rows = read_rows(settings)
-    check_splits(rows, settings.data.dataset)
+    with _kept_if_refused(table_file(settings)):
+        made = prepare(read_description(settings.data.description), table_file(settings))
+        if customers:
+            _keep_some(settings, customers)
+        rows = read_rows(settings)
+        check_splits(rows, settings.data.dataset)
     write_offline(settings)
     store = apply_objects(settings, snapshot_objects(settings))
     write_parquet(rows, Workspace(settings.paths.workspace).feast / "training_rows.parquet")
@@ -221,6 +224,23 @@ def build_snapshot(
 
 
 # %% ../../nbs/feature_store/30_snapshots.ipynb #165587d1
+@contextlib.contextmanager
+def _kept_if_refused(file: Path) -> Iterator[None]:
+    "A file that is written anew in the block; it stays as it was where the block raises DataError."
+    before = file.with_suffix(".before")
+    before.unlink(missing_ok=True)
+    if file.exists():
+        os.link(file, before)  # what writes it anew replaces it
+    try:
+        yield
+    except DataError:
+        if before.exists():
+            os.replace(before, file)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
+
+
 def _keep_some(settings: Settings, customers: int):
     "Reduce the prepared table to so many customers. Raises DataError for a negative number."
     con, rows, f = connection(), read_parquet_sql(table_file(settings)), table_file(settings)

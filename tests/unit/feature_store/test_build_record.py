@@ -139,15 +139,20 @@ def test_an_edited_description_is_refused(tmp_path):
     toml.write_text(toml.read_text().replace('use = "category"', 'use = "drop"'))
     with pytest.raises(DataError, match="description columns.plan.use = category, not drop"): require_built(s)
 
-def test_a_refused_file_leaves_the_build_before(tmp_path):
+REFUSED_FILES = {"ids twice": (lambda rows: rows.assign(id=7), "7"), "too few who churn": (lambda rows: rows.assign(churn=rows.id < 6), "bring more rows")}
+
+@pytest.mark.parametrize("spoil, says", REFUSED_FILES.values(), ids=REFUSED_FILES)
+def test_a_refused_file_leaves_the_build_before(tmp_path, spoil, says):
     rows = pd.DataFrame({"id": range(300), "spend": [i % 7 for i in range(300)], "churn": [i % 3 == 0 for i in range(300)]})
     rows.to_csv(tmp_path/"customers.csv", index=False)
     (toml := tmp_path/"dataset.toml").write_text('name = "own_customers"\nkind = "snapshot"\nfile = "customers.csv"\nentity = "id"\nlabel = "churn"\npositive = "True"\n')
     s = made_with(tmp_path/"ws", data__dataset=str(toml))
     f.build(s)
     before = f.training_rows(s)
-    rows.assign(id=7).to_csv(tmp_path/"customers.csv", index=False)
-    with pytest.raises(DataError, match="7"): f.build(s)
+    spoil(rows).to_csv(tmp_path/"customers.csv", index=False)
+    files = stores(tmp_path/"ws")
+    with pytest.raises(DataError, match=says): f.build(s)
+    assert stores(tmp_path/"ws") == files
     pd.testing.assert_frame_equal(f.training_rows(s), before)
     assert build_began(s) and require_built(s) == 0
 
