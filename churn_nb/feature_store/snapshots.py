@@ -249,6 +249,7 @@ def _keep_some(settings: Settings, customers: int):
     copy_parquet(con, f"SELECT * FROM {rows} WHERE {sample_sql(bound)} ORDER BY row", f)
 
 
+# %% ../../nbs/feature_store/30_snapshots.ipynb #a81c64e2
 def check_splits(
     rows: pd.DataFrame,  # split, churn
     name: str,
