@@ -53,7 +53,9 @@ def push_command(
     events: Annotated[
         Path,
         typer.Argument(
-            help="CSV, JSON lines or parquet with event_id, customer_id, event_timestamp, amount (and quantity)."
+            help="CSV, JSON lines or parquet with event_id, customer_id, event_timestamp, amount (and quantity). "
+            "A row with the id of an earlier event in the column voids, and without an amount, voids that event: "
+            "it counts in no feature from now on."
         ),
     ],
     workspace: WorkspaceOption = "",

@@ -153,7 +153,9 @@ def compact(
         big = max((i for i, (*_, f) in enumerate(live) if f.stat().st_size >= small), default=-1)
         merge = live[big + 1 :]
         if len(merge) > 1:
-            table = pa.concat_tables([pq.read_table(f) for *_, f in merge])
+            table = pa.concat_tables(
+                [pq.read_table(f) for *_, f in merge], promote_options="default"
+            )  # older ones lack columns
             write_parquet(table, log.folder / f"{merge[0][0]}-{merge[-1][1]}.parquet")
             _sync(log.folder)
         for f in covered:

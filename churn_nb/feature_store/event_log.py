@@ -5,22 +5,27 @@
 # %% auto #0
 __all__ = [
     "event_batches",
+    "voidings",
     "load_log",
     "log_hash",
     "log_files",
+    "logged_sql",
+    "history_sql",
     "log_sql",
     "customers_of",
-    "customer_key_type",
     "write_base",
+    "customer_key_type",
 ]
 
 # %% ../../nbs/feature_store/20_event_log.ipynb #7146cf16
 import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from ..core.clock import utc
 from ..core.settings import Settings
 from ..core.storage import ParquetLog, connection, read_parquet_sql, write_parquet
 from ..core.workspace import Workspace
@@ -34,17 +39,41 @@ def event_batches(settings: Settings) -> ParquetLog:
     return ParquetLog(Workspace(settings.paths.workspace).events)
 
 
+def _rows_sql(files: list[str]) -> str:
+    "SQL: the rows of parquet files, with the column `voids` also where no file has it."
+    no_row = "SELECT CAST(NULL AS BIGINT) AS voids WHERE FALSE"
+    return f"({no_row} UNION ALL BY NAME SELECT * FROM {read_parquet_sql(*files)})" if files else f"({no_row})"
+
+
+def _voidings_sql(settings: Settings, as_of: datetime | None = None) -> str:
+    "SQL: the events that are voided, and the moment `voided_at` at which that became known; of moments up to `as_of`."
+    if not (files := event_batches(settings).files()):
+        return "(SELECT CAST(NULL AS BIGINT) AS event_id, CAST(NULL AS TIMESTAMPTZ) AS voided_at WHERE FALSE)"
+    known_at = "min(greatest(created_timestamp, event_timestamp + INTERVAL 1 MICROSECOND))"
+    until = f"HAVING voided_at <= TIMESTAMPTZ '{utc(as_of).isoformat(sep=' ')}'" if as_of else ""
+    rows = f"SELECT voids AS event_id, {known_at} AS voided_at FROM {_rows_sql(files)}"
+    return f"({rows} WHERE voids IS NOT NULL GROUP BY voids {until})"
+
+
+def voidings(settings: Settings, as_of: datetime | None = None) -> pd.DataFrame:
+    "event_id, voided_at: the events that are voided, oldest voiding first; `as_of` as in `log_sql`."
+    sql = f"SELECT * FROM {_voidings_sql(settings, as_of)} ORDER BY voided_at, event_id"
+    return connection().execute(sql).df()
+
+
+# %% ../../nbs/feature_store/20_event_log.ipynb #a0320610
 def load_log(
     settings: Settings,
     customers: int = 0,  # As in `load_events`
+    as_of: datetime | None = None,  # As in `log_sql`
 ) -> pd.DataFrame:  # As `load_events`
-    "The event log: the data set and what was pushed since."
+    "The event log: the data set and what was pushed since, without what was voided."
     df = load_events(settings)
     bound = sample_bound(df.customer_id.unique().tolist(), customers)  # counted before new customers come
-    if more := event_batches(settings).read(
-        lambda files: [pd.read_parquet(f, columns=list(df.columns)) for f in files]
-    ):
-        df = pd.concat([df, pd.concat(more, ignore_index=True).astype(df.dtypes.to_dict())], ignore_index=True)
+    if more := event_batches(settings).read(lambda files: [pd.read_parquet(f) for f in files]):
+        pushed = [m[m.voids.isna()] if "voids" in m else m for m in more]
+        df = pd.concat([df, *(p[[*df.columns]].astype(df.dtypes.to_dict()) for p in pushed)], ignore_index=True)
+        df = df[~df.event_id.isin(voidings(settings, as_of).event_id)].reset_index(drop=True)
     return connection().execute(f"SELECT * FROM df WHERE {sample_sql(bound)}").df() if bound else df
 
 
@@ -57,7 +86,7 @@ def log_hash(settings: Settings) -> str:
         connection()
         .execute(
             f"""SELECT count(*), bit_xor(md5_number(concat_ws('|', event_id, customer_id,
-        epoch_us(event_timestamp), quantity, amount))) FROM {read_parquet_sql(*files)}"""
+        epoch_us(event_timestamp), quantity, amount, voids))) FROM {_rows_sql(files)}"""
         )
         .fetchall()
     )
@@ -70,18 +99,43 @@ def log_files(settings: Settings) -> list[str]:
     return [str(Workspace(settings.paths.workspace).base), *event_batches(settings).files()]
 
 
-def log_sql(settings: Settings) -> str:
-    "SQL: the rows of the log. Of pushed events only those of the customers that this workspace is about."
-    rows, mark = read_parquet_sql(*log_files(settings)), read_watermark(settings)
+def logged_sql(settings: Settings) -> str:
+    """SQL: every row as it was logged; one that voids an event names it in `voids`.
+    Of pushed events only those of the customers that this workspace is about."""
+    rows, mark = _rows_sql(log_files(settings)), read_watermark(settings)
     every = int(mark["every"])  # how earlier releases took a sample
     of_sample = f"customer_id % {every} = 0" if every > 1 else sample_sql(mark["sample"])
     return f"(SELECT * FROM {rows} WHERE {of_sample})"
 
 
+def history_sql(settings: Settings, as_of: datetime | None = None) -> str:
+    """SQL: all events of the log, and `voided_at`, the moment from which an event does not count; null: it counts.
+    `as_of`: as in `log_sql`."""
+    voided = f"LEFT JOIN {_voidings_sql(settings, as_of)} USING (event_id)"
+    return f"(SELECT * EXCLUDE (voids) FROM {logged_sql(settings)} {voided} WHERE voids IS NULL)"
+
+
+def log_sql(
+    settings: Settings,
+    as_of: datetime | None = None,  # The moment of asking; what is voided later still counts. Default: the newest
+) -> str:
+    "SQL: the events of the log that count. All that computes features or outcomes reads the log by this function."
+    return f"(SELECT * FROM {history_sql(settings, as_of)} WHERE voided_at IS NULL)"
+
+
 def customers_of(settings: Settings) -> list[int]:
-    "The customers in the log, ascending."
-    rows = connection().execute(f"SELECT DISTINCT customer_id FROM {log_sql(settings)} ORDER BY ALL").fetchall()
+    "The customers in the log, ascending; also those whose events are all voided."
+    rows = connection().execute(f"SELECT DISTINCT customer_id FROM {history_sql(settings)} ORDER BY ALL").fetchall()
     return [c for (c,) in rows]
+
+
+# %% ../../nbs/feature_store/20_event_log.ipynb #9ec2f053
+def write_base(settings: Settings, events: pd.DataFrame, sample: str = "", customer_key: str = "int"):
+    """Keep the data set as parquet, a customer's events beside each other, so that one customer is found quickly.
+    `sample`: the bound of `sample_bound`, where the events are of a sample. `customer_key`: as in the watermark."""
+    write_watermark(settings, sample=sample, every=1, customer_key=customer_key)
+    rows = events.sort_values(["customer_id", "event_timestamp"], kind="stable")
+    write_parquet(rows, Workspace(settings.paths.workspace).base)
 
 
 def customer_key_type(
@@ -97,12 +151,3 @@ def customer_key_type(
     if not named:
         return None
     return "int" if same else "text"
-
-
-# %% ../../nbs/feature_store/20_event_log.ipynb #9ec2f053
-def write_base(settings: Settings, events: pd.DataFrame, sample: str = "", customer_key: str = "int"):
-    """Keep the data set as parquet, a customer's events beside each other, so that one customer is found quickly.
-    `sample`: the bound of `sample_bound`, where the events are of a sample. `customer_key`: as in the watermark."""
-    write_watermark(settings, sample=sample, every=1, customer_key=customer_key)
-    rows = events.sort_values(["customer_id", "event_timestamp"], kind="stable")
-    write_parquet(rows, Workspace(settings.paths.workspace).base)

@@ -19,6 +19,8 @@ __all__ = [
 ]
 
 # %% ../../nbs/feature_store/25_event_source.ipynb #3076b53c
+import bisect
+import itertools
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -43,8 +45,11 @@ from churn_nb.feature_store.event_log import (
     customer_key_type,
     customers_of,
     event_batches,
+    history_sql,
     log_hash,
     log_sql,
+    logged_sql,
+    voidings,
     write_base,
 )
 from .feast_store import StoreParity, apply_objects, event_objects, offline_folder
@@ -73,11 +78,12 @@ from .split_planning import split_dates, time_folds
 # %% ../../nbs/feature_store/25_event_source.ipynb #64ee1616
 def open_log(
     settings: Settings,
+    as_of: datetime,  # What was voided by then is left out
     where: str = "TRUE",  # SQL condition on the events
 ) -> Any:  # duckdb.DuckDBPyConnection
     "DuckDB with the log of a workspace as the tables `events` and `known`."
     con = connection(settings.features.memory_limit, Workspace(settings.paths.workspace).feast / "spill")
-    create_known(con, log_sql(settings), False, where)  # the log holds every event once
+    create_known(con, log_sql(settings, as_of), False, where)  # the log holds every event once
     return con
 
 
@@ -97,11 +103,14 @@ def as_of_dates(settings: Settings) -> list[datetime]:
 
 def write_windows(settings: Settings) -> list[Path]:
     "Compute the stored features at all as-of dates into the offline store; a file each, replaced atomically."
-    con, folder = open_log(settings), offline_folder(settings)
+    folder = offline_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     out = {a: folder / f"as-of-{a:%Y%m%dT%H%M%S}.parquet" for a in as_of_dates(settings)}
-    for a, file in out.items():
-        copy_parquet(con, stored_rows_sql(settings, a), file)
+    voided = [*voidings(settings).voided_at]
+    for _, moments in itertools.groupby(out, key=lambda a: bisect.bisect_right(voided, a)):
+        con = open_log(settings, first := next(moments))  # one log for all moments with the same voidings
+        for a in (first, *moments):
+            copy_parquet(con, stored_rows_sql(settings, a), out[a])
     for f in {*folder.glob("as-of-*.parquet")} - {*out.values()}:
         f.unlink()  # of earlier settings
     return [*out.values()]
@@ -150,9 +159,23 @@ def _push(store, df: pd.DataFrame, keep: bool):
     "Push rows into the online store, and into the history where they are to be kept."
     feast, typeguard = import_feast(), optional("typeguard", why="The feature store")
     with typeguard.suppress_type_checks():  # else Feast checks the type of every field of its registry at each call
-        store.push("customer_push", df, to=feast.data_source.PushMode.ONLINE)
+        gone = df.transaction_moments.isna()  # all voided; `push` would leave a table of such rows out
+        if not gone.all():
+            store.push("customer_push", df[~gone], to=feast.data_source.PushMode.ONLINE)
+        for view in ("customer_windows", "customer_lifetime") if gone.any() else ():
+            store.provider.ingest_df(store.get_feature_view(view), df[gone])
         if keep:
             store.write_to_offline_store("customer_windows", df)
+
+
+def _with_gone(settings: Settings, rows: pd.DataFrame, where: str) -> pd.DataFrame:
+    "The rows to push, and one without values for each customer all of whose events are voided."
+    if voidings(settings).empty:
+        return rows
+    sql = f"SELECT DISTINCT customer_id FROM {history_sql(settings)} WHERE voided_at IS NOT NULL AND {where}"
+    everyone = pd.Index(rows.customer_id).union(connection().execute(sql).df().customer_id)
+    pushed = rows.set_index("customer_id").reindex(everyone).rename_axis("customer_id").reset_index()
+    return pushed.astype(dict.fromkeys(STORED_FACTS, "Int64"))
 
 
 # %% ../../nbs/feature_store/25_event_source.ipynb #4454bf2e
@@ -167,10 +190,11 @@ def refresh_customers(
         return 0
     where = "TRUE" if customers is None else f"customer_id IN ({', '.join(map(str, map(int, customers)))})"
     with event_batches(settings).lock:
-        at = _next_refresh_time(settings)
-        df = open_log(settings, where).execute(stored_rows_sql(settings, current_time(settings))).df()
-        df["event_timestamp"] = df["created_timestamp"] = pd.Timestamp(at)
-        _push(store, df, keep)
+        at, now = _next_refresh_time(settings), current_time(settings)
+        df = open_log(settings, now, where).execute(stored_rows_sql(settings, now)).df()
+        pushed = _with_gone(settings, df, where)
+        pushed["event_timestamp"] = pushed["created_timestamp"] = pd.Timestamp(at)
+        _push(store, pushed, keep)
         write_watermark(settings, refresh_time=at.isoformat())
     return len(df)
 
@@ -228,7 +252,7 @@ def log_parity(
     with event_batches(settings).lock:
         now = current_time(settings)
         ids = sample_customers(pd.DataFrame({"customer_id": customers_of(settings)}), some).customer_id.tolist()
-        log = open_log(settings, f"customer_id IN ({', '.join(map(str, ids))})")
+        log = open_log(settings, now, f"customer_id IN ({', '.join(map(str, ids))})")
         want = log.execute(stored_rows_sql(settings, now)).df()
         got = pd.concat(
             [online_features(store, ids[i : i + 2000], settings, now)[names] for i in range(0, len(ids), 2000)]
@@ -241,7 +265,7 @@ def log_parity(
 
 def _behind(settings: Settings, con) -> int:
     "Customers with events that came after the newest batch in the stores."
-    sql = f"SELECT count(DISTINCT customer_id) FROM {log_sql(settings)} WHERE batch > ?"
+    sql = f"SELECT count(DISTINCT customer_id) FROM {logged_sql(settings)} WHERE batch > ?"
     return con.execute(sql, [read_watermark(settings)["batch"]]).fetchall()[0][0]
 
 
@@ -263,18 +287,19 @@ def build_event_features(settings: Settings, customers: int = 0) -> dict:
         write_base(settings, sample_customers(everyone, customers), bound, key)
         write_watermark(settings, time_format=described_time_format(settings))
         write_windows(settings)
-        log = connection().execute(f"SELECT customer_id, event_timestamp FROM {log_sql(settings)}").df()
+        log = connection().execute(f"SELECT customer_id, event_timestamp, voided_at FROM {history_sql(settings)}").df()
     if settings.data.description and settings.features.serve_as_of != "now":
         advance_clock(settings, current_time(settings))  # for an API that has no description
     store = source.apply_store()
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
-    ends = max(everyone.event_timestamp.max(), log.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
+    counting = log[log.voided_at.isna()]
+    ends = max(everyone.event_timestamp.max(), counting.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
     rows = historical_features(store, entity_frame(settings, log, ends), settings)
     write_parquet(rows, Workspace(settings.paths.workspace).feast / "training_rows.parquet")
     known = source.materialize(store, keep=False)
     return {
         "data_hash": data_hash,
-        "events": len(log),
+        "events": len(counting),
         "customers": known,
         **_summary(rows),
         "features": source.names(),

@@ -141,15 +141,15 @@ def point_in_time(
 
 # %% ../../nbs/feature_store/22_feature_sql.ipynb #b2d42ed0
 def labels(
-    events: pd.DataFrame,  # customer_id, event_timestamp (UTC)
+    events: pd.DataFrame,  # customer_id, event_timestamp (UTC); voided_at where some are voided
     as_of: list[date | datetime],  # Moments to ask about
     days: int,  # Length of the label window
     ends: datetime | None = None,  # Where the log ends; default: with the day of the newest of these events
 ) -> pd.DataFrame:  # customer_id, event_timestamp (the as-of moment), churn in {0, 1}
-    """1 for a customer known before the as-of moment who makes no purchase in the `days` from it on.
-    Raises DataError where the log is too short."""
+    """1 for a customer known before the as-of moment who makes no purchase in the `days` from it on. A purchase that
+    is voided is none, but a customer known by it before that stays one. Raises DataError where the log is too short."""
     con = connection()
-    con.register("events", events)
+    con.register("events", events if "voided_at" in events else events.assign(voided_at=None))
     ends = ends or events.event_timestamp.max().normalize() + pd.Timedelta(days=1)
     for a in pd.to_datetime(sorted(set(as_of)), utc=True):
         if (end := a + pd.Timedelta(days=days)) > ends:
@@ -158,8 +158,9 @@ def labels(
             )
     con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(set(as_of)), utc=True)}))
     return con.execute(f"""SELECT customer_id, as_of AS event_timestamp,
-        CAST(NOT bool_or(event_timestamp >= as_of) AS TINYINT) AS churn
+        CAST(NOT bool_or(event_timestamp >= as_of AND voided_at IS NULL) AS TINYINT) AS churn
       FROM events JOIN as_of ON event_timestamp < as_of + INTERVAL {days} DAY
+        AND (voided_at IS NULL OR voided_at > as_of)
       GROUP BY customer_id, as_of HAVING min(event_timestamp) < as_of ORDER BY as_of, customer_id""").df()
 
 

@@ -7,7 +7,7 @@ __all__ = ["AgeMatching", "same_age", "same_age_today"]
 
 # %% ../../nbs/ops/40_cohort_comparison.ipynb #b055349b
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,11 @@ def same_age(
 
 
 # %% ../../nbs/ops/40_cohort_comparison.ipynb #a09227b4
+def _features_at(settings: Settings, customers: int, at: datetime) -> pd.DataFrame:
+    "As `point_in_time`, of the log as it was known at a moment."
+    return point_in_time(load_log(settings, customers, at), [at], settings.features.windows_hours)
+
+
 def same_age_today(
     settings: Settings,
     customers: int = 0,  # As in `features.build`
@@ -96,14 +101,15 @@ def same_age_today(
     "Customers of an earlier date and of today, of the same age, so that age does not count as drift."
     if not source_of(settings).accepts_events:
         return None, f"{settings.data.dataset} is a table, not a log: no age can be chosen"
-    today, log, hours = current_time(settings), load_log(settings, customers), settings.features.windows_hours
-    ages = point_in_time(log, [today], hours).tenure_days
+    today = current_time(settings)
+    rows = _features_at(settings, customers, today)
+    ages = rows.tenure_days
     days = min(int(np.ptp(ages)) // 2 if len(ages) else 0, (today - utc(max(settings.features.train_as_of))).days)
     if days < 1:
         return None, f"all customers are of one age on {today:%F}, or training is of today: nothing to compare"
     earlier = today - timedelta(days=days)
     try:
-        a, b = same_age(point_in_time(log, [earlier, today], hours), earlier, today)
+        a, b = same_age(pd.concat([_features_at(settings, customers, earlier), rows]), earlier, today)
     except ValueError as e:
         return None, str(e)
     if len(a) < fewest:

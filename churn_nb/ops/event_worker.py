@@ -28,14 +28,14 @@ import sys
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from ..core.clock import current_time, utc
 from ..core.errors import ChurnError, ClockError, DataError, InvalidRequest
@@ -46,7 +46,7 @@ from ..data.encoding import BLANKS, event_key
 from ..data.tabular_reader import Chunk, infer_format, open_table, read_chunks
 from ..data.value_parsing import USUAL_FORMAT, TableFormat, is_text, parse_numbers, plain_array, time_sql
 from ..feature_store.build_record import build_began, require_built
-from ..feature_store.event_log import event_batches, log_sql
+from ..feature_store.event_log import event_batches, logged_sql
 from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
 from ..monitoring.background_writer import BackgroundStream
@@ -58,13 +58,15 @@ from ..serving.request_schema import KEY_CLASSES, NumberKey, TextKey
 
 # %% ../../nbs/ops/80_event_worker.ipynb #6401e8ec
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    "A purchase, as it is sent."
+    "A purchase, or the voiding of one, as it is sent."
 
     event_id: Any  # The sender's, a text or a number; the same id is the same event, sent again
     customer_id: Any  # A number, or a text where the log's customers are texts
     event_timestamp: str  # ISO 8601; without an offset, UTC
-    amount: Annotated[float, Meta(ge=0, lt=1e14)]  # dollars; the sums are exact to 1e14
-    quantity: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1
+    # dollars; the sums are exact to 1e14
+    amount: Annotated[float, Meta(ge=0, lt=1e14)] | UnsetType = UNSET
+    quantity: Annotated[int, Meta(ge=0, le=2**31 - 1)] | UnsetType = UNSET  # 1 where it is not sent
+    voids: Any = None  # The id of an event that does not count from now on; then there is no amount and no quantity
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #56a86ae6
@@ -107,11 +109,25 @@ def _decode_event(row: msgspec.Raw | dict, customer_key: str, time_format: str) 
         e = msgspec.json.decode(row, type=Event)
     else:
         e = msgspec.convert(row, Event, strict=False)
-    return msgspec.structs.asdict(e) | {
+    return {
         "event_id": _key(EventKey, "event_id", e.event_id),
         "customer_id": _key(KEY_CLASSES[customer_key], "customer_id", e.customer_id),
         "event_timestamp": _read_time(e.event_timestamp, time_format),
+        **(_purchase(e) if e.voids is None else _voiding(e)),
     }
+
+
+def _purchase(e: Event) -> dict:
+    if e.amount is UNSET:
+        raise InvalidRequest([{"field": "amount", "message": "missing"}])
+    return {"amount": e.amount, "quantity": 1 if e.quantity is UNSET else e.quantity}
+
+
+def _voiding(e: Event) -> dict:
+    for name in ("amount", "quantity"):
+        if getattr(e, name) is not UNSET:
+            raise InvalidRequest([{"field": name, "message": "an event that voids another has none; leave it out"}])
+    return {"amount": None, "quantity": None, "voids": _key(EventKey, "voids", e.voids)}
 
 
 def _key(kind: type[NumberKey] | type[TextKey], field: str, value: Any) -> int:
@@ -147,74 +163,130 @@ def parse_event(
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #962f4a52
-_content = ["customer_id", "event_timestamp", "amount", "quantity"]
+class _Content(NamedTuple):
+    "What must be the same where an event is sent again."
+
+    customer_id: int
+    at: int  # microseconds since 1970
+    amount: float | None  # to the four digits that the features add up
+    quantity: int | None
+    voids: int | None
 
 
-def _known(settings: Settings, events: list[dict]) -> tuple[dict, set]:
-    "From the log: {event_id: content} of those ids it has, and the customers it has."
-    con = connection()
-    log = log_sql(settings)
-    con.register("asked", pd.DataFrame({k: [int(e[k]) for e in events] for k in ("event_id", "customer_id")}))
-    same = con.execute(f"""SELECT event_id, customer_id, epoch_us(event_timestamp), amount, quantity
-                           FROM {log} WHERE event_id IN (SELECT event_id FROM asked)""").fetchall()
-    customers = con.execute(f"""SELECT DISTINCT customer_id FROM {log}
-                                WHERE customer_id IN (SELECT customer_id FROM asked)""").fetchall()
-    known = {i: (c, at, round(amount, 4), quantity) for i, c, at, amount, quantity in same}
-    return known, {c for (c,) in customers}
+def _known(settings: Settings, events: list[dict]) -> tuple[dict[int, _Content], set[int]]:
+    "From the log: the content of those events it has, also of those that are to be voided, and the customers it has."
+    con, log = connection(), logged_sql(settings)
+    ids = [int(e[k]) for e in events for k in ("event_id", "voids") if k in e]
+    con.register("asked", pd.DataFrame({"event_id": ids}))
+    con.register("senders", pd.DataFrame({"customer_id": [int(e["customer_id"]) for e in events]}))
+    found = con.execute(f"""SELECT event_id, customer_id, epoch_us(event_timestamp), round(amount, 4), quantity, voids
+        FROM {log} WHERE event_id IN (FROM asked) OR voids IN (FROM asked)""").fetchall()
+    customers = con.execute(f"SELECT DISTINCT customer_id FROM {log} WHERE customer_id IN (FROM senders)").fetchall()
+    return {i: _Content(*rest) for i, *rest in found}, {c for (c,) in customers}
 
 
-def _as_stored(e: dict) -> tuple:
-    "The content of an event, its amount to the four digits that the features add up."
+def _as_stored(e: dict) -> _Content:
     at = round(e["event_timestamp"].timestamp() * 1_000_000)
-    return e["customer_id"], at, round(e["amount"], 4), e["quantity"]
+    amount = None if e["amount"] is None else round(e["amount"], 4)
+    return _Content(e["customer_id"], at, amount, e["quantity"], e.get("voids"))
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #a08d6a9d
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # no event is older: such a time is a mistake
 
 
-def _verdict(e: dict, before: tuple | None, unknown_customer: bool, now: datetime) -> str | Refusal:
+def _refusal(field: str, message: str) -> Refusal:
+    return {"field": field, "message": message}
+
+
+def _verdict(e: dict, before: _Content | None, unknown_customer: bool, now: datetime) -> str | Refusal:
     "What an event is, given what is logged under its id."
-
-    def refusal(field: str, message: str) -> Refusal:
-        return {"field": field, "message": message}
-
     if before == _as_stored(e):
         return "known"
     if before:
-        return refusal(
+        return _refusal(
             "event_id", f"{e['event_id']} is logged with other content; an event never changes, send a new one"
         )
     if unknown_customer:
-        return refusal(
+        return _refusal(
             "customer_id",
             f"no customer {e['customer_id']} in the log; [features] new_customers = accept lets new ones in",
         )
     if e["event_timestamp"] >= now:
-        return refusal("event_timestamp", f"lies in the future; here it is {now:%FT%TZ}")
+        return _refusal("event_timestamp", f"lies in the future; here it is {now:%FT%TZ}")
     if e["event_timestamp"] < _EARLIEST:
-        return refusal("event_timestamp", f"lies before {_EARLIEST:%Y}; check the unit of the time")
+        return _refusal("event_timestamp", f"lies before {_EARLIEST:%Y}; check the unit of the time")
     return "new"
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #e7a1b2c3
+def _verdict_on_voiding(e: dict, target: _Content | None, voided: bool) -> str | Refusal:
+    "What an event is that voids another, given what is logged of that one."
+    name = e["voids"]
+    if target is None:
+        return _refusal(
+            "voids", f"no event {name} in the log, nor sent with this one; check the id, or send that one first"
+        )
+    if target.customer_id != e["customer_id"]:
+        return _refusal("voids", f"event {name} is of another customer; check the two ids")
+    if target.voids is not None:
+        return _refusal(
+            "voids", f"event {name} voids one itself; only a purchase is voided: send that anew, with a new id"
+        )
+    if voided:
+        return _refusal("voids", f"event {name} is voided already, by another event; leave this one out")
+    if _as_stored(e).at < target.at:
+        return _refusal("event_timestamp", f"lies before the time of event {name}, which it voids; give a later one")
+    return "new"
+
+
+def _turn(e: dict) -> tuple:
+    "Purchases come first, in the order in which they were sent; then what voids, by time and id."
+    return (True, e["event_timestamp"], str(e["event_id"])) if "voids" in e else (False,)
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #5e7a598d
 def judge_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
-    "For each event `new`, `known` (a retry), or why it is refused. Hold the log's lock."
+    """For each event `new`, `known` (a retry), or why it is refused. Where an event stands among the others does not
+    decide whether it may void one of them. Hold the log's lock."""
     if not events:
         return []
     (logged, customers), now = _known(settings, events), current_time(settings)
-    verdicts: list[str | Refusal] = []
+    voided = {content.voids for content in logged.values()}
+    verdicts: dict[int, str | Refusal] = {}
     accepts_new = settings.features.new_customers == "accept"
-    for e in events:
+    for i in sorted(range(len(events)), key=lambda i: _turn(events[i])):
+        e = events[i]
         unknown_customer = not accepts_new and e["customer_id"] not in customers
-        verdicts.append(_verdict(e, logged.get(e["event_id"]), unknown_customer, now))
-        if verdicts[-1] == "new":
+        verdict = _verdict(e, logged.get(e["event_id"]), unknown_customer, now)
+        if verdict == "new" and "voids" in e:
+            verdict = _verdict_on_voiding(e, logged.get(e["voids"]), e["voids"] in voided)
+        if verdict == "new":
             logged[e["event_id"]] = _as_stored(e)  # the next one may be the same
-    return verdicts
+            voided.add(e.get("voids"))
+        verdicts[i] = verdict
+    return [verdicts[i] for i in range(len(events))]
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #ec784947
 _logger = logging.getLogger("churn_nb.ops.event_worker")
+
+
+_TYPES = {
+    "event_id": "int64",
+    "customer_id": "int64",
+    "event_timestamp": "datetime64[us, UTC]",
+    "amount": "float64",
+    "quantity": "Int32",
+    "voids": "Int64",
+}
+
+
+def _batch(events: list[dict], now: datetime, number: int) -> pd.DataFrame:
+    "Events as the log keeps them. In objects first: a float would round the keys of a column with gaps."
+    columns = {c: pd.Series([e.get(c) for e in events], dtype=object) for c in _TYPES}
+    df = pd.DataFrame(columns).astype(_TYPES).assign(created_timestamp=now, batch=number)
+    return df.astype({"created_timestamp": "datetime64[us, UTC]"})
 
 
 def log_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
@@ -224,11 +296,7 @@ def log_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
         verdicts = judge_events(settings, events)
         new = [e for e, v in zip(events, verdicts) if v == "new"]
         if new:
-            df = pd.DataFrame(new).astype({"event_id": "int64", "customer_id": "int64"})
-            df = df.assign(created_timestamp=current_time(settings), batch=batches.last + 1)
-            for c in ("event_timestamp", "created_timestamp"):
-                df[c] = df[c].astype("datetime64[us, UTC]")
-            batches.append(df.astype({"quantity": "int32"}))
+            batches.append(_batch(new, current_time(settings), batches.last + 1))
     return verdicts
 
 
@@ -238,7 +306,7 @@ def stale_customers(settings: Settings) -> list[int]:
         return []
     rows = (
         connection()
-        .execute(f"""SELECT DISTINCT customer_id FROM {log_sql(settings)}
+        .execute(f"""SELECT DISTINCT customer_id FROM {logged_sql(settings)}
                                     WHERE batch > {done} ORDER BY ALL""")
         .fetchall()
     )

@@ -226,13 +226,38 @@ def test_the_next_answer_knows_the_event(shop):
     m = c.get("/metrics").text
     assert 'churn_events_total{outcome="known"}' in m and 'churn_events_total{outcome="new"}' in m
 
+def test_the_next_answer_does_not_count_a_voided_event(shop):
+    _, c, ids = shop
+    before, e = of(c, ids[9]), event(5_050_000, ids[9])
+    void = {"event_id": 5_050_001, "customer_id": int(ids[9]), "event_timestamp": "1998-06-30T13:00:00Z", "voids": 5_050_000}
+    assert c.post("/events", json=e).status_code == 200 and of(c, ids[9]) == before + 1
+    for accepted in (1, 0): # the second is a retry
+        r = c.post("/events", json=void)
+        assert (r.status_code, r.json()) == (200, {"accepted": accepted, "known": 1 - accepted, "fresh": True}) and of(c, ids[9]) == before
+    r = c.post("/events", json=[{**void, "event_id": 5_050_002, "voids": 5_050_999}, e])
+    assert r.status_code == 422 and r.json()["known"] == 1 and [(x["row"], x["field"]) for x in r.json()["errors"]] == [(0, "voids")]
+
+def test_a_customer_whose_events_are_all_voided_is_unknown(copied, serve):
+    s = copied("few")
+    model_of(s.paths.workspace, ["transactions_total"])
+    log = load_log(s, 40)
+    c = int(log.customer_id.value_counts(ascending=True).index[0])
+    _, client = serve(s)
+    rows = [{"event_id": f"V{i}", "customer_id": c, "event_timestamp": "1998-06-30T13:00:00Z", "voids": int(i)} for i in log.event_id[log.customer_id == c]]
+    assert client.post("/predict", json={"customer_id": c}).status_code == 200
+    assert client.post("/events", json=rows).json() == {"accepted": len(rows), "known": 0, "fresh": True}
+    assert client.post("/predict", json={"customer_id": c}).status_code == 404 and exact(s)
+    moments = pd.DataFrame({"customer_id": c, "event_timestamp": pd.to_datetime(["1998-07-01T00:00:00", "1998-07-01T00:00:01"], utc=True)})
+    was = f.historical_features(f.apply_store(s), moments, s).transactions_total
+    assert was.isna().tolist()[-1] and not was.isna().all() # the history before stays
+
 GOOD = event(5_100_000, 0)
 BAD = {"year 1": ({"event_timestamp": "0001-01-01T00:00:00Z"}, "event_timestamp", "lies before 1970"), "unknown customer": ({"customer_id": 10**9}, "customer_id", "no customer"), "future": ({"event_timestamp": "1998-07-01T00:00:00.000001Z"}, "event_timestamp", "future"),
        "wrong type": ({"amount": "much"}, "amount", "number"), "negative": ({"amount": -.01}, "amount", ">= 0"), "other content": ({"event_id": 5_200_000, "amount": 999.}, "event_id", "other content"),
        "unknown field": ({"shoe_size": 44}, "shoe_size", "unknown"), "missing": ({"amount": None}, "amount", ""), "not a time": ({"event_timestamp": "tomorrow"}, "event_timestamp", "not a time"),
        "id is empty": ({"event_id": ""}, "event_id", "empty"), "customer is text": ({"customer_id": "C-5"}, "customer_id", "whole number"), "id too large": ({"event_id": 2**63}, "event_id", ""), "id negative": ({"event_id": -1}, "event_id", ""),
        "fraction": ({"quantity": 1.5}, "quantity", ""), "before the calendar": ({"event_timestamp": "0001-01-01T00:00:00+14:00"}, "event_timestamp", ""),
-       "too much": ({"amount": 1e300}, "amount", ""), "true": ({"customer_id": True}, "customer_id", "")}
+       "voids with an amount": ({"voids": 5_200_000}, "amount", "leave it out"), "too much": ({"amount": 1e300}, "amount", ""), "true": ({"customer_id": True}, "customer_id", "")}
 
 def test_refused_events_are_named_and_the_others_are_accepted(shop):
     "Each error names the row and the field of its event."

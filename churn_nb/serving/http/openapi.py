@@ -151,33 +151,46 @@ def predict_paths(
 
 
 # %% ../../../nbs/serving/http/30_openapi.ipynb #c20ac566
-_EVENT = {
-    "type": "object",
-    "title": "Event",
-    "additionalProperties": False,
-    "required": ["event_id", "customer_id", "event_timestamp", "amount"],
-    "properties": {
-        "event_id": {
-            "type": ["integer", "string"],
-            "format": "int64",
-            "minimum": 0,
-            "minLength": 1,
-            "description": "The sender's; the same id is the same event, sent again",
-        },
-        "customer_id": {"type": ["integer", "string"], "format": "int64", "minimum": 0, "minLength": 1},
-        "event_timestamp": {"type": "string", "description": "ISO 8601; without an offset, UTC"},
-        "amount": {"type": "number", "minimum": 0, "description": "Dollars"},
-        "quantity": {"type": "integer", "minimum": 0, "default": 1},
-    },
+_EVENT_ID = {"type": ["integer", "string"], "format": "int64", "minimum": 0, "minLength": 1}
+_EVENT_FIELDS = {
+    "event_id": _EVENT_ID | {"description": "The sender's; the same id is the same event, sent again"},
+    "customer_id": _EVENT_ID,
+    "event_timestamp": {"type": "string", "description": "ISO 8601; without an offset, UTC"},
 }
-_EVENT_EXAMPLE = {"event_id": 70001, "customer_id": 3, "event_timestamp": "1998-06-30T18:20:00Z", "amount": 20.5}
+_ABOUT_PURCHASE = {
+    "amount": {"type": "number", "minimum": 0, "description": "Dollars"},
+    "quantity": {"type": "integer", "minimum": 0, "default": 1},
+}
+_ABOUT_VOIDING = {
+    "voids": _EVENT_ID | {"description": "The id of a purchase of this customer that counts in no feature from now on"}
+}
+
+
+def _event_schema(title: str, own: dict) -> dict:
+    required = [*_EVENT_FIELDS, next(iter(own))]
+    properties = _EVENT_FIELDS | own
+    return {
+        "type": "object",
+        "title": title,
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+    }
+
+
+_EVENTS = [_event_schema("Event", _ABOUT_PURCHASE), _event_schema("Voiding", _ABOUT_VOIDING)]
+
+# %% ../../../nbs/serving/http/30_openapi.ipynb #c20ac567
+_WHEN = "1998-06-30T18:20:00Z"
+_EVENT_EXAMPLE = {"event_id": 70001, "customer_id": 3, "event_timestamp": _WHEN, "amount": 20.5}
+_VOIDING_EXAMPLE = {"event_id": 70002, "customer_id": 3, "event_timestamp": _WHEN, "voids": 70001}
 events_body = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {"oneOf": [_EVENT, {"type": "array", "minItems": 1, "items": _EVENT}]},
-                "example": _EVENT_EXAMPLE,
+                "schema": {"oneOf": [*_EVENTS, {"type": "array", "minItems": 1, "items": {"oneOf": _EVENTS}}]},
+                "examples": {"purchase": {"value": _EVENT_EXAMPLE}, "voiding": {"value": _VOIDING_EXAMPLE}},
             }
         },
     }
