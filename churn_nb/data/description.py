@@ -6,6 +6,9 @@
 __all__ = [
     "ROLES",
     "CHOICES",
+    "NAMED_LIKE",
+    "Unfit",
+    "Misfit",
     "Finding",
     "require_choices",
     "TableColumn",
@@ -19,6 +22,7 @@ __all__ = [
 # %% ../../nbs/data/40_description.ipynb #c3a3e762
 import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,8 +179,18 @@ _ROLE_NAMES = {  # role -> names by which columns with it are known, the most us
         receipt_id receipt_no""",
 }
 _KIND_ROLES = {  # the roles that are searched for
-    "snapshot": ("label", "entity", "timestamp"),
-    "events": ("entity", "timestamp", "amount", "quantity", "unit_price", "event_id", "order"),
+    "snapshot": ("label", "timestamp", "entity"),
+    "events": ("timestamp", "entity", "amount", "quantity", "unit_price", "event_id", "order"),
+}
+NAMED_LIKE = {  # role -> what a name says that is usual for it
+    "label": "a label",
+    "entity": "a customer's id",
+    "timestamp": "a time",
+    "amount": "an amount",
+    "quantity": "a quantity",
+    "unit_price": "a unit price",
+    "event_id": "an event's id",
+    "order": "an order's id",
 }
 
 
@@ -185,38 +199,54 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _usual_column(names: list[str], role: str, taken: set[str]) -> str | None:
-    "The column that has the most usual name for a role."
+def _usual_columns(names: list[str], role: str) -> list[str]:
+    "The columns that have usual names for a role, the most usual first."
     plain = {_plain(n): n for n in reversed(names)}
     known = _ROLE_NAMES[role].split()
-    usual = [*known, *(word.replace("_", "") for word in known)]
-    return next((plain[w] for w in usual if w in plain and plain[w] not in taken), None)
+    usual = dict.fromkeys([*known, *(word.replace("_", "") for word in known)])
+    return [plain[w] for w in usual if w in plain]
 
 
 # %% ../../nbs/data/40_description.ipynb #27cc1296
+Unfit = list[tuple[str, str, str]]  # role, column, why its values do not fit
+Misfit = Callable[[str, str, dict[str, str]], str]  # role, column, roles so far -> why its values do not fit; empty: do
+
+
+def _guess_roles(names: list[str], kind: str, given: dict[str, str], misfit: Misfit) -> tuple[dict[str, str], Unfit]:
+    "The given roles and, of those that are searched for, the first usual column whose values fit; and which do not."
+    roles, unfit = dict(given), []
+    for role in [r for r in _KIND_ROLES[kind] if r not in given]:
+        for name in _usual_columns([n for n in names if n not in roles.values()], role):
+            if not (why := misfit(role, name, roles)):
+                roles[role] = name
+                break
+            unfit.append((role, name, why))
+    return roles, unfit
+
+
+# %% ../../nbs/data/40_description.ipynb #a7d3c1f8
 def find_roles(
     names: list[str],  # Columns of the file
     kind: str,  # snapshot or events
     given: dict[str, str],  # Role -> column, where the caller names one
     file: Path,  # For messages
-) -> dict[str, str]:  # Role -> column
+    misfit: Misfit = lambda role, name, roles: "",  # Judges the values of a column with a usual name
+) -> tuple[dict[str, str], Unfit]:  # Role -> column; columns with a usual name whose values do not fit
     """Which column has which role.
     Raises DataError for a named column that is not there, and where a role that is needed has no column."""
-    roles: dict[str, str] = {}
-    for role in ROLES:
-        if name := given.get(role):
-            if name not in names:
-                flag = role.replace("_", "-")
-                raise DataError(f"{file}: no column {name} for --{flag}; it has {', '.join(names[:30])}")
-            roles[role] = name
-        elif role in _KIND_ROLES[kind] and (usual := _usual_column(names, role, {*roles.values(), *given.values()})):
-            roles[role] = usual
+    for role, name in given.items():
+        if name not in names:
+            flag = role.replace("_", "-")
+            raise DataError(f"{file}: no column {name} for --{flag}; it has {', '.join(names[:30])}")
+    roles, unfit = _guess_roles(names, kind, given, misfit)
     needed = ["label"] if kind == "snapshot" else ["entity", "timestamp"]
+    only = {role: name for role, name, _ in reversed(unfit) if role in needed}  # its reader says what is wrong with it
+    roles = only | roles
     if lost := [r for r in needed if r not in roles]:
         raise DataError(
             f"{file}: which column is the {lost[0]}? Name it with --{lost[0]}; it has {', '.join(names[:30])}"
         )
-    return _with_one_amount(roles, given, file)
+    return _with_one_amount(roles, given, file), [u for u in unfit if u[1] not in roles.values()]
 
 
 def _with_one_amount(roles: dict[str, str], given: dict[str, str], file: Path) -> dict[str, str]:

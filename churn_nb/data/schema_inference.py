@@ -16,6 +16,7 @@ from ..core.errors import DataError
 from churn_nb.data.column_profiles import (
     ColumnProfile,
     find_positive,
+    label_key_sql,
     missing_spellings,
     name_words,
     native_columns,
@@ -26,6 +27,7 @@ from churn_nb.data.column_profiles import (
 )
 from .csv_dialect import encoding_note, read_header
 from churn_nb.data.description import (
+    NAMED_LIKE,
     ROLES,
     Description,
     Finding,
@@ -36,7 +38,7 @@ from churn_nb.data.description import (
     require_choices,
 )
 from .encoding import BLANKS
-from .leakage_checks import check_columns, check_ids, check_label, check_times, check_twins
+from .leakage_checks import check_columns, check_ids, check_label, check_times, check_twins, offer_entity
 from churn_nb.data.typed_table import (
     LARGEST,
     count_ids,
@@ -46,7 +48,7 @@ from churn_nb.data.typed_table import (
     require_in_range,
     require_times,
 )
-from .value_parsing import NO_DATES, DateFormat, cell_sql, decimal_sign, find_number_form
+from .value_parsing import NO_DATES, DateFormat, cell_sql, decimal_sign, find_number_form, number_cell_sql
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #47e1b7cd
@@ -148,10 +150,91 @@ def _profiled_format(con: Any, i: int, p: ColumnProfile) -> DateFormat:
     return p.date if p.kind == "date" else NO_DATES
 
 
+@dataclass(frozen=True)
+class _Fit:
+    "Whether the values of a column fit a role."
+
+    con: Any  # DuckDB, with the view `raw`
+    names: list[str]  # Columns
+    seen: _Observed
+    options: DescribeOptions
+    decimal: str
+
+    def _count(self, sql: str) -> int:  # sql: an aggregate
+        return int(self.con.execute(f"SELECT {sql} FROM raw").fetchone()[0])
+
+    def misfit(self, role: str, name: str, roles: dict[str, str]) -> str:
+        "Why a column with a usual name is not what its name says; empty: it is."
+        i, p = self.names.index(name), self.seen.profiles[self.names.index(name)]
+        if why := self.never(role, name):
+            return why
+        if role == "label":
+            n = self._count(f"count(DISTINCT {label_key_sql(cell_sql(i, p.native))})")
+            return "" if n == 2 else f"it has {'more than two values' if n > 2 else 'one value only'}"
+        if role == "timestamp" and not self.options.time_format:
+            if not _profiled_format(self.con, i, p).form:
+                return "it holds no times"
+            return self._gaps(p) if self.options.kind == "snapshot" else ""
+        return self._of_customers(i, p, roles) if role == "entity" else ""
+
+    def never(self, role: str, name: str) -> str:
+        "Why no reading of a column could have this role; empty: one can."
+        i, p, rows = self.names.index(name), self.seen.profiles[self.names.index(name)], self.seen.rows
+        if not p.known:
+            return "it is empty"
+        if role in ("amount", "quantity", "unit_price"):
+            n = self._count(f"count({number_cell_sql(i, p.native, self.decimal)})")
+            return f"{p.known - n:,} of {p.known:,} values are no numbers" if n < 0.95 * p.known else ""
+        if role not in ("entity", "event_id", "order"):
+            return ""
+        if p.kind == "number" and not p.whole:
+            return "its numbers have decimals, as no ids have"
+        return f"all {rows:,} rows have the same value" if p.distinct <= 1 and rows >= 20 and p.known == rows else ""
+
+    def _gaps(self, p: ColumnProfile) -> str:
+        n, rows = self.seen.rows - p.known, self.seen.rows
+        return f"{n:,} of {rows:,} rows have none" if n > 0.05 * rows else ""
+
+    def _of_customers(self, i: int, p: ColumnProfile, roles: dict[str, str]) -> str:
+        "Why a column does not name customers: those of a table have a row for one time, those of a log several rows."
+        rows, time = self.seen.rows, roles.get("timestamp")
+        if self.options.kind == "events":
+            own = rows >= 20 and self._count(f"count(DISTINCT c{i})") == rows
+            return "every row has another" if own else ""
+        key = f"c{i}" if time is None else f"(c{i}, c{self.names.index(time)})"
+        n = rows - self._count(f"count(DISTINCT {key}) FILTER (WHERE c{i} IS NOT NULL)")
+        return self._gaps(p) or (f"{n:,} of {rows:,} rows repeat one" if n > 0.05 * rows else "")
+
+
+# %% ../../nbs/data/50_schema_inference.ipynb #7b2c94e1
+def _fitting_roles(fit: _Fit, file: Path) -> tuple[dict[str, str], list[Finding]]:
+    "Role -> column, and what is said of columns that are named like one and are none. Raises DataError."
+    names, options = fit.names, fit.options
+    free = [n for n in names if n not in options.drop]
+    roles, unfit = find_roles(free, options.kind, options.roles, file, fit.misfit)
+    for role, name in roles.items():
+        guessed = "" if role in options.roles or role in ("label", "timestamp") else fit.misfit(role, name, roles)
+        if why := guessed or fit.never(role, name):
+            shown, flag = fit.seen.examples[names.index(name)], role.replace("_", "-")
+            raise DataError(f"{file}: column {name} ({shown}): {why}; name another column with --{flag}")
+    return roles, [_unfit_finding(fit, *u) for u in unfit]
+
+
+def _unfit_finding(fit: _Fit, role: str, name: str, why: str) -> Finding:
+    "What is said of a column that is named like a role and is a plain one. Repeated ids are no feature."
+    p, rows = fit.seen.profiles[fit.names.index(name)], fit.seen.rows
+    said = f"{name}: it is named like {NAMED_LIKE[role]}, but {why}"
+    if fit.options.kind == "events":
+        return Finding("role", name, f"{said}, so it is not used as one", "noted", why)
+    if role == "entity" and "repeat" in why and p.distinct > 0.05 * rows and name not in fit.options.keep:
+        hint = f"where a customer has several rows, say --entity {name} and their date's column by --timestamp"
+        return Finding("role", name, f"{said}; left out; {hint}", "dropped", "ids that repeat")
+    return Finding("role", name, f"{said}, so it is a plain column", "noted", why)
+
+
 # %% ../../nbs/data/50_schema_inference.ipynb #eb2c7db4
 def _with_time_form(con: Any, d: Description, profiles: list[ColumnProfile], options: DescribeOptions) -> Description:
-    """The format of the time column. A guessed column of a snapshot that holds no times is a plain one.
-    Raises DataError where the column is given or needed, and where its values do not tell day from month."""
+    "The format of the time column. Raises DataError where it holds no times, or does not tell day from month."
     stated = options.time_format
     if (i := d.index("timestamp")) is None:
         if stated:
@@ -160,11 +243,6 @@ def _with_time_form(con: Any, d: Description, profiles: list[ColumnProfile], opt
     c, date = d.columns[i], DateFormat(stated) if stated else _profiled_format(con, i, profiles[i])
     if stated:
         require_times(con, d, native_columns(con), stated)
-    elif not date.form and not options.timestamp and d.kind == "snapshot":
-        plain = replace(c, use="number" if profiles[i].kind == "number" else "category")
-        said = f"{c.name}: it is named like a time and holds none ({c.shown}), so it is a plain column"
-        noted = Finding("role", c.name, said, "noted", "holds no times")
-        return replace(d, columns=(*d.columns[:i], plain, *d.columns[i + 1 :]), findings=(*d.findings, noted))
     if date.unusable:
         raise DataError(f"{d.file}: column {c.name} ({c.shown}): {date.unusable}")
     said = "" if stated else date.explained
@@ -206,20 +284,6 @@ def _reading_findings(d: Description, seen: _Observed, encoding_given: bool) -> 
     return out
 
 
-# %% ../../nbs/data/50_schema_inference.ipynb #8633151c
-def _offered_entity(d: Description, profiles: list[ColumnProfile]) -> list[Finding]:
-    "A finding for the first column that has a value of its own in every row: it may be the customer's id."
-    for c, p in zip(d.columns, profiles):
-        of_ids = p.kind == "text" or (p.kind == "number" and p.whole)
-        if of_ids and c.use in ("number", "category", "drop") and d.rows >= 20 and p.distinct == p.known == d.rows:
-            sentence = (
-                f"{c.name}: every row has a value of its own; if it names the customer, say --entity {c.name}, "
-                "and the API answers by it"
-            )
-            return [Finding("entity", c.name, sentence, "noted", "may be the customer's id")]
-    return []
-
-
 # %% ../../nbs/data/50_schema_inference.ipynb #6ab60552
 def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], options: DescribeOptions) -> Description:
     "The positive value, and what the checks drop. Raises DataError where no feature is left."
@@ -237,7 +301,7 @@ def _finish_snapshot(con: Any, d: Description, profiles: list[ColumnProfile], op
     if not d.names:
         why = "; ".join(f.sentence for f in findings)[:300] or "bring some that say something about the customers"
         raise DataError(f"{d.file}: no column is left to learn from; {why}")
-    offered = [] if d.entity else _offered_entity(d, profiles)
+    offered = [] if d.entity else offer_entity(d, profiles)
     return replace(d, findings=(*findings, *offered, *check_ids(con, d), *check_label(con, d), *check_twins(con, d)))
 
 
@@ -389,10 +453,13 @@ def named_as_own(d: Description) -> Description:
 
 
 def _require_stated(options: DescribeOptions, names: list[str], file: Path) -> None:
-    "Raise DataError for a column that is stated and not there."
+    "Raise DataError for a column that is stated and not there, or stated for two things."
     stated = (*options.drop, *options.keep, *options.categories, *options.numbers)
     if lost := [n for n in stated if n not in names]:
         raise DataError(f"{file}: no column {lost[0]}; it has {', '.join(names[:30])}")
+    for role, name in options.roles.items():
+        if name in options.drop:
+            raise DataError(f"{file}: column {name}: --{role.replace('_', '-')} names it and --drop leaves it out")
 
 
 # %% ../../nbs/data/50_schema_inference.ipynb #9d0e61b7
@@ -408,25 +475,26 @@ def infer_description(
     names, renamed = normalise_names(given)
     spelled = dict(zip(reversed(given), reversed(names)))  # of two columns with one name the first is meant
     options = options.renamed(spelled | dict(zip(names, names)))  # a column may be named as the file spells it
-    free_for_roles = [n for n in names if n not in options.drop or n in options.roles.values()]
-    roles = find_roles(free_for_roles, options.kind, options.roles, file)
-    free, reserved = rename_reserved(names, {*roles.values()})
-    names, options = free, options.renamed(dict(zip(names, free)))
     _require_stated(options, names, file)
     d = Description(file, options.kind, options.name or file.name.split(".")[0], horizon=options.horizon)
     d = named_as_own(replace(d, since=options.since, until=options.until))
     with raw_table(file, dialect, len(names), memory_limit) as con:
         if dialect:
             dialect = replace(dialect, decimal=options.csv.get("decimal") or decimal_sign(con, len(names)))
-        seen = _observe(con, names, dialect.decimal if dialect else ".", options.numbers)
+        decimal = dialect.decimal if dialect else "."
+        seen = _observe(con, names, decimal, options.numbers)
         if not seen.rows:
             raise DataError(f"{file}: a line of column names and no row; bring some customers")
+        roles, unfit = _fitting_roles(_Fit(con, names, seen, options, decimal), file)
+        free, reserved = rename_reserved(names, {*roles.values()})
+        new = dict(zip(names, free))
+        names, options, unfit = free, options.renamed(new), [replace(f, column=new[f.column]) for f in unfit]
         d = replace(d, dialect=dialect, columns=_columns(names, seen, options.uses(roles)), rows=seen.rows)
         if any(abs(x or 0) > min(LARGEST.values()) for p in seen.profiles for x in (p.low, p.high)):
             require_in_range(con, d, native_columns(con))
         d = check_times(con, _with_time_form(con, d, seen.profiles, options))
         spelled_so = _reading_findings(d, seen, bool(options.csv.get("encoding")))
-        d = replace(d, findings=(*d.findings, *renamed, *reserved, *spelled_so))
+        d = replace(d, findings=(*d.findings, *unfit, *renamed, *reserved, *spelled_so))
         if options.kind == "events":
             return _finish_events(con, d, options)
         return _finish_snapshot(con, d, seen.profiles, options)
