@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/80_leakage_checks.ipynb #d3f55b92
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -214,7 +215,7 @@ def _near_leaks(d: Description, names: set[str], df: pd.DataFrame) -> list[Findi
         x = _values(df, c)
         leak = find_leak(c.name, x, y).removesuffix("; left out") or find_near_leak(c.name, x, y, d.label or "")
         if leak:
-            sentence = f"{leak}; it is kept: was it known before the customers left? If not, leave it out with --drop"
+            sentence = f"{leak}; it is kept: was it known before the customers left? If not, leave it out with --drop {shlex.quote(c.name)}"
             findings.append(Finding("near leak", c.name, sentence, "noted"))
     return findings
 

@@ -59,6 +59,7 @@ from churn_nb.feature_store.feature_sql import (
     describe_event_features,
     event_features,
     labels,
+    require_label_windows,
     window_features,
     windows_sql,
     with_request_time,
@@ -278,10 +279,17 @@ def _summary(rows: pd.DataFrame) -> dict:  # rows: churn, split
     }
 
 
+def _day_after(newest: pd.Timestamp) -> pd.Timestamp:
+    return newest.normalize() + pd.Timedelta(days=1)
+
+
 def build_event_features(settings: Settings, customers: int = 0) -> dict:
     "Event log -> features at all dates -> Feast -> labelled rows -> online store. Returns as `FeatureSource.build`."
     everyone, source = load_events(settings), EventLogSource(settings)
     with event_batches(settings).lock:
+        if not event_batches(settings).files():  # which can only make the log longer
+            dates = [d for part in split_dates(settings).values() for d in part]
+            require_label_windows(dates, settings.features.label_days, _day_after(everyone.event_timestamp.max()))
         data_hash = log_hash(settings)
         bound, key = sample_bound(everyone.customer_id.unique().tolist(), customers), source.customer_key() or "int"
         write_base(settings, sample_customers(everyone, customers), bound, key)
@@ -293,7 +301,7 @@ def build_event_features(settings: Settings, customers: int = 0) -> dict:
     store = source.apply_store()
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
     counting = log[log.voided_at.isna()]
-    ends = max(everyone.event_timestamp.max(), counting.event_timestamp.max()).normalize() + pd.Timedelta(days=1)
+    ends = _day_after(max(everyone.event_timestamp.max(), counting.event_timestamp.max()))
     rows = historical_features(store, entity_frame(settings, log, ends), settings)
     write_parquet(rows, Workspace(settings.paths.workspace).feast / "training_rows.parquet")
     known = source.materialize(store, keep=False)

@@ -14,11 +14,13 @@ __all__ = [
     "windows_sql",
     "with_request_time",
     "point_in_time",
+    "require_label_windows",
     "labels",
     "spark_sql",
 ]
 
 # %% ../../nbs/feature_store/22_feature_sql.ipynb #2e56b218
+from collections.abc import Iterable
 from datetime import date, datetime
 
 import pandas as pd
@@ -140,6 +142,19 @@ def point_in_time(
 
 
 # %% ../../nbs/feature_store/22_feature_sql.ipynb #b2d42ed0
+def require_label_windows(
+    as_of: Iterable[date | datetime],  # Moments to ask about
+    days: int,  # Length of the label window
+    ends: datetime,  # Where the log ends
+) -> None:
+    "Raise DataError where the log is too short."
+    for a in pd.to_datetime(sorted(set(as_of)), utc=True):
+        if (end := a + pd.Timedelta(days=days)) > ends:
+            raise DataError(
+                f"label window of as-of date {a:%F} ends {end:%F}, the log ends {ends:%F}; choose an earlier date"
+            )
+
+
 def labels(
     events: pd.DataFrame,  # customer_id, event_timestamp (UTC); voided_at where some are voided
     as_of: list[date | datetime],  # Moments to ask about
@@ -151,11 +166,7 @@ def labels(
     con = connection()
     con.register("events", events if "voided_at" in events else events.assign(voided_at=None))
     ends = ends or events.event_timestamp.max().normalize() + pd.Timedelta(days=1)
-    for a in pd.to_datetime(sorted(set(as_of)), utc=True):
-        if (end := a + pd.Timedelta(days=days)) > ends:
-            raise DataError(
-                f"label window of as-of date {a:%F} ends {end:%F}, the log ends {ends:%F}; choose an earlier date"
-            )
+    require_label_windows(as_of, days, ends)
     con.register("as_of", pd.DataFrame({"as_of": pd.to_datetime(sorted(set(as_of)), utc=True)}))
     return con.execute(f"""SELECT customer_id, as_of AS event_timestamp,
         CAST(NOT bool_or(event_timestamp >= as_of AND voided_at IS NULL) AS TINYINT) AS churn

@@ -51,7 +51,7 @@ from ..feature_store.online import read_watermark, write_watermark
 from ..features import apply_store, refresh
 from ..monitoring.background_writer import BackgroundStream
 from ..serving.event_endpoint import encode_frame, read_frame
-from ..serving.http.problem_details import invalid_body
+from ..serving.http.problem_details import invalid_body, require_distinct_fields
 from ..serving.http.telemetry import JsonFormatter
 from ..serving.request_schema import KEY_CLASSES, NumberKey, TextKey
 
@@ -105,10 +105,13 @@ def _read_time(text: str, form: str) -> datetime:  # form: of the log, see `read
 # %% ../../nbs/ops/80_event_worker.ipynb #8f1af289
 def _decode_event(row: msgspec.Raw | dict, customer_key: str, time_format: str) -> dict:
     "An event with the keys of its ids. Raises ValueError, ClockError and what msgspec raises."
+    e = (
+        msgspec.json.decode(row, type=Event)
+        if isinstance(row, msgspec.Raw)
+        else msgspec.convert(row, Event, strict=False)
+    )
     if isinstance(row, msgspec.Raw):
-        e = msgspec.json.decode(row, type=Event)
-    else:
-        e = msgspec.convert(row, Event, strict=False)
+        require_distinct_fields(bytes(row), 0)
     return {
         "event_id": _key(EventKey, "event_id", e.event_id),
         "customer_id": _key(KEY_CLASSES[customer_key], "customer_id", e.customer_id),

@@ -156,6 +156,11 @@ def test_a_refused_file_leaves_the_build_before(tmp_path, spoil, says):
     pd.testing.assert_frame_equal(f.training_rows(s), before)
     assert build_began(s) and require_built(s) == 0
 
+def test_a_label_window_that_does_not_fit_leaves_the_build_before(ws):
+    before = stores(ws)
+    with pytest.raises(DataError, match="choose an earlier date"): f.build(made_with(ws, features__test_as_of="1998-05-01"), CUSTOMERS)
+    assert stores(ws) == before and require_built(made_with(ws)) == CUSTOMERS
+
 def test_an_event_meets_an_interrupted_build(ws):
     "It is logged; the half written store is left as it is."
     customer = a_customer(ws)

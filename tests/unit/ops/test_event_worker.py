@@ -71,6 +71,12 @@ def test_a_voiding_has_no_amount(change, field):
     assert parse_event(row)["field"] == parse_event(msgspec.Raw(json.dumps(row).encode()))["field"] == field
     assert parse_event({k: v for k, v in buy(1).items() if k != "amount"} | {"voids": None}) == {"field": "amount", "message": "missing"}
 
+@pytest.mark.parametrize("name", ["event_id", "customer_id", "event_timestamp", "amount"])
+def test_a_field_that_stands_twice_is_refused(name):
+    row = json.dumps(buy(10))
+    twice = row[:-1] + f", {json.dumps(name)}: {json.dumps(buy(10)[name])}}}"
+    assert "event_id" in parse_event(msgspec.Raw(row.encode())) and parse_event(msgspec.Raw(twice.encode())) == {"field": name, "message": "stands twice"}
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_file_voids_in_its_column(s, tmp_path, kind):
     df, file = pd.DataFrame([buy("A-1"), void("A-2", "A-1"), buy("A-3")]), tmp_path/f"events.{kind}"
