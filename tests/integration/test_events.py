@@ -626,4 +626,4 @@ def test_a_full_disk_under_the_events_is_refused_at_once(fill, tmp_path):
     finally:
         writer.close()
         writer.pool.shutdown()
-        subprocess.run(["umount", events], check=True)
+        subprocess.run(["umount", "--lazy", events], check=True)

@@ -52,7 +52,7 @@ def read_only(folder):
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
         yield
-    finally: subprocess.run(["umount", folder], check=True)
+    finally: subprocess.run(["umount", "--lazy", folder], check=True) # a process that was asked to end may still be at it
 
 @pytest.fixture
 def workspace(copied, tmp_path):
@@ -106,7 +106,7 @@ def full(folder):
     try:
         (folder/"filler").write_bytes(bytes(4096))
         yield
-    finally: subprocess.run(["umount", folder], check=True)
+    finally: subprocess.run(["umount", "--lazy", folder], check=True) # a process that was asked to end may still be at it
 
 @pytest.mark.root
 @pytest.mark.parametrize("state, says", [(read_only, "Read-only file system"), (full, "No space left on device")], ids=["read-only", "full"])

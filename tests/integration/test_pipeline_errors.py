@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     try:
         r = churn("run", *FEW, "--workspace", disk/"work")
         assert r.returncode == 2 and "MB free" in r.stderr and len(r.stderr.strip().splitlines()) == 1
-    finally: subprocess.run(["umount", disk], check=True)
+    finally: subprocess.run(["umount", "--lazy", disk], check=True)
 
 @pytest.mark.parametrize(("blocks", "said"), [(60, "File too large"), (200, "disk I/O error")], ids=["notebook", "online store"]) # what is too large first
 def test_a_disk_that_fills_up_during_a_step(tmp_path, blocks, said):
