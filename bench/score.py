@@ -79,7 +79,7 @@ def ours(folder:Path, d, workers:int=2, intra:int=1, source:str="in.parquet", re
     import pyarrow.parquet as pq
     from churn_nb.batch.job import ScoreOptions, score_file
     s = session(folder, intra)
-    features = [SimpleNamespace(name=n, nullable=False, values=v, type="string" if v else "float32") for n, v in zip(d.names, d.values)]
+    features = [SimpleNamespace(name=n, nullable=False, values=v, missing=None, type="string" if v else "float32") for n, v in zip(d.names, d.values)]
     card = SimpleNamespace(features=features, reference=[v[0] if v else 0. for v in d.values], threshold=.5, version="1", run_id="bench", dataset="bench", files={})
     model, settings = SimpleNamespace(manifest=card, predict=lambda X: s.run(["probability"], d.feed(X))[0]), SimpleNamespace(data=SimpleNamespace(dataset="bench", description=None))
     def run():
