@@ -341,7 +341,7 @@ def _as_float64(column: pa.Array) -> np.ndarray:  # [N], nan: null
 
 
 # %% ../../nbs/data/35_value_parsing.ipynb #f694f852
-@functools.lru_cache(maxsize=256)  # asked for each column of each chunk
+@functools.lru_cache(maxsize=256)  # called for each column of each chunk
 def _listed_numbers(missing: frozenset[str]) -> tuple[np.ndarray, list[float]]:  # float32; infinite ones: parquet's own
     return missing_numbers(missing), [float(t) for t in ("inf", "-inf") if t in missing]
 

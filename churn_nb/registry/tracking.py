@@ -133,8 +133,7 @@ def open_run(
 ) -> Iterator[Any]:  # mlflow.ActiveRun
     "MLflow's active run, nested in the one that is active already. Where this process is killed, `end_killed_runs` ends it."
     mlflow = optional("mlflow", "Experiment tracking")
-    tags = mlflow.get_run(run_id).data.tags if run_id else {}
-    file = _open_runs(settings) / tags.get(_OPEN_FILE, uuid.uuid4().hex)
+    file = _open_runs(settings) / uuid.uuid4().hex
     file.parent.mkdir(parents=True, exist_ok=True)
     nested = mlflow.active_run() is not None
     with (
