@@ -426,9 +426,9 @@ print(done.scored, next(line.split()[1] for line in open("/proc/self/status") if
 
 @pytest.mark.parametrize("source, out", [("csv", "parquet"), ("parquet", "csv")])
 def test_memory_does_not_grow_with_the_file(live, tmp_path, source, out):
-    "20 columns of float64: 300,000 rows more are 48 MB in one table, and twice that with a copy."
+    "20 columns of float64: 600,000 rows more are 96 MB in one table, and twice that with a copy; the allocators keep 30 MB more or less from run to run."
     peaks = []
-    for n in (100_000, 400_000):
+    for n in (300_000, 900_000):
         rng = np.random.default_rng(0)
         t = pa.table({**{c: rng.gamma(2, 20, n).round(3) for c in ("age", "usage_minutes", "gap")}, **{f"x{j}": rng.random(n).round(6) for j in range(17)}})
         if source == "parquet": pq.write_table(t, tmp_path/f"{n}.parquet") # one row group
@@ -439,4 +439,4 @@ def test_memory_does_not_grow_with_the_file(live, tmp_path, source, out):
         scored, peak = map(int, made.stdout.split())
         assert scored == n
         peaks.append(peak//1024)
-    assert peaks[1] - peaks[0] < 40 and peaks[1] < 1000, peaks
+    assert peaks[1] - peaks[0] < 65 and peaks[1] < 1000, peaks
