@@ -45,7 +45,7 @@ from .serving.http.telemetry import JsonFormatter, Metrics, ObservabilityMiddlew
 from .serving.model_reloader import Challenger, CurrentModel
 from .serving.open_inference import v2_routes
 from .serving.predictor import Model as Model  # what users import from here
-from .serving.scoring import CustomerLookup, RowScorer
+from .serving.scoring import CustomerLookup, OfferGroupCounter, RowScorer
 from .serving.status_page import status_page_routes
 from .serving.triton import TritonBackend
 
@@ -72,7 +72,8 @@ class Api(FastAPI):
         if not (model := self.state.current.model):
             return doc
         answer = msgspec.to_builtins(model.respond(model.encode_dicts([model.manifest.example]))[0])
-        return doc | {"paths": predict_paths(model.manifest, answer) | doc["paths"]}
+        paths = predict_paths(model.manifest, answer, groups=bool(self.state.control_share))
+        return doc | {"paths": paths | doc["paths"]}
 
 
 # %% ../nbs/04_serve.ipynb #3d8f2473
@@ -92,7 +93,10 @@ class AppState:
         )
         self.shadow = self._shadow(workspace, load) if self.limits.shadow else None
         self.request_log = self._request_log(workspace) if self.limits.request_log else None
-        self.consumers = [part for part in (self.shadow, self.request_log) if part]  # get the rows that were scored
+        groups = OfferGroupCounter(self.limits.control_share, self.metrics) if self.limits.control_share else None
+        self.consumers = [
+            part for part in (self.shadow, self.request_log, groups) if part
+        ]  # get the rows that were scored
         self.backend = TritonBackend(settings) if self.limits.backend == "triton" else None
         self.scorer = RowScorer(self.limits, self.recorder, self.consumers, self.backend)
         self.lookup = CustomerLookup(self.store, self.limits, self.recorder)
@@ -107,7 +111,9 @@ class AppState:
 
     def _request_log(self, workspace: Workspace) -> RequestLog:
         s = self.limits
-        options = RequestLogOptions(s.request_log, s.request_log_mb, s.request_log_seconds)
+        options = RequestLogOptions(
+            s.request_log, s.request_log_mb, s.request_log_seconds, control_share=s.control_share
+        )
         return RequestLog(workspace.root / "requests", options, self.metrics)
 
     def queued_rows(self) -> int:
@@ -203,7 +209,7 @@ def create_app(
     app.state.fast_path = FastPath(app.raw_endpoints["/predict"], b"/predict", state.recorder, keys)
     limiter = ConnectionLimiter(state.limits, lambda reason: state.metrics.rejected.labels(reason).inc())
     limiter.overload_app = observed(limiter.overload_app)
-    app.state.limiter = limiter
+    app.state.limiter, app.state.control_share = limiter, settings.serve.control_share
     app.state.protocol = limited_protocol(fast_path_protocol(app.state.fast_path), limiter)
     for name in ("current", "store", "shadow", "request_log", "recorder"):
         setattr(app.state, name, getattr(state, name))

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 from tqdm import tqdm
 
-from .readers import ModelInput, open_model_input, value_type
+from .readers import CustomerGroups, ModelInput, customer_groups, open_model_input, value_type
 from .scorer import Scorer
 from churn_nb.batch.writers import (
     LineWriter,
@@ -71,6 +71,7 @@ class ScoreOptions:
     threads: int | None = None  # Chunks in work at once; None: one for each core
     description: Path | None = None  # A dataset.toml; None: that of the settings, if the model is of its data set
     overwrite: bool = False  # Replace columns of the source that have a name of ours, and files of other origin
+    control_share: float = 0  # Of the customers, who get no offer; [serve] control_share
     progress: Callable[[str], None] = _no_progress  # Receives notes while it runs
 
 
@@ -116,6 +117,7 @@ class ScoreResult:
 
 # %% ../../nbs/batch/40_job.ipynb #266092d5
 SCORE_COLUMNS = {
+    "offer_group": pa.string(),  # where a share of the customers gets no offer
     "probability": pa.float64(),
     "churn_risk": pa.int8(),
     "model_version": pa.string(),
@@ -133,6 +135,7 @@ class ScoringPlan:
     kept: list[pa.Field]  # Columns of the source, by the reader's names
     added: list[str]  # Of SCORE_COLUMNS
     scorer: Scorer
+    groups: CustomerGroups | None = None  # None: no share of the customers is kept without an offer, or no id is known
 
     @property
     def kind(self) -> str:
@@ -155,7 +158,7 @@ def _is_scored(path: Path) -> bool:
             names = sniff_dialect(path)[1]
         except (DataError, csv.Error):
             return False
-    added = [*SCORE_COLUMNS]
+    added = [n for n in SCORE_COLUMNS if n != "offer_group"]  # which stands before them
     return names[-len(added) :] == added or names[-len(added) + 1 :] == added[:-1]
 
 
@@ -200,14 +203,16 @@ def plan_scoring(
     table = open_model_input(source, read_format(description) if description else None, manifest.features)
     _check_output(table, out)
     with_reasons = bool(options.reasons) and manifest.reference is not None
-    added = [n for n in SCORE_COLUMNS if n != "reasons" or with_reasons]
+    groups = customer_groups(table, manifest, description, options.control_share)
+    left_out = {*([] if with_reasons else ["reasons"]), *([] if groups else ["offer_group"])}
+    added = [n for n in SCORE_COLUMNS if n not in left_out]
     given = table.names
     taken = [n for n in given.values() if n in added]
     if taken and not options.overwrite:
         raise DataError(f"{source}: has a column {taken[0]} already; rename it, or have it replaced with --overwrite")
     kept = [f for f in table.reader.schema if given[f.name] not in added]
     scorer = Scorer(model, table.form, options.reasons, table.columns)
-    return ScoringPlan(model, table, out, kept, added, scorer)
+    return ScoringPlan(model, table, out, kept, added, scorer, groups)
 
 
 # %% ../../nbs/batch/40_job.ipynb #1fb1e9a4
@@ -369,7 +374,9 @@ def _join(plan: ScoringPlan, schema: pa.Schema, chunk: Chunk, part: pa.Table) ->
         numeric, form = plan.source.numeric, plan.source.form
         columns = [cast_column(table[f.name], f, form, numeric.get(f.name, False)) for f in fields]
     p = part["probability"]
+    groups = plan.groups and plan.groups.of(_take_rows(chunk.table.select([plan.groups.column]), scored).column(0))
     added = {
+        "offer_group": groups,
         "probability": p,
         "churn_risk": pc.cast(pc.greater_equal(p, manifest.threshold), pa.int8()),
         "model_version": pa.repeat(pa.scalar(manifest.version), len(p)),
@@ -454,6 +461,8 @@ def score_file(
     unused = [f.name for f in plan.kept if f.name not in plan.source.numeric]
     result = ScoreResult(out, model.manifest.version, unused=unused, notes=plan.source.repeated())
     result.notes += _guesses(plan, read_format(described) if described else None)
+    if options.control_share and plan.groups is None:
+        result.notes.append(f"no offer_group: {source.name} or the model has no customers' ids; the draw is by id")
     if options.reasons and model.manifest.reference is None:
         result.notes.append(f"no reasons: version {result.version} has no reference row to compare with")
     inputs = _run_inputs(plan, options)

@@ -79,6 +79,10 @@ COMMANDS = {
         "churn_nb.cli.monitoring",
         "Compare two tables, or the champion's training rows with the API's requests; exit code 3 where drift reaches the retrain level.",
     ),
+    "uplift": CommandEntry(
+        "churn_nb.cli.uplift",
+        "Say what offers changed: customers above the threshold with an offer against the control group. With too few outcomes it says so, and ends with code 0 as well.",
+    ),
     "retrain": CommandEntry(
         "churn_nb.cli.pipeline",
         "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0.",

@@ -106,6 +106,15 @@ def _compare_streams(reference: Path, current: Path, columns: list[str], setting
     return _Comparison(report, report.to_dict(), report.level)
 
 
+# %% ../../nbs/cli/80_monitoring.ipynb #9e99ecf7
+def _about_offers(o: dict[str, int]) -> str:
+    "Which outcomes an offer may have changed, in words."
+    if not o["left_out"] and not o["control"]:
+        return "outcomes of customers who were made an offer are mixed in; [serve] control_share keeps some without one"
+    mixed = f"; {o['mixed_in']:,} older ones have no group and are mixed in" if o["mixed_in"] else ""
+    return f"{o['left_out']:,} outcomes after an offer are left out, {o['control']:,} of the control group stand for them{mixed}"
+
+
 # %% ../../nbs/cli/80_monitoring.ipynb #10efbf26
 def _expected_loss(e: dict[str, Any]) -> str:
     "An estimate of the loss, in words."
@@ -130,6 +139,8 @@ def _print_report(found: dict[str, Any]) -> None:
     if w := found.get("losses"):
         verdict = f"worse, proved on {w['alarm_at']}" if w["alarm"] else "not proved worse"
         typer.echo(f"log-loss of {w['rows']:,} outcomes: {w['loss']:.4f}, promised {w['baseline']:.4f}; {verdict}")
+    if offers := found.get("offers"):
+        typer.echo(_about_offers(offers))
     if e := found.get("loss_before_outcomes"):
         typer.echo(f"log-loss of the current rows, before their outcomes are known: {_expected_loss(e)}")
 

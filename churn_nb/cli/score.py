@@ -58,11 +58,15 @@ def score_command(
     workspace: WorkspaceOption = "",
 ):
     """Score a table with the served model: adds probability, churn_risk, model_version and reasons.
-    A stopped job resumes where it was."""
+    A stopped job resumes where it was.
+
+    Where control_share in section serve keeps customers without an offer, and the table has their ids, offer_group says
+    who they are."""
     settings = command_settings(workspace)
     require_file(source)
     model = load_served_model(settings)
-    options = ScoreOptions(rejects, reasons, overwrite=overwrite, progress=_print_progress_line)
+    share = settings.serve.control_share
+    options = ScoreOptions(rejects, reasons, overwrite=overwrite, control_share=share, progress=_print_progress_line)
     done = score_file(settings, model, source, out, options)
     for line in done.summary():
         typer.echo(line)

@@ -222,6 +222,7 @@ class Serve(Section):
     request_log: float = Field(ge=0, le=1)
     request_log_mb: int = Field(gt=0)
     request_log_seconds: float = Field(gt=0)
+    control_share: float = Field(ge=0, le=0.5)
     reload_seconds: float = Field(gt=0)
     backend: Literal["onnxruntime", "triton"]
 

@@ -276,7 +276,7 @@ _RESERVED = {
     # columns of the table that `typed_table.prepare` writes, and of the rows made of it
     *("row", "customer_id", "entity", "event_timestamp", "created_timestamp", "churn", "twin", "split", "as_of"),
     # what the request log and `churn score` add
-    *("at", "model_version", "probability", "churn_risk", "reasons"),
+    *("at", "model_version", "probability", "churn_risk", "reasons", "offer_group", "control_share"),
 }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "key_text",
     "key_text_sql",
     "entity_key",
+    "customer_key",
     "event_key",
     "event_key_sql",
     "usable_names",
@@ -190,6 +191,17 @@ def entity_key(text: str) -> int:  # 0 <= key < 2^63
 
 
 WHOLE_KEY = "(0|[1-9][0-9]{0,18})"  # a regular expression of an id that may be its own key
+
+
+def customer_key(
+    value: object,  # An id as a file has it: a text, a number, or None
+    key: str,  # How customers are named, as in a manifest's `Store`: int or text
+) -> int | None:  # None: there is no id, or it is none of this kind
+    "The number by which a customer is known."
+    text = "" if value is None or value != value else key_text(value)
+    if key == "text":
+        return entity_key(text) if text else None
+    return int(text) if re.fullmatch(f"-?{WHOLE_KEY}", text) and -(2**63) <= int(text) < 2**63 else None
 
 
 def event_key(text: str) -> int:  # 0 <= key < 2^63

@@ -48,13 +48,14 @@ class Batch(NamedTuple):
     y: np.ndarray  # Labels in {0, 1}, shape (n,)
     p: np.ndarray  # Probabilities of 1, shape (n,)
     customers: np.ndarray | None = None  # Customer of each row; None: rows are independent
+    weights: np.ndarray | None = None  # Of the outcomes, where offers were made, see `untreated_weights`; None: all 1
 
 
 def rectifier(batch: Batch) -> tuple[float, float]:  # Mean and its variance
     "Mean excess of the log-loss over the entropy of the predictions. Raises ValueError on what can't be measured."
     y, p = np.asarray(batch.y), np.asarray(batch.p, dtype=np.float64)
     excess = row_terms(y, p)["log_loss"] - entropy(p)
-    mean, se, _ = mean_se(excess, batch.customers)
+    mean, se, _ = mean_se(excess if batch.weights is None else excess * batch.weights, batch.customers)
     return mean, se**2
 
 

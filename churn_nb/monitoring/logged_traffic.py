@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..evaluation.comparison import ComparisonOptions, Difference, compare
-from .request_log import FIXED_COLUMNS
+from .request_log import FIXED_COLUMNS, GROUP_COLUMNS
 from .shadow import ShadowLine
 
 
@@ -33,14 +33,16 @@ def _overlapping(folder: Path, since: datetime | None, until: datetime | None) -
 
 _TYPES = (pa.timestamp("us", "UTC"), pa.int64(), pa.string(), pa.float64())
 _SCHEMA = pa.schema(dict(zip(FIXED_COLUMNS, _TYPES)))
+_GROUP_TYPES = dict(zip(GROUP_COLUMNS, (pa.int8(), pa.string(), pa.float64())))
 
 
 def _read_file(path: Path) -> pa.Table:
-    "One file of the log: the fixed columns, then features as texts or float32."
+    "One file of the log: the fixed columns, those of the groups where it has them, then features as texts or float32."
     with pq.ParquetFile(path) as file:
         t = file.read(use_threads=False)
     features = [(f.name, pa.string() if pa.types.is_string(f.type) else pa.float32()) for f in t.schema]
-    wanted = pa.schema([*_SCHEMA, *pa.schema(features[len(_SCHEMA) :])])
+    typed = [(name, _GROUP_TYPES.get(name, t)) for name, t in features[len(_SCHEMA) :]]
+    wanted = pa.schema([*_SCHEMA, *pa.schema(typed)])
     return t if t.schema.equals(wanted) else t.cast(wanted)
 
 

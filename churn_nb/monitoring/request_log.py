@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "FIXED_COLUMNS",
+    "GROUP_COLUMNS",
     "AnsweredRows",
     "concat_rows",
     "merge_rows",
@@ -37,6 +38,7 @@ import numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ..core.control_group import offer_group
 from ..core.errors import UsageError
 from ..core.manifest import Manifest
 from ..core.optional import optional
@@ -47,6 +49,7 @@ from .background_writer import BackgroundWriter, LossReport
 # %% ../../nbs/monitoring/70_request_log.ipynb #0666b58a
 _logger = logging.getLogger("churn_nb.monitoring.request_log")
 FIXED_COLUMNS = ("at", "customer_id", "model_version", "probability")  # before the features
+GROUP_COLUMNS = ("churn_risk", "offer_group", "control_share")  # after those, where a share gets no offer
 _DAY = 86_400_000  # milliseconds
 
 
@@ -102,9 +105,10 @@ def merge_rows(answered: list[AnsweredRows]) -> list[AnsweredRows]:
 # %% ../../nbs/monitoring/70_request_log.ipynb #5a78024f
 def columns_of(
     answered: list[AnsweredRows],  # Of one model
+    control_share: float = 0,  # [serve] control_share
 ) -> dict[str, np.ndarray]:
     "Requests as columns. Raises ValueError for a feature that can't have a column of its name."
-    m, taken = answered[0].manifest, set(FIXED_COLUMNS)
+    m, taken = answered[0].manifest, {*FIXED_COLUMNS, *(GROUP_COLUMNS if control_share else ())}
     for n in m.names:
         if n.lower() in taken:
             raise ValueError(f"feature {n!r}: a column has that name already; rename the feature")
@@ -116,8 +120,16 @@ def columns_of(
         "customer_id": np.ma.array(given, np.int64, mask=[i is None for i in ids]),
         "model_version": np.full(len(ids), m.version, object),
         "probability": p,
+        **(_groups(m, p, ids, control_share) if control_share else {}),
         **_features(m, X),
     }
+
+
+def _groups(m: Manifest, p: np.ndarray, ids: list, control_share: float) -> dict[str, np.ndarray]:
+    "The columns of `GROUP_COLUMNS`."
+    groups = [None if i is None else offer_group(i, control_share) for i in ids]
+    risk, shares = (p >= m.threshold).astype(np.int8), np.full(len(p), control_share)
+    return dict(zip(GROUP_COLUMNS, (risk, np.array(groups, object), shares)))
 
 
 def _features(m: Manifest, X: np.ndarray) -> dict[str, np.ndarray]:
@@ -221,6 +233,7 @@ class RequestLogOptions:
     seconds: float = 60.0  # How often a file is written
     most_rows: int = 50_000  # That may wait
     seed: int | None = None  # Of the sampling
+    control_share: float = 0  # Of the customers, who get no offer
 
 
 class RequestLog:
@@ -299,7 +312,7 @@ class RequestLog:
     def _write(self, answered: list[AnsweredRows]) -> None:
         n, lost = sum(len(a.p) for a in answered), self.losses.lost
         try:
-            file = add_file(self.folder, columns_of(answered))
+            file = add_file(self.folder, columns_of(answered, self.options.control_share))
         except UsageError:
             return lost("unwritten", n, "disk", "DuckDB is missing; install churn-nb[serve]")
         except ValueError as e:

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "losses",
+    "expected_loss",
+    "largest_stake",
     "stake",
     "learn",
     "log_wealth",
@@ -21,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from ..evaluation.uplift import untreated_terms
 
 
 # %% ../../nbs/monitoring/40_sequential_test.ipynb #10720231
@@ -49,8 +53,22 @@ def losses(
     return -np.log(np.maximum(np.where(y == 1, p, 1 - p), eps))
 
 
+def expected_loss(
+    p,  # Probability of 1, shape (n,)
+    eps: float = 1e-4,  # As in `losses`
+) -> np.ndarray:  # In [0, -ln eps]
+    "The capped log-loss that each probability expects of itself, if it is calibrated."
+    p = np.asarray(p, dtype=np.float64)
+    return -p * np.log(np.maximum(p, eps)) - (1 - p) * np.log(np.maximum(1 - p, eps))
+
+
 # %% ../../nbs/monitoring/40_sequential_test.ipynb #27042352
-def stake(mean, spread, mu0: float, most: float = 0.9):
+def largest_stake(lowest, mu0: float):
+    "The largest stake, 0.9 where no bet is below 0; less where one may be `lowest` < 0, so that the wealth stays above 0."
+    return 0.9 / (1 - np.minimum(lowest, 0) / mu0)
+
+
+def stake(mean, spread, mu0: float, most=0.9):
     "Share of the wealth to bet, from estimates of the mean and the variance of a bet: aGRAPA, cut to [0, most]."
     m = mean / mu0 - 1
     return np.clip(m / (spread / mu0**2 + m**2), 0, most)
@@ -69,11 +87,13 @@ def log_wealth(
     X: np.ndarray,  # Bets, shape (days, ..., bets a day), all >= 0
     mu0: float,  # H0: their mean, given the days before, is at most this; > 0
     memory: float = 14.0,  # Days over which the estimates reach back, about
+    most=0.9,  # Largest stake; one number, or one for each day and stream, shape (days, ...)
 ) -> np.ndarray:  # ln K after each day, shape (days, ...)
     "The wealth of many streams at once: the formula above. `LossWatch` gives the same numbers, day by day."
     mean, spread, k, out = np.full(X.shape[1:-1], mu0), np.full(X.shape[1:-1], mu0**2), 0.0, []
+    limits = np.broadcast_to(most, X.shape[:-1])
     for day, x in enumerate(np.asarray(X, dtype=np.float64)):
-        k = k + np.log1p(np.expand_dims(stake(mean, spread, mu0), -1) * (x / mu0 - 1)).sum(-1)
+        k = k + np.log1p(np.expand_dims(stake(mean, spread, mu0, limits[day]), -1) * (x / mu0 - 1)).sum(-1)
         mean, spread = learn(mean, spread, x, day, memory)
         out.append(k)
     return np.array(out)
@@ -161,16 +181,21 @@ class LossWatch:
         p,  # Labels in {0, 1} and probabilities of one batch, shape (n,)
         at=None,  # Its day; later than that of the batch before
         customers=None,  # Ids, one a row: the rows of a customer are averaged first
+        weights=None,  # Of the outcomes, from `untreated_weights`; None: no offers were made
     ) -> "LossWatch":  # Itself
         "Bet on one batch. Raises ValueError naming the row; the state is then what it was."
-        x = losses(y, p, math.exp(-self.cap))
+        x, eps = losses(y, p, math.exp(-self.cap)), math.exp(-self.cap)
+        low = np.zeros(len(x))
+        if weights is not None:
+            expected, weights = expected_loss(p, eps), np.asarray(weights, dtype=np.float64)
+            x, low = untreated_terms(x, expected, weights), np.minimum(1 - weights, 0) * expected
         if customers is not None:
-            x = _by_customer(x, customers)
+            x, low = _by_customer(x, customers), _by_customer(low, customers)
         at, last = None if at is None else _when(at), next((h["at"] for h in reversed(self.history) if h["at"]), None)
         if at and last and pd.Timestamp(at) <= pd.Timestamp(last):
             raise ValueError(f"LossWatch: batch {at} is not later than {last}, which is counted; leave it out")
-        bets = x if self.unit == "customer" else x.mean(keepdims=True)
-        f = float(stake(self.mean, self.spread, self.mu0))
+        bets, lowest = (x, low.min()) if self.unit == "customer" else (x.mean(keepdims=True), low.mean())
+        f = float(stake(self.mean, self.spread, self.mu0, largest_stake(lowest, self.mu0)))
         self.log_wealth += float(np.log1p(f * (bets / self.mu0 - 1)).sum())
         self.mean, self.spread = map(float, learn(self.mean, self.spread, bets, self.days, self.memory))
         self.days += 1
@@ -220,7 +245,7 @@ def once_per_window(
 
 # %% ../../nbs/monitoring/40_sequential_test.ipynb #da5e07fd
 def watch_losses(
-    frame: "pd.DataFrame",  # at (or as_of), churn, probability; customer_id where customers repeat
+    frame: "pd.DataFrame",  # at (or as_of), churn, probability; customer_id where customers repeat; weight where offers were made
     baseline: float,
     margin: float = 0.01,
     alpha: float = 0.05,
@@ -244,7 +269,8 @@ def watch_losses(
     if repeats and label_days:
         frame = frame[once_per_window(frame.customer_id, frame._at, label_days)]
     for day, rows in frame.groupby(frame._at.dt.floor("D")):
-        watch.update(rows.churn, rows.probability, day, rows.customer_id if repeats else None)
+        weights = rows.weight if "weight" in rows.columns else None
+        watch.update(rows.churn, rows.probability, day, rows.customer_id if repeats else None, weights)
     return watch
 
 
@@ -253,9 +279,12 @@ def label_rate_change(
     y_ref,
     y_cur,  # Labels in {0, 1}, shapes (n,) and (m,)
     clusters=None,  # Customer ids of both, as a pair; None: rows are independent
+    offered=None,  # Probabilities and weights of the current rows where offers were made, as a pair; needs clusters
 ) -> dict:  # rate_reference, rate_current, difference, pvalue (two-sided)
     "Two-proportion test, robust to customers who repeat. For complete label windows. Raises ValueError naming the row."
     r, c = (_rows(f"label_rate_change, {side}", y) for side, y in (("reference", y_ref), ("current", y_cur)))
+    if offered is not None:
+        c = untreated_terms(c, *(np.asarray(v, dtype=np.float64) for v in offered))
     difference = c.mean() - r.mean()
     if clusters is None:
         pooled = np.concatenate([r, c]).mean()

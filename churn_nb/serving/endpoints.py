@@ -23,7 +23,7 @@ from .http.openapi import events_body
 from .http.problem_details import ProblemDetails, read_body, require_json
 from .http.telemetry import RequestRecorder
 from .model_reloader import CurrentModel
-from .predictor import Model
+from .predictor import Answer, Model, set_offer_group
 from .scoring import CustomerLookup, RowScorer
 
 
@@ -105,9 +105,18 @@ class PredictEndpoint:
         if self.many:
             X = model.schema.encoder.encode(values)
             probabilities, backend = await self.scorer.score_batch(model, X, ids)
-            return model.responses.build_responses(X, probabilities), X, backend
+            answers = model.responses.build_responses(X, probabilities)
+            for answer, customer_id in zip(answers, ids, strict=True):
+                set_offer_group(answer, customer_id, self.limits.control_share)
+            return answers, X, backend
         probability, x, backend = await self.scorer.score_row(model, values[0], ids[0])
-        return model.responses.build_response(probability, values[0]), x, backend
+        return self.respond(model, probability, values[0], ids[0]), x, backend
+
+    def respond(self, model: Model, probability: float, values: tuple, customer_id: int | None) -> Answer:
+        "The answer to one row, with the group of its customer where a share gets no offer."
+        answer = model.responses.build_response(probability, values)
+        set_offer_group(answer, customer_id, self.limits.control_share)
+        return answer
 
 
 # %% ../../nbs/serving/24_endpoints.ipynb #c4c717f2

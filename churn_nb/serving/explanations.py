@@ -89,7 +89,7 @@ class Explainer:
             more = await asyncio.get_running_loop().run_in_executor(self.pool, explained, model, x)
         finally:
             self.pending -= 1
-        return msgspec.json.encode(msgspec.structs.asdict(answer) | more)
+        return msgspec.json.encode(msgspec.to_builtins(answer) | more)
 
     def close(self):
         "Cancel the explanations that wait."

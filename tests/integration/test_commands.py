@@ -20,7 +20,7 @@ def prepare(command, ws, tmp_path, copied):
     of_workspace = command not in ("describe", "deploy-hook")
     return [command, *given.get(command, ["install", "--help"] if command == "deploy-hook" else []), *(["--workspace", ws] if of_workspace else [])], ws
 
-EXIT = {"describe": 0, "run": 2, "step": 2, "serve": 2, "triton": 0, "promote": 2, "rollback": 2, "history": 0, "push": 0, "materialize": 0, "drift": 0, "retrain": 2, "score": 0,
+EXIT = {"describe": 0, "run": 2, "step": 2, "serve": 2, "triton": 0, "promote": 2, "rollback": 2, "history": 0, "push": 0, "materialize": 0, "drift": 0, "uplift": 2, "retrain": 2, "score": 0,
         "doctor": 0, "deploy-hook": 0}
 
 def test_every_command_is_here():

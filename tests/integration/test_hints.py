@@ -383,6 +383,8 @@ ELSEWHERE = { # (module, hint) -> the test that runs the command
     ("cli/hooks", "churn deploy-hook run /srv/churn COMMIT"): "tests/unit/ops/test_git_deploy.py::test_a_push_deploys_and_an_older_commit_rolls_back",
     ("cli/monitoring", "churn drift"): f"{PIPELINE}::test_the_service_is_monitored_and_retrained",
     ("cli/monitoring", "churn drift last_month.parquet today.csv --json drift.json"): f"{PIPELINE}::test_drift_exit_codes",
+    ("cli/uplift", "churn uplift"): "tests/integration/test_uplift.py::test_requests_become_outcomes_and_outcomes_an_uplift",
+    ("cli/uplift", "churn uplift --kept-margin 25 --json uplift.json"): "tests/integration/test_uplift.py::test_requests_become_outcomes_and_outcomes_an_uplift",
     ("cli/pipeline", "churn retrain --why drift"): f"{PIPELINE}::test_the_service_is_monitored_and_retrained",
     ("cli/pipeline", "churn step 03_drift"): f"{PIPELINE}::test_a_step_or_command_leaves_the_stores_of_the_run",
     ("cli/registry", "churn history"): f"{PIPELINE}::test_history_shows_both_decisions_with_their_numbers",

@@ -49,6 +49,7 @@ FOR_OTHERS = {
     "profit": "programs of others: a metric", "profit_curve": "programs of others: a metric", "ks": "programs of others: a test of one column", "permutation_pvalues": "programs of others: a test of several columns",
     "log_likelihood": "programs of others: how well a BG/NBD model fits",
     "read_shadow": "programs of others: a challenger in shadow mode, judged", "with_labels": "as read_shadow", "judge_live": "as read_shadow",
+    "control_group_sql": "who sends offers from a database: the customers who get none",
     "DuckDBFilesOfflineStore": "Feast, by name", "DuckDBFilesOfflineStoreConfig": "Feast, by name", "WholeRegistryStore": "Feast, by name",
     "WorkspaceArtifacts": "MLflow, by its entry point", "end_with_parent": "the first line of a kernel, as text", "entry_point": "the shell, by pyproject.toml"}
 

@@ -94,7 +94,7 @@ class FastPath:
 
     def __init__(self, endpoint, path: bytes, recorder, api_keys):  # PredictEndpoint; RequestRecorder; ApiKeys
         self.path, self.route, self.recorder, self.api_keys = path, path.decode(), recorder, api_keys
-        self.max_body_bytes = endpoint.limits.max_body_bytes
+        self.max_body_bytes, self.respond = endpoint.limits.max_body_bytes, endpoint.respond
         self.current, self.lookup, self.scorer = endpoint.current, endpoint.lookup, endpoint.scorer
         self._headers: list | None = None
         self._header_lines = b""
@@ -128,6 +128,7 @@ class FastPath:
                 future = self.scorer.score_row(model, tuple(values), None)
                 then = partial(self.answer, request, values, [])
             elif model.manifest.store and all(v is UNSET for v in values):
+                request.customer_id = customer_id
                 future = self.lookup.fetch(model, customer_id)
                 then = partial(self.score_known, request, customer_id)
             else:
@@ -192,7 +193,7 @@ class FastPath:
             return error_response(e)
         probability, _, backend = future.result()
         own_headers = b"x-backend: %b\r\n" % backend.encode() if backend else b""
-        return 200, own_headers, _encode(request.model.responses.build_response(probability, values))
+        return 200, own_headers, _encode(self.respond(request.model, probability, values, request.customer_id))
 
     def _default_headers(self, headers: list) -> bytes:
         "uvicorn's own headers (the date) as lines; the list is a new one once a second."
@@ -205,12 +206,13 @@ class FastPath:
 class _Request:
     "A request on the fast path."
 
-    __slots__ = "at", "began", "cycle", "headers", "model", "protocol"
+    __slots__ = "at", "began", "customer_id", "cycle", "headers", "model", "protocol"
 
     def __init__(self, protocol: FastPathProtocol, model) -> None:
         self.protocol, self.headers = protocol, protocol.request_headers
         self.cycle: Any = protocol.cycle
         self.model = model  # the one that answers it, whatever is loaded meanwhile
+        self.customer_id: int | None = None  # where the request names one
         self.began, self.at = time.perf_counter(), time.time()
 
 

@@ -88,6 +88,13 @@ _EXPLANATION = {
         "description": "Of sampled contributions",
     },
 }
+_OFFER_GROUP = {
+    "offer_group": {
+        "type": "string",
+        "enum": ["control", "treated"],
+        "description": "Of a customer who was named by customer_id; control: make no offer, whatever churn_risk is",
+    }
+}
 _EXPLAIN_PARAMETER = {
     "name": "explain",
     "in": "query",
@@ -131,20 +138,22 @@ def _answer_schema(m: Manifest, optional: dict) -> dict:
 def predict_paths(
     m: Manifest,
     answer: dict,  # The model's answer to the manifest's example
+    groups: bool = False,  # Whether a share of the customers gets no offer
 ) -> dict:
     "The OpenAPI entries of /predict and /predict/batch for one model."
     row, examples = _request_schema(m), _request_examples(m)
+    known = _OFFER_GROUP if groups and m.store else {}
     one = _path(
         "Will this customer leave?",
         {"schema": row, "examples": examples},
-        {"schema": _answer_schema(m, _EXPLANATION), "example": answer},
+        {"schema": _answer_schema(m, _EXPLANATION | known), "example": answer},
     )
     one["post"]["parameters"] = [_EXPLAIN_PARAMETER]
     in_lists = {name: {"value": [example["value"]]} for name, example in examples.items()}
     batch = _path(
         "The same for a list",
         {"schema": _list_of(row), "examples": in_lists},
-        {"schema": _list_of(_answer_schema(m, {})), "example": [answer]},
+        {"schema": _list_of(_answer_schema(m, known)), "example": [answer]},
     )
     del batch["post"]["responses"]["409"]
     return {"/predict": one, "/predict/batch": batch}

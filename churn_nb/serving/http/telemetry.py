@@ -133,6 +133,8 @@ class Metrics:
 
     def _add_model_metrics(self):
         self.rows = self._counter("churn_rows_predicted", "Rows scored", "version")
+        groups = "Rows by customer_id, where a share of the customers gets no offer: by group and by the answer"
+        self.offer_groups = self._counter("churn_offer_groups", groups, "offer_group", "churn_risk")
         about = "name", "version", "run_id", "dataset", "data_hash"
         self.info = self._gauge("churn_model_info", "1 for the model that answers", *about)
         self.refused = self._gauge(

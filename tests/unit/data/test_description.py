@@ -4,7 +4,7 @@ from churn_nb.batch.job import SCORE_COLUMNS
 from churn_nb.data.description import normalise_names, rename_reserved
 from churn_nb.data.schema_inference import DescribeOptions, infer_description as describe
 from churn_nb.feature_store.snapshots import ABOUT
-from churn_nb.monitoring.request_log import FIXED_COLUMNS
+from churn_nb.monitoring.request_log import FIXED_COLUMNS, GROUP_COLUMNS
 from customer_tables import N, customers
 
 def test_names_are_normalised_and_every_change_is_reported():
@@ -19,7 +19,7 @@ def test_features_named_like_ours_or_like_another(read, name):
     np.testing.assert_allclose(out[name + "_"], values, rtol=1e-6)
     assert any(f.rule == "names" and f.column == name + "_" for f in d.findings)
 
-@pytest.mark.parametrize("name", sorted({*FIXED_COLUMNS, *SCORE_COLUMNS, *ABOUT}))
+@pytest.mark.parametrize("name", sorted({*FIXED_COLUMNS, *GROUP_COLUMNS, *SCORE_COLUMNS, *ABOUT}))
 def test_a_feature_is_never_named_like_an_added_column(name):
     names, found = rename_reserved(["id", name.title(), f"{name}_"], {"id"})
     assert names == ["id", f"{name.title()}__", f"{name}_"] and [f.column for f in found] == names[1:2]
