@@ -38,6 +38,7 @@ from ..evaluation.loss_estimation import Batch, LossEstimate, estimate_loss
 from ..evaluation.uplift import untreated_weights
 from ..feature_store.build_record import require_built
 from ..feature_store.event_log import log_sql
+from ..feature_store.sources import source_of
 from ..modeling.onnx_export import onnx_predict
 from ..monitoring.domain_classifier import domain_auc
 from ..monitoring.drift_report import DriftReport, ReportOptions, band, drift_report, levels
@@ -365,6 +366,8 @@ def offered_customers(
     "Who got an offer or is of the control group, with outcomes. Raises UsageError where there is none, and DataError."
     now, label_days = now or current_time(settings), settings.features.label_days
     require_built(settings, only={"label_days"})  # else the outcomes are other labels
+    if not source_of(settings).accepts_events:
+        raise UsageError(f"{settings.data.dataset} is a table, not a log: what customers did later is not known here")
     seen = read_requests(Workspace(settings.paths.workspace).root / "requests")
     if "offer_group" not in seen.columns or not len(rows := seen[seen.churn_risk.eq(1) & seen.offer_group.notna()]):
         raise UsageError(

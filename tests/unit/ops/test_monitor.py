@@ -44,7 +44,8 @@ def service(tmp_path, monkeypatch):
     log.assign(event_timestamp=log.event_timestamp.astype("datetime64[us, UTC]")).to_parquet(tmp_path/"log.parquet", index=False)
     monkeypatch.setattr(m, "log_sql", lambda s: f"(SELECT * FROM '{tmp_path}/log.parquet')")
     monkeypatch.setattr(m, "require_built", lambda *a, **kw: 0)
-    return SimpleNamespace(paths=SimpleNamespace(workspace=tmp_path), features=SimpleNamespace(label_days=90)), p
+    monkeypatch.setattr(m, "source_of", lambda s: SimpleNamespace(accepts_events=s.data.kind == "events"))
+    return SimpleNamespace(paths=SimpleNamespace(workspace=tmp_path), data=SimpleNamespace(dataset="telco", kind="events"), features=SimpleNamespace(label_days=90)), p
 
 def test_a_share_that_began_later_leaves_the_older_outcomes_as_they_are(service):
     settings, p = service
@@ -73,3 +74,8 @@ def test_offered_customers_are_those_at_risk_with_a_group(service):
     assert (len(early.known), early.asked) == (0, rows.asked)
     for file in sorted((settings.paths.workspace/"requests").glob("*/*.parquet"))[1:]: file.unlink() # the month with groups
     with pytest.raises(m.UsageError, match="set \\[serve\\] control_share"): m.offered_customers(settings, START + pd.Timedelta(days=150))
+
+def test_a_table_has_no_outcomes_and_says_so(service):
+    settings, _ = service
+    settings.data.kind = "snapshot"
+    with pytest.raises(m.UsageError, match="telco is a table, not a log"): m.offered_customers(settings, START)
