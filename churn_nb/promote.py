@@ -25,7 +25,7 @@ __all__ = [
 import html
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from .core.errors import BundleError, RegistryError
+from .core.errors import NOTHING_NEW, BundleError, RegistryError
 from .core.manifest import Manifest
 from .core.settings import Criterion, Gate, Settings
 from .data.encoding import Dictionary
@@ -52,7 +52,7 @@ from churn_nb.registry.decision_log import (
 )
 from .registry.deployment import decision_history as history  # users import it from here
 from .registry.deployment import deploy_champion, rollback  # users import them from here
-from .registry.model_registry import ModelRegistry
+from .registry.model_registry import ModelRegistry, judged_already
 from .registry.onnx_validation import check_onnx
 from .registry.signatures import signing_key
 from .serving.predictor import Model
@@ -100,6 +100,9 @@ class Decision:
     checks: list[Check]
     test_rows: str = ""  # What identifies the rows on which it was judged
     refreshes: str = ""  # The anchor of a refresh; empty: it had to be better
+    nothing_new: bool = field(
+        default=False, repr=False
+    )  # The version was judged before, and training made it again: it was not judged
 
     @property
     def promoted(self) -> bool:
@@ -109,8 +112,8 @@ class Decision:
 
     @property
     def verdict(self) -> str:
-        "promoted or refused."
-        return "promoted" if self.promoted else "refused"
+        "promoted, refused or nothing new."
+        return NOTHING_NEW if self.nothing_new else "promoted" if self.promoted else "refused"
 
     @property
     def anchor(self) -> str:
@@ -119,8 +122,20 @@ class Decision:
 
     @property
     def exit_code(self) -> int:
-        "0 where the version is promoted, 1 where it is refused."
-        return 0 if self.promoted else 1
+        "1 where the version is refused, else 0."
+        return int(self.verdict == "refused")
+
+    def to_dict(self, record: str | None) -> dict[str, Any]:
+        "The step's result, in JSON types. `record`: the id of the log's entry; None: there is none."
+        return {
+            "version": self.version,
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "champion": self.version if self.promoted else self.champion,
+            "replaced": self.champion if self.promoted else None,
+            "checks": [asdict(c) for c in self.checks],
+            "record": record,
+        }
 
     def _repr_html_(self):
         head = "".join(f"<th>{h}</th>" for h in ("criterion", "required", "measured", "verdict"))
@@ -452,12 +467,18 @@ def run_gate(
     settings: Settings,
     rows: pd.DataFrame,  # Test rows: features, `churn` and, where they repeat, `customer_id`
     refresh: bool = False,  # Trained on newer data: not worse is enough
+    again: bool = False,  # Judge a challenger that was judged before, and that training only made again
 ) -> tuple[Decision, dict]:  # And the step's result
-    "Decide on the registry's challenger and apply the decision. Raises RegistryError where there is no challenger."
+    """Decide on the registry's challenger and apply the decision; nothing is decided where nothing is new.
+    Raises RegistryError where there is no challenger."""
     signing_key(settings.serve.public_key)  # what can't be deployed is not decided
     registry = ModelRegistry(settings)
     registry.reconcile()
     version, champion = registry.version_of("challenger"), registry.champion()
+    if (known := judged_already(registry, version)) and not (again and version):
+        made = f"training made version {known} again, {'the champion' if known == champion else 'which was judged'}"
+        decision = Decision(known, champion, [Check("new model", "-", made, "note")], nothing_new=True)
+        return decision, decision.to_dict(None)
     if version is None:
         raise RegistryError("no challenger in the registry; train one with `churn step 01_train`")
     challenger = registry.load_version(version)
@@ -468,12 +489,4 @@ def run_gate(
     gate = settings.gate_for(settings.data.dataset)
     decision = evaluate_gate(challenger, in_production, rows, gate, inputs)
     entry = registry.apply_decision(challenger[0], decision)
-    return decision, {
-        "version": version,
-        "verdict": decision.verdict,
-        "exit_code": decision.exit_code,
-        "champion": version if decision.promoted else champion,
-        "replaced": champion if decision.promoted else None,
-        "checks": [asdict(c) for c in decision.checks],
-        "record": entry["id"],
-    }
+    return decision, decision.to_dict(entry["id"])

@@ -44,7 +44,7 @@ from .data.value_parsing import read_format
 from .evaluation.comparison import BootstrapOptions, compare, intervals
 from .evaluation.metrics import evaluate
 from .evaluation.slicing import gain_table, slices
-from .feature_store.build_record import built_hash
+from .feature_store.build_record import built_dates, built_hash
 from .feature_store.sources import source_of
 from .feature_store.split_planning import time_folds  # as the search below
 from .features import expiring_features, feature_descriptions, feature_names
@@ -78,6 +78,7 @@ from churn_nb.modeling.search import (  # `churn_nb.train` offers the search bes
 from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
 from .monitoring.permutation_tests import whole_customers
 from .registry.connection import registry_errors
+from .registry.model_registry import ModelRegistry, mark_made_again, version_like
 from churn_nb.registry.tracking import (
     describe_run,
     end_killed_runs,
@@ -232,6 +233,7 @@ def make_manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=settings.data.dataset,
         data_hash=built_hash(settings),
+        as_of={split: [str(d) for d in dates] for split, dates in built_dates(settings).items()},
         metrics=metrics,
         threshold=s.decision_threshold(),
         decision=s.costs,
@@ -396,8 +398,9 @@ def train(
 # %% ../nbs/01_train.ipynb #e407951b
 def _ship(
     winner: Candidate, metrics: dict[str, float | None], data: dict[str, Split], rows: pd.DataFrame, settings: Settings
-) -> tuple[str, Manifest, dict[str, Any], float, int]:
-    "Export, prove onnx_parity, register. Version, manifest, facts, the largest difference, and the bytes of the graph."
+) -> tuple[str, str, Manifest, dict[str, Any], float, int]:
+    """Export, prove onnx_parity, register. Version, why no new one was registered (empty: it was), manifest, facts, the
+    largest difference, and the bytes of the graph."""
     names = feature_names(settings)
     exported = to_onnx(winner.model, len(names))
     difference = _largest_difference(winner, exported, data["test"].X, settings)
@@ -411,10 +414,14 @@ def _ship(
     if not (winner.dictionary and winner.dictionary.any):  # the tool that quantizes takes one input, of floats
         more |= int8_of(exported, data["train"].X)
     files = ModelFiles(exported, manifest, model_card(winner.name, manifest, facts, rows), more)
-    version = register(winner, files, data["train"].X[:5], settings)
-    return version, manifest, facts, difference, len(exported)
+    if version := version_like(registry := ModelRegistry(settings), manifest, files.hashes()):
+        same = mark_made_again(registry, version, manifest)
+    else:
+        version, same = register(winner, files, data["train"].X[:5], settings), ""
+    return version, same, manifest, facts, difference, len(exported)
 
 
+# %% ../nbs/01_train.ipynb #5fee65aa
 def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
     names = feature_names(settings)
     dictionary = dictionary_of(rows, names)
@@ -423,10 +430,15 @@ def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
     winner = min(tried, key=lambda c: c.metrics["log_loss"])
     base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
     metrics: dict[str, float | None] = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
-    version, manifest, facts, difference, size = _ship(winner, metrics, data, rows, settings)
+    version, same, manifest, facts, difference, size = _ship(winner, metrics, data, rows, settings)
     return {
         "winner": winner.name,
         "version": version,
+        "nothing_new": same,
+        "made_with": {
+            "data_hash": manifest.data_hash,
+            "train": settings.train.model_dump(mode="json", exclude={"n_jobs"}),
+        },
         "run_id": winner.run_id,
         "git_sha": manifest.git_sha,
         "test": test,

@@ -54,7 +54,7 @@ from churn_nb.cli.options import (
     command_settings,
     parse_parameters,
 )
-from ..core.errors import UsageError
+from ..core.errors import NOTHING_NEW, UsageError
 from ..core.settings import Settings, load_settings
 from ..core.workspace import Workspace
 from ..data.dataset_toml import is_unedited, read_description, write_description
@@ -64,7 +64,7 @@ from ..data.schema_inference import named_as_own
 from ..data.typed_table import prepare_events
 from ..feature_store.feature_sql import event_features
 from ..feature_store.split_planning import plan
-from ..ops.pipeline_runner import STEPS, run_pipeline
+from ..ops.pipeline_runner import STEPS, run_pipeline, same_training
 from ..ops.retraining import retrain
 from ..ops.run_report import short_path
 
@@ -103,8 +103,17 @@ def _require_unedited(there: Path) -> None:
 
 
 # %% ../../nbs/cli/40_pipeline.ipynb #cec083f5
-def _with_planned_features(d: Description, ws: Workspace) -> Description:
-    "The description of an event log with windows and dates that fit it; each decision is printed."
+def _today(dates: dict) -> str:  # dates: of `Plan`
+    "The as-of dates that follow now from the rule of a description, for a comment in it."
+    train, others = dates["train_as_of"], [dates[f"{split}_as_of"] for split in ("validation", "test", "serve")]
+    return (
+        f"as-of dates follow the log's end; today {len(train)} to train on, {train[0]} to {train[-1]}, "
+        f"validation {others[0]}, test {others[1]}, the present {others[2]}"
+    )
+
+
+def _with_planned_features(d: Description, ws: Workspace) -> tuple[Description, str]:  # And which dates follow today
+    "The description of an event log with windows that fit it and the rule of its dates; each decision is printed."
     prepare_events(d, log := ws.feast / "described.parquet")
     planned = plan(log, d.horizon)
     log.unlink()
@@ -115,7 +124,7 @@ def _with_planned_features(d: Description, ws: Workspace) -> Description:
         typer.echo(
             f"- {len(spent)} features are 0 for every customer, as no purchase has an amount: {', '.join(spent)}"
         )
-    return replace(d, settings={**d.settings, "features": planned.features})
+    return replace(d, settings={**d.settings, "features": planned.features}), _today(planned.dates)
 
 
 # %% ../../nbs/cli/40_pipeline.ipynb #f63a3a41
@@ -132,9 +141,10 @@ def own_data_settings(
     at_work.set(workspace or short_path(root))
     _require_unedited(there := _require_free(ws := Workspace(root), d.name))
     ws.open()
+    notes = {}
     if kind == "events" and "features" not in d.settings:
-        d = _with_planned_features(d, ws)
-    write_description(d, there)
+        d, notes["features"] = _with_planned_features(d, ws)
+    write_description(d, there, notes)
     return load_settings({"paths.workspace": str(ws.root), "data.dataset": str(there)})
 
 
@@ -243,14 +253,24 @@ def step_command(
 @app.command("retrain", epilog="Examples: `churn retrain --why drift` · `churn retrain --force -p seed=7`")
 def retrain_command(
     why: Annotated[str, typer.Option(help="Reason, kept in retrains.jsonl.")] = "asked for",
-    force: Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait for the cool-down, and train where nothing is new.")
+    ] = False,
     dataset: DatasetOption = "",
     param: ParameterOption = (),  # type: ignore[assignment]
     workspace: WorkspaceOption = "",
 ):
-    "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0."
+    """Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0.
+
+    Nor is anything done where data, as-of dates and settings are those of the last training: it would make the same model."""
     settings = command_settings(workspace, dataset)
-    given: dict[str, str | int] = {"customers": -1, **parse_parameters(param)}  # those of the workspace
-    outcome = retrain(settings, why, lambda: run_pipeline(settings, given, progress=typer.echo).exit_code, force=force)
+    parameters = parse_parameters(param)
+    given: dict[str, str | int] = {"customers": -1, **parameters}  # those of the workspace
+
+    def run() -> int | str:
+        done = run_pipeline(settings, given, progress=typer.echo)
+        return NOTHING_NEW if done.nothing_new else done.exit_code
+
+    outcome = retrain(settings, why, run, force=force, same="" if parameters else same_training(settings))
     typer.echo(f"{outcome.action}: {outcome.reason}")
     end_command(outcome.exit_code or 0)

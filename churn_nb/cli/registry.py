@@ -31,7 +31,7 @@ def promote_command(
     settings = command_settings(workspace, dataset)
     with exclusive_run(settings) as ws:
         rows = training_rows(settings)
-        decision, result = run_gate(settings, rows[rows.split == "test"], refresh)
+        decision, result = run_gate(settings, rows[rows.split == "test"], refresh, again=True)
         ws.write_result("02_promote", result)
         print_table(result["checks"], ["criterion", "required", "measured", "verdict"])
         typer.echo(f"version {decision.version}: {decision.verdict}")

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "CRASHED",
+    "NOTHING_NEW",
     "ChurnError",
     "UsageError",
     "SettingsError",
@@ -90,6 +91,9 @@ class MalformedRequest(InvalidRequest):
 
 
 # %% ../../nbs/core/10_errors.ipynb #f33ced68
+NOTHING_NEW = "nothing new"  # what the gate says of a model that was judged before: no error, exit code 0
+
+
 class GateRefused(ChurnError):
     "The promotion gate refused the model; the champion stays. The one error that ends with exit code 1."
 

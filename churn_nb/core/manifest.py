@@ -130,6 +130,7 @@ class Manifest(_Part, frozen=True):
     example: dict[str, float | str | None]  # A body that /predict accepts as it is
     self_test: SelfTest
     metrics: dict[str, float | None] = {}
+    as_of: dict[str, list[str]] = {}  # By split, the dates that rows were made for, ISO 8601; none: of a table
     store: Store | None = None
     reference: list[float | str | None] | None = (
         None  # The customer that contributions are counted from, in column order

@@ -80,6 +80,7 @@ _Strs = Annotated[list[str], BeforeValidator(_split)]
 _Ints = Annotated[list[int], BeforeValidator(_split)]
 _Dates = Annotated[list[date], BeforeValidator(_split)]
 _Criteria = Annotated[list[Annotated[Criterion, BeforeValidator(parse_criterion)]], BeforeValidator(_split)]
+_Date = Annotated[date | None, BeforeValidator(lambda x: None if x == "" else x)]
 _Cost = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda x: None if x == "" else x)]
 
 
@@ -113,12 +114,31 @@ class Features(Section):
     windows_hours: _Ints
     label_days: int = Field(gt=0)
     ttl_days: int = Field(gt=0)
+    train_dates: int = Field(gt=0)
+    step_days: int = Field(gt=0)
     train_as_of: _Dates
-    validation_as_of: date
-    test_as_of: date
-    serve_as_of: date | Literal["now"]
+    validation_as_of: _Date
+    test_as_of: _Date
+    serve_as_of: date | Literal["now", "end"]
     new_customers: Literal["refuse", "accept"]
     memory_limit: str = Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")
+
+    @field_validator("test_as_of")
+    @classmethod
+    def all_dates_or_none(cls, v: date | None, info: ValidationInfo) -> date | None:
+        "`test_as_of`, if all three splits have dates, or none has. Raises ValueError."
+        given = [name for name in ("train_as_of", "validation_as_of") if info.data.get(name)] + ["test_as_of"] * bool(v)
+        if 0 < len(given) < 3 and info.data.keys() >= {"train_as_of", "validation_as_of"}:
+            raise ValueError(
+                f"only {' and '.join(given)} {'is' if len(given) == 1 else 'are'} given; "
+                "give train_as_of, validation_as_of and test_as_of, or none, and they follow from the present"
+            )
+        return v
+
+    @property
+    def by_rule(self) -> bool:
+        "Whether the as-of dates follow from the present."
+        return self.test_as_of is None
 
 
 # %% ../../nbs/core/20_settings.ipynb #d10bdbd3
@@ -330,10 +350,21 @@ def find_settings(
 
 
 # %% ../../nbs/core/20_settings.ipynb #3c1f70c2
+_FIXED_DATES, _DATE_RULE = ("train_as_of", "validation_as_of", "test_as_of"), ("train_dates", "step_days")
+
+
+def _forgets_fixed_dates(layer: dict[str, dict]) -> dict[str, dict]:
+    "A layer that gives the rule of the as-of dates and no date, with the fixed dates of weaker layers emptied."
+    features = layer.get("features", {})
+    if not any(k in features for k in _DATE_RULE) or any(k in features for k in _FIXED_DATES):
+        return layer
+    return layer | {"features": dict.fromkeys(_FIXED_DATES, "") | features}
+
+
 def _merge(*layers: dict) -> dict[str, dict]:
-    "Nested dicts laid over each other, later ones winning key by key."
+    "Nested dicts laid over each other, later ones winning key by key; of as-of dates the last way to give them."
     out: dict[str, dict] = {}
-    for layer in layers:
+    for layer in map(_forgets_fixed_dates, layers):
         for s, kv in layer.items():
             out.setdefault(s, {}).update(kv)
     return out

@@ -54,7 +54,11 @@ def is_unedited(path: Path) -> bool:
     return digest.strip() == _digest(text) if text else digest.startswith("# How ")  # the latter: of an older version
 
 
-def write_description(d: Description, path: Path) -> None:
+def write_description(
+    d: Description,
+    path: Path,
+    notes: dict[str, str] | None = None,  # A comment beside the name of a section of settings, such as features
+) -> None:
     "Write a description, to be read and edited by people. Paths count from its folder."
     tomlkit = optional("tomlkit", "Writing a description")  # the API's event process only reads one
     t = tomlkit.document()
@@ -65,6 +69,8 @@ def write_description(d: Description, path: Path) -> None:
     )
     t.update(_header(d, path))
     t.update(d.settings)
+    for section, note in (notes or {}).items():
+        t[section].comment(note)
     t["findings"] = [{k: v for k, v in vars(f).items() if v} for f in d.findings]
     columns = tomlkit.table(is_super_table=True)
     for c in d.columns:

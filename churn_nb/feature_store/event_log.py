@@ -8,6 +8,7 @@ __all__ = [
     "voidings",
     "load_log",
     "log_hash",
+    "log_ends",
     "log_files",
     "logged_sql",
     "history_sql",
@@ -91,6 +92,23 @@ def log_hash(settings: Settings) -> str:
         .fetchall()
     )
     return "md5:" + hashlib.md5(f"{base}+{n}+{mixed}".encode()).hexdigest()
+
+
+def log_ends(
+    settings: Settings,
+    events: pd.DataFrame,  # The data set, of all customers, as `load_events`
+) -> pd.Timestamp:  # Midnight, UTC
+    "The day after the newest event known: of the data set, or pushed for any customer and not voided."
+    newest = events.event_timestamp.max()
+    if files := event_batches(settings).files():
+        pushed = f"SELECT max(event_timestamp) FROM {_rows_sql(files)} WHERE voids IS NULL"
+        [(latest,)] = (
+            connection()
+            .execute(f"{pushed} AND event_id NOT IN (SELECT event_id FROM {_voidings_sql(settings)})")
+            .fetchall()
+        )
+        newest = max(newest, pd.Timestamp(latest).tz_convert("UTC")) if latest else newest
+    return newest.normalize() + pd.Timedelta(days=1)
 
 
 # %% ../../nbs/feature_store/20_event_log.ipynb #26210f76

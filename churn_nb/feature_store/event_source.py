@@ -46,6 +46,7 @@ from churn_nb.feature_store.event_log import (
     customers_of,
     event_batches,
     history_sql,
+    log_ends,
     log_hash,
     log_sql,
     logged_sql,
@@ -73,7 +74,7 @@ from churn_nb.feature_store.online import (
     store_errors,
     write_watermark,
 )
-from .split_planning import split_dates, time_folds
+from .split_planning import fix_dates, missing_dates, split_dates, time_folds
 
 
 # %% ../../nbs/feature_store/25_event_source.ipynb #64ee1616
@@ -245,10 +246,11 @@ def log_parity(
     store,  # feast.FeatureStore
     some: int = 0,  # How many customers; 0: all
 ) -> StoreParity:
-    """Compare the online store with features computed from the log as of now, exactly. By the wall clock the stored
-    windows are as old as the last refresh, so they are left out."""
+    """Compare the online store with features computed from the log as of now, exactly. By the wall clock, or where
+    pushed events move the clock, the stored windows are as old as the last refresh, so they are left out."""
     names = event_features(settings.features.windows_hours)
-    if settings.features.serve_as_of == "now":
+    pushed = settings.features.serve_as_of == "end" and event_batches(settings).files()
+    if settings.features.serve_as_of == "now" or pushed:
         names = [n for n in names if n not in window_features(settings.features.windows_hours)]
     with event_batches(settings).lock:
         now = current_time(settings)
@@ -279,38 +281,39 @@ def _summary(rows: pd.DataFrame) -> dict:  # rows: churn, split
     }
 
 
-def _day_after(newest: pd.Timestamp) -> pd.Timestamp:
-    return newest.normalize() + pd.Timedelta(days=1)
-
-
 def build_event_features(settings: Settings, customers: int = 0) -> dict:
     "Event log -> features at all dates -> Feast -> labelled rows -> online store. Returns as `FeatureSource.build`."
     everyone, source = load_events(settings), EventLogSource(settings)
+    first = everyone.event_timestamp.min()
     with event_batches(settings).lock:
-        if not event_batches(settings).files():  # which can only make the log longer
-            dates = [d for part in split_dates(settings).values() for d in part]
-            require_label_windows(dates, settings.features.label_days, _day_after(everyone.event_timestamp.max()))
+        ends = log_ends(settings, everyone)
+        fixed = fix_dates(settings, first, ends)  # whatever comes in from now on is for the next build
+        splits = split_dates(fixed)
+        require_label_windows([d for part in splits.values() for d in part], settings.features.label_days, ends)
         data_hash = log_hash(settings)
         bound, key = sample_bound(everyone.customer_id.unique().tolist(), customers), source.customer_key() or "int"
         write_base(settings, sample_customers(everyone, customers), bound, key)
         write_watermark(settings, time_format=described_time_format(settings))
-        write_windows(settings)
+        write_windows(fixed)
         log = connection().execute(f"SELECT customer_id, event_timestamp, voided_at FROM {history_sql(settings)}").df()
-    if settings.data.description and settings.features.serve_as_of != "now":
-        advance_clock(settings, current_time(settings))  # for an API that has no description
+        if settings.features.serve_as_of == "end" or (
+            settings.data.description and settings.features.serve_as_of != "now"
+        ):
+            advance_clock(fixed, current_time(fixed))  # for those who do not read the log, or have no description
     store = source.apply_store()
     log["event_timestamp"] = pd.to_datetime(log.event_timestamp, utc=True)
-    counting = log[log.voided_at.isna()]
-    ends = _day_after(max(everyone.event_timestamp.max(), counting.event_timestamp.max()))
-    rows = historical_features(store, entity_frame(settings, log, ends), settings)
+    rows = historical_features(store, entity_frame(fixed, log, ends), fixed)
     write_parquet(rows, Workspace(settings.paths.workspace).feast / "training_rows.parquet")
     known = source.materialize(store, keep=False)
     return {
         "data_hash": data_hash,
-        "events": len(counting),
+        "events": int(log.voided_at.isna().sum()),
         "customers": known,
         **_summary(rows),
         "features": source.names(),
+        "as_of": {name: [str(d) for d in dates] for name, dates in splits.items()},
+        "log_ends": str(ends.date()),
+        "missing_dates": missing_dates(settings, fixed, first),
         "online_as_of": current_time(settings).isoformat(),
     }
 

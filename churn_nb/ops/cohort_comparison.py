@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.clock import current_time, utc
 from ..core.settings import Settings
+from ..feature_store.build_record import built_dates
 from ..feature_store.event_log import load_log
 from ..feature_store.sources import source_of
 from ..features import point_in_time
@@ -104,7 +105,7 @@ def same_age_today(
     today = current_time(settings)
     rows = _features_at(settings, customers, today)
     ages = rows.tenure_days
-    days = min(int(np.ptp(ages)) // 2 if len(ages) else 0, (today - utc(max(settings.features.train_as_of))).days)
+    days = min(int(np.ptp(ages)) // 2 if len(ages) else 0, (today - utc(built_dates(settings)["train"][-1])).days)
     if days < 1:
         return None, f"all customers are of one age on {today:%F}, or training is of today: nothing to compare"
     earlier = today - timedelta(days=days)

@@ -26,7 +26,7 @@ import os
 import signal
 import sys
 import warnings
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET, Meta, UnsetType
 
-from ..core.clock import current_time, utc
+from ..core.clock import advance_clock, current_time, utc
 from ..core.errors import ChurnError, ClockError, DataError, InvalidRequest
 from ..core.settings import Settings
 from ..core.storage import compact, connection
@@ -249,12 +249,17 @@ def _turn(e: dict) -> tuple:
 
 
 # %% ../../nbs/ops/80_event_worker.ipynb #5e7a598d
+def _future_begins(settings: Settings) -> datetime:
+    "The moment from which on an event can't have happened: the present, or the wall clock where events move the present."
+    return datetime.now(UTC) if settings.features.serve_as_of == "end" else current_time(settings)
+
+
 def judge_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
     """For each event `new`, `known` (a retry), or why it is refused. Where an event stands among the others does not
     decide whether it may void one of them. Hold the log's lock."""
     if not events:
         return []
-    (logged, customers), now = _known(settings, events), current_time(settings)
+    (logged, customers), now = _known(settings, events), _future_begins(settings)
     voided = {content.voids for content in logged.values()}
     verdicts: dict[int, str | Refusal] = {}
     accepts_new = settings.features.new_customers == "accept"
@@ -288,10 +293,21 @@ _TYPES = {
 def _batch(events: list[dict], now: datetime, number: int) -> pd.DataFrame:
     "Events as the log keeps them. In objects first: a float would round the keys of a column with gaps."
     columns = {c: pd.Series([e.get(c) for e in events], dtype=object) for c in _TYPES}
-    df = pd.DataFrame(columns).astype(_TYPES).assign(created_timestamp=now, batch=number)
-    return df.astype({"created_timestamp": "datetime64[us, UTC]"})
+    df = pd.DataFrame(columns).astype(_TYPES)
+    known = df.event_timestamp.clip(lower=pd.Timestamp(now))  # later than now only where events move the clock
+    return df.assign(created_timestamp=known.astype("datetime64[us, UTC]"), batch=number)
 
 
+def _follow_events(settings: Settings, events: list[dict]) -> None:
+    "Move the clock to the day after the newest purchase, where the log's end is the present. Hold the log's lock."
+    bought = [e["event_timestamp"] for e in events if "voids" not in e]
+    if settings.features.serve_as_of == "end" and bought:
+        ends = utc(max(bought).date()) + timedelta(days=1)
+        if ends > current_time(settings, _EARLIEST):
+            advance_clock(settings, ends)
+
+
+# %% ../../nbs/ops/80_event_worker.ipynb #0da7ab01
 def log_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
     "Judge events and append the new ones to the log; what became of each."
     batches = event_batches(settings)
@@ -299,7 +315,8 @@ def log_events(settings: Settings, events: list[dict]) -> list[str | Refusal]:
         verdicts = judge_events(settings, events)
         new = [e for e, v in zip(events, verdicts) if v == "new"]
         if new:
-            batches.append(_batch(new, current_time(settings), batches.last + 1))
+            batches.append(_batch(new, current_time(settings, _EARLIEST), batches.last + 1))
+            _follow_events(settings, new)
     return verdicts
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import filelock
 
+from ..core.errors import NOTHING_NEW
 from ..core.settings import Settings
 from ..core.workspace import Workspace
 
@@ -88,8 +89,9 @@ def cooldown(
     hours: float,  # c, [drift] cooldown_hours
     now: datetime,  # t, with a time zone
 ) -> str:  # Why nothing may start yet, one line; empty: it may
-    "The cool-down: counted from the last started retrain, whatever came of it."
-    last = next((r for r in reversed(records) if r["action"] == "started"), None)
+    "The cool-down: counted from the last started retrain, whatever came of it but a model that was judged before."
+    idle = {r["id"] for r in records if r["action"] == "finished" and r.get("said") == NOTHING_NEW}
+    last = next((r for r in reversed(records) if r["action"] == "started" and r["id"] not in idle), None)
     if last is None:
         return ""
     at, c = datetime.fromisoformat(last["at"]), timedelta(hours=hours)
@@ -159,8 +161,8 @@ def can_retrain(
 class RetrainOutcome:
     "What came of asking for a retrain."
 
-    action: str  # done, in flight or cooling down
-    exit_code: int | None  # Of the run, where it was done: 0 promoted, 1 refused, else failed
+    action: str  # done, in flight, cooling down or nothing new
+    exit_code: int | None  # Of the run, where it was done: 0 promoted or nothing new, 1 refused, else failed
     reason: str  # One line
 
 
@@ -179,29 +181,31 @@ def _mark_lost(records: list[dict], write: Callable) -> list[dict]:  # The recor
 
 
 # %% ../../nbs/ops/50_retraining.ipynb #bac01afe
-def _run_recorded(write: Callable, why: str, run: Callable[[], int]) -> int:
+def _run_recorded(write: Callable, why: str, run: Callable[[], int | str]) -> tuple[int, str]:  # Code, in words
     "Run between two lines of the file. What `run` raises is recorded and raised again."
     write("started", id := uuid.uuid4().hex, why)
     try:
-        code = run()
-        if type(code) is not int:
-            raise TypeError(f"run() gave {code!r}; it must give an exit code, such as 0")
+        ended = run()
+        if type(ended) is not int and ended != NOTHING_NEW:
+            raise TypeError(f"run() gave {ended!r}; it must give an exit code, such as 0")
     except BaseException as e:  # also Ctrl-C: the file must tell of it
         write("finished", id, why, said=" ".join(f"{type(e).__name__}: {e}".split())[:500])
         raise
-    write("finished", id, why, code, _verdict(code))
-    return code
+    code, said = (ended, _verdict(ended)) if isinstance(ended, int) else (0, ended)
+    write("finished", id, why, code, said)
+    return code, said
 
 
 # %% ../../nbs/ops/50_retraining.ipynb #d6185cea
 def retrain(
     settings: Settings,
     why: str,  # Of the one who asks, for the file
-    run: Callable[[], int],  # Trains and judges: 0 promoted, 1 refused, else failed
+    run: Callable[[], int | str],  # Trains and judges: 0 promoted, 1 refused, NOTHING_NEW, else failed
     now: datetime | None = None,  # With a time zone; default: the clock
-    force: bool = False,  # No cool-down; one in flight still comes first
+    force: bool = False,  # No cool-down, and also where nothing is new; one in flight still comes first
+    same: str = "",  # Why it would make the last model again, from `same_training`
 ) -> RetrainOutcome:
-    """Run, unless one is in flight or the last one started too short a time ago.
+    """Run, unless one is in flight, the last one started too short a time ago, or nothing is new.
     Raises what `run` raises, TypeError where it gives no exit code, ValueError for a time without zone."""
     begun, why, file = _moment(now), " ".join(why.split()), _file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -224,5 +228,6 @@ def retrain(
         )
         if why_not:
             return declined("cooling down", why_not)
-        code = _run_recorded(write, why, run)
-        return RetrainOutcome("done", code, _verdict(code))
+        if same and not force:
+            return declined(NOTHING_NEW, same)
+        return RetrainOutcome("done", *_run_recorded(write, why, run))

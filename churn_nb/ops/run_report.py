@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from ..core.errors import BundleError
+from ..core.errors import NOTHING_NEW, BundleError
 from ..core.settings import Settings
 from ..core.workspace import Workspace, atomic_write
 from ..data.dataset_toml import read_description
@@ -28,12 +28,16 @@ from ..serving.client_codegen import curl, python_client
 # %% ../../nbs/ops/12_run_report.ipynb #de634f6b
 def _features_summary(r: dict) -> str:
     rows = f"{sum(r['rows'].values()):,} labelled rows of {r['customers']:,} customers"
-    return f"{rows}, {len(r['features'])} features; data {r['data_hash'][:12]}"
+    dates = f"; tested on {r['as_of']['test'][-1]}" if r.get("as_of") else ""
+    fewer = f"; {r['missing_dates']}" if r.get("missing_dates") else ""
+    return f"{rows}, {len(r['features'])} features; data {r['data_hash'][:12]}{dates}{fewer}"
 
 
 def _training_summary(r: dict) -> str:
     losses = f"log-loss {r['test']['log_loss']:.4f}, baseline {r['baseline']['log_loss']:.4f}"
     dominant = dominant_feature(r)
+    if r.get("nothing_new"):
+        return f"{r['winner']} is no new version, {r['nothing_new']}: {losses}"
     return f"{r['winner']} is challenger, version {r['version']}: {losses}{f'; {dominant}' if dominant else ''}"
 
 
@@ -46,6 +50,8 @@ def _drift_summary(r: dict) -> str:
 
 def _gate_summary(r: dict) -> str:
     "The verdict, and the criteria that failed."
+    if r["verdict"] == NOTHING_NEW:
+        return f"nothing new to judge: {r['checks'][0]['measured']}; version {r['champion']} stays"
     failed = [c for c in r["checks"] if c["verdict"] == "fail"]
     reasons = [f"; {c['criterion']}: {c['measured']}, required {c['required']}" for c in failed]
     return f"version {r['version']} {r['verdict']}{''.join(reasons)}"
@@ -95,7 +101,17 @@ class PipelineRun:
     @property
     def refused(self) -> bool:
         "Whether the gate refused the challenger."
-        return any(s.step == "02_promote" and s.result and s.result["verdict"] == "refused" for s in self.steps)
+        return self._verdict == "refused"
+
+    @property
+    def nothing_new(self) -> bool:
+        "Whether training made a version again that was judged before."
+        return self._verdict == NOTHING_NEW
+
+    @property
+    def _verdict(self) -> str:
+        "The gate's verdict; empty: it has not judged."
+        return next((s.result["verdict"] for s in self.steps if s.step == "02_promote" and s.result), "")
 
     @property
     def exit_code(self) -> int:
@@ -112,8 +128,9 @@ def _facts(results: dict[str, dict]) -> list[tuple[str, Any]]:
         ("data hash", f.get("data_hash")),
         ("commit", t.get("git_sha")),
         ("rows", ", ".join(f"{k} {n:,}" for k, n in f.get("rows", {}).items())),
+        ("as-of dates", "; ".join(f"{k} {', '.join(dates)}" for k, dates in f.get("as_of", {}).items())),
         ("MLflow run", t.get("run_id")),
-        ("challenger", t and f"version {t['version']}, {t['winner']}"),
+        ("challenger", t and (t.get("nothing_new") or f"version {t['version']}, {t['winner']}")),
         ("champion", g and (g["champion"] or "none")),
         ("served bundle", v and f"version {v['version']}"),
     ]
@@ -160,6 +177,7 @@ def _client(settings: Settings) -> dict | None:
 def _summary(run: PipelineRun) -> str:
     "The exit code of a run and what it means."
     outcome = "the gate refused; what was in production stays" if run.refused else "all steps done"
+    outcome = "nothing new: training made a model again that was judged before" if run.nothing_new else outcome
     outcome = next((f"{s.step} failed" for s in run.steps if s.error), outcome)
     return f"exit code {run.exit_code}: {outcome}"
 

@@ -307,10 +307,11 @@ def test_a_push_with_ruined_data_is_refused_at_the_gate(shop):
     assert '"verdict": "refused"' in (shop.here/"artifacts/run/results/02_promote.json").read_text() and "refused" in shop.notebook("02_promote")
 
 def test_a_push_failing_its_smoke_test_is_rolled_back(shop):
-    "A setting lets no request through; and the gate was told to ask for less, or the same model would not pass it again."
+    "A setting lets no request through. Offers cost less, so that it is another model; and the gate was told to ask for less, or it would not pass."
     images = shop.tags()
     shop.edit("k8s/base/api.yaml", "            - name: CHURN_SERVE_HOST", '            - name: CHURN_SERVE_MAX_BODY_BYTES\n              value: "10"\n            - name: CHURN_SERVE_HOST')
     shop.edit("settings.ini", "beat_champion = log_loss ", "beat_champion = ")
+    shop.edit("settings.ini", "offer_cost = 2.0", "offer_cost = 1.9")
     callers = Callers(shop)
     code, log = shop.push("smaller requests")
     seen = callers.stop()

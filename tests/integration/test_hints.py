@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd, pytest
 from fastapi.testclient import TestClient
 from churn_nb.cli.app import main
-from churn_nb.core.clock import advance_clock
-from churn_nb.core.errors import DataError
+from churn_nb.core.clock import advance_clock, current_time
+from churn_nb.core.errors import ClockError, DataError
 from churn_nb.core.settings import load_settings
 from churn_nb.data.dataset_toml import read_description
 from churn_nb.data.typed_table import prepare_events
@@ -282,6 +282,12 @@ def test_a_folder_that_is_no_repository_is_made_one(place):
     code, said = place.run(*install)
     assert code == 0, said
 
+def test_where_a_log_ends_is_known_once_features_are_made(tmp_path):
+    place, end = Place(tmp_path), {"features.serve_as_of": "end"}
+    with pytest.raises(ClockError, match="serve_as_of = end") as e: current_time(place.settings(**end))
+    code, said = place.run(*hint_in(str(e.value), "churn step 00_features"), "-p", "customers=60", env={"CHURN_FEATURES_SERVE_AS_OF": "end"})
+    assert code == 0 and f"{current_time(place.settings(**end)):%F}" == "1998-07-01", said
+
 # Decisions, servers, and what needs the signing key
 
 def test_a_challenger_is_trained_and_judged(finished):
@@ -290,7 +296,7 @@ def test_a_challenger_is_trained_and_judged(finished):
     code, said = finished.run(*hint_in(said, "churn step 01_train"))
     assert code == 0, said
     code, said = finished.run("churn", "promote")
-    assert code == 1 and "version 2: refused" in said
+    assert code == 0 and "version 1: nothing new" in said # the same rows, so the champion again
 
 def test_a_bundle_without_signature_is_signed(finished):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -368,7 +374,7 @@ HERE = { # module -> hints that a test above runs
     "cli/features": ["churn run"], "cli/hooks": ["git init --bare churn.git", "churn deploy-hook install churn.git --home /srv/churn"],
     "cli/pipeline": ["churn retrain --force -p seed=7", "churn run", "churn run --data customers.csv --label churned", "churn run --dataset telco", ORDERS, "churn step 01_train -p seed=7",
                      "churn run --dataset {shlex.quote(short_path(there))}"],
-    "cli/serve": ["churn serve", "churn serve --port 9000", "churn triton models --watch 1"],
+    "cli/serve": ["churn serve", "churn serve --port 9000", "churn triton models --watch 1"], "core/clock": ["churn step 00_features"],
     "core/data_settings": ["churn describe {shlex.quote(name)}", "churn run --data {shlex.quote(name)}", "churn describe FILE"], "data/datasets": ["churn describe FILE"],
     "data/typed_table": ["churn describe {shlex.quote(str(file))}"], "feature_store/snapshots": ["churn step 00_features"], "feature_store/split_planning": ["churn describe FILE --kind events"],
     "feature_store/build_record": ["churn step 00_features", "churn step 00_features -p customers={wanted['customers']}"], "ops/store_checks": ["churn step 00_features"],
@@ -393,7 +399,7 @@ ELSEWHERE = { # (module, hint) -> the test that runs the command
     ("cli/registry", "churn rollback --to 3 --why 'complaints from the shop'"): f"{PIPELINE}::test_rollback_from_the_command_line",
     ("cli/score", "churn score customers.csv scored.parquet"): f"{PIPELINE}::test_score_keeps_rows_and_agrees_with_the_manifest",
     ("cli/score", "churn score customers.parquet scored.csv --reasons 0"): f"{PIPELINE}::test_score_keeps_rows_and_agrees_with_the_manifest",
-    ("serving/scoring", "churn run"): f"{PIPELINE}::test_first_run_promotes_and_second_is_refused",
+    ("serving/scoring", "churn run"): f"{PIPELINE}::test_the_first_is_promoted_the_same_is_nothing_new_and_another_is_refused",
     ("data/datasets", "dvc add"): "tests/e2e/test_push.py::test_a_good_push_deploys_the_new_version_without_failed_requests"}
 NOT_RUN = { # (module, hint) -> why no test runs it
     ("cli/serve", "tritonserver --model-repository=models --model-control-mode=poll"): "a real Triton polls the folder: tests/unit/serving/test_triton.py, with options of the test's own",

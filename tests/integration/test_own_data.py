@@ -11,6 +11,7 @@ from churn_nb.ops.event_worker import push_rows
 from churn_nb.promote import deploy_champion, run_gate
 from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.serve import create_app
+from churn_nb.core.clock import current_time, utc
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
 from lessons import of_lesson
@@ -210,8 +211,10 @@ def test_a_log_gets_dates_windows_and_features(tmp_path):
     from churn_nb.cli.pipeline import own_data_settings
     flags = OwnDataFlags(entity="customer", timestamp="at", amount="total", horizon="60d")
     s = own_data_settings(tmp_path/"orders.parquet", "events", flags, str(tmp_path/"work"))
-    assert (s.data.kind, s.features.label_days, str(s.features.test_as_of), str(s.features.serve_as_of)) == ("events", 60, "1998-05-02", "1998-07-01")
+    assert (s.data.kind, s.features.label_days, s.features.by_rule, s.features.serve_as_of) == ("events", 60, True, "end")
+    assert "[features] # as-of dates follow the log's end; today 7 to train on" in (described := s.data.description.read_text()) and "test 1998-05-02, the present 1998-07-01\n" in described
     made = build(s)
+    assert made["as_of"]["test"] == ["1998-05-02"] and made["log_ends"] == "1998-07-01" and current_time(s) == utc("1998-07-01")
     assert source_of(s).customer_key() == "text" and made["customers"] == d.customer_id.nunique() and {*made["rows"]} == {"train", "validation", "test"}
     one = d.customer_id.iloc[0]
     got = online(open_store(s), [entity_key(f"C-{one}")], s).iloc[0]

@@ -1,4 +1,4 @@
-"The whole way in a temporary workspace, through the `churn` command: two runs, and what is done with them."
+"The whole way in a temporary workspace, through the `churn` command: two runs of the same, one with other costs, and what is done with them."
 import json, os, shutil, signal, subprocess, time
 import httpx, pandas as pd, pytest
 from churn_nb.registry.bundle import current_bundle, verify_bundle
@@ -12,6 +12,8 @@ from serving import free_port, wait_for
 
 pytestmark = pytest.mark.usefixtures("measured")
 
+CHEAPER = {"CHURN_TRAIN_OFFER_COST": "1"} # the same ONNX file with another threshold: another model
+
 def leave_open_run(ws):
     "As a training that was killed."
     import mlflow
@@ -21,20 +23,22 @@ def leave_open_run(ws):
 
 @pytest.fixture(scope="module")
 def ran(first_run, tmp_path_factory):
-    "A workspace after two runs on the same data: a copy of the first, and the second."
+    "A workspace after three runs on the same data: a copy of the first, the same again, and one whose offers cost less."
     made, first = first_run
     ws = tmp_path_factory.mktemp("work")/"copy"
     shutil.copytree(made, ws, symlinks=True)
     leave_open_run(ws)
-    return ws, [first, churn("run", *FEW, "--workspace", ws, env=PLAIN)]
+    return ws, [first, churn("run", *FEW, "--workspace", ws, env=PLAIN), churn("run", *FEW, "--workspace", ws, env=PLAIN | CHEAPER)]
 
 def results(ws): return {s: json.loads((ws/"results"/f"{s}.json").read_text()) for s in STEPS}
 def executed(ws): return sorted(p for p in (ws/"runs").iterdir())
 
-def test_first_run_promotes_and_second_is_refused(ran):
-    ws, (first, second) = ran
-    assert first.returncode == 0, first.stdout + first.stderr
+def test_the_first_is_promoted_the_same_is_nothing_new_and_another_is_refused(ran):
+    ws, (first, same, second) = ran
+    assert first.returncode == same.returncode == 0, first.stdout + first.stderr + same.stdout + same.stderr
     assert second.returncode == 1, second.stdout + second.stderr
+    assert "is no new version, the ONNX file is that of version 1, from the same data" in same.stdout
+    assert "nothing new to judge: training made version 1 again, the champion; version 1 stays" in same.stdout and "bundle of version 1 is current" in same.stdout
     for step in STEPS: assert f"  {step}" in first.stdout
     assert "version 1 promoted" in first.stdout
     assert "version 2 refused; log_loss against champion (version 1)" in second.stdout
@@ -43,13 +47,13 @@ def test_first_run_promotes_and_second_is_refused(ran):
 def test_same_commit_and_data_give_the_same_numbers(ran):
     ws, _ = ran
     outcome = []
-    for run in executed(ws):
+    for run in executed(ws)[:2]: # the third has other costs
         nb = json.loads((run/"01_train.ipynb").read_text())
         outcome.append([o["data"]["text/plain"] for c in nb["cells"] for o in c.get("outputs", []) if "text/plain" in o.get("data", {})])
     assert outcome[0] == outcome[1] and len(outcome[0]) >= 2
     import mlflow
     client = mlflow.MlflowClient(f"sqlite:///{ws}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("churn").experiment_id], f"attributes.run_name = '{results(ws)['01_train']['winner']}'")
+    runs = client.search_runs([client.get_experiment_by_name("churn").experiment_id], f"attributes.run_name = '{results(ws)['01_train']['winner']}'", order_by=["attributes.start_time ASC"])[:2]
     metrics = [{k: v for k, v in r.data.metrics.items() if k.startswith(("validation_", "test_"))} for r in runs]
     assert len(metrics) == 2 and metrics[0] == metrics[1] and len(metrics[0]) == 14
 
@@ -63,7 +67,7 @@ def test_a_training_ends_the_run_of_a_killed_one(ran):
 
 def test_executed_notebooks_results_and_report_are_kept(ran):
     ws, _ = ran
-    assert len(executed(ws)) == 2
+    assert len(executed(ws)) == 3
     for run in executed(ws):
         assert sorted(p.stem for p in run.glob("*.ipynb")) == sorted(STEPS)
         page = (ws/"reports"/f"{run.name}.html").read_text()
@@ -227,7 +231,7 @@ def test_a_text_column_and_a_file_without_rows(ran, tmp_path):
     assert churn("drift", tmp_path/"a.csv").returncode == 2 and churn("drift", tmp_path/"a.csv", tmp_path/"b.csv", "--customers", "who").returncode == 2
 
 def test_the_service_is_monitored_and_retrained(ran, tmp_path):
-    "Nothing asked, what training was like, another world; then one retraining, which the gate refuses: the data are the same."
+    "Nothing asked, what training was like, another world; then one retraining, which the gate refuses: the data are the same, and only the costs are others."
     ws, _ = ran
     look = lambda: churn("drift", "--workspace", ws, "--json", tmp_path/"w.json", env=PLAIN)
     nothing = look()
@@ -264,7 +268,7 @@ def test_the_service_is_monitored_and_retrained(ran, tmp_path):
     assert elsewhere.returncode == 3 and (runner/"reports"/"drift.json").exists(), elsewhere.stdout + elsewhere.stderr
     assert found["model_version"] == "1" and {f["name"] for f in found["features"] if f["level"] == "retrain"} >= {"spend_total", "recency_days"}
     runs = len(executed(ws))
-    once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws, env=PLAIN)
+    once = churn("retrain", "--why", "drift", *FEW, "--workspace", ws, env=PLAIN | {"CHURN_TRAIN_OFFER_COST": "1.5"})
     assert once.returncode == 1 and "version 3 refused" in once.stdout, once.stdout + once.stderr
     again = churn("retrain", "--why", "drift", *FEW, "--workspace", ws)
     assert again.returncode == 0 and again.stdout.startswith("cooling down: ") and len(executed(ws)) == runs + 1

@@ -107,6 +107,7 @@ def test_a_missing_setup_is_reported(runner):
     done, _, summary, _ = runner(steps("drift.not-set-up")["say so"]["run"])
     assert done.returncode == 0 and "::notice title=No drift check::" in done.stdout and "CHURN_REQUESTS" in summary
 
+PROMOTES = """mkdir -p work/results; echo '{"verdict": "promoted"}' > work/results/02_promote.json;"""
 REFUSES = """mkdir -p work/results; echo '{"verdict": "refused"}' > work/results/02_promote.json;"""
 
 @pytest.mark.parametrize("code", [0, 1, 2, 4, 70])
@@ -276,10 +277,12 @@ ALL_SET = ("--var", "CHURN_STORES_TRACKING_URI=http://mlflow", "--var", "CHURN_I
            "--var", "CHURN_AWS_ROLE=role", "--var", "CHURN_CUSTOMERS=900", "--var", "CHURN_DVC_URL=s3://shop/dvc")
 
 @needs_act
-@pytest.mark.parametrize("fails, ends", [("nothing", "deployed"), ("gate", "refused"), ("build", "put back"), ("push", "put back"), ("deploy", "put back")])
-def test_only_a_deployed_model_stays_champion(act, fails, ends):
-    "The gate decides whether an image is built; a version that is promoted and not deployed is rolled back."
-    returned, said, calls = act("mlops", *ALL_SET, churn='if [ "$2" = 02_promote ]; then exit 1; fi' if fails == "gate" else "exit 0",
+@pytest.mark.parametrize("fails, judged, ends", [("nothing", PROMOTES, "deployed"), ("gate", "", "refused"), ("build", PROMOTES, "put back"), ("push", PROMOTES, "put back"),
+                                                 ("deploy", PROMOTES, "put back"), ("deploy", "", "left")])
+def test_only_a_deployed_model_stays_champion(act, fails, judged, ends):
+    """The gate decides whether an image is built; a version that is promoted and not deployed is rolled back. One that was
+    champion before stays it: nothing was promoted that could be taken back."""
+    returned, said, calls = act("mlops", *ALL_SET, churn='if [ "$2" = 02_promote ]; then exit 1; fi' if fails == "gate" else f'if [ "$2" = 02_promote ]; then {judged} fi; exit 0'.replace("then  fi", "then :; fi"),
                                 docker=f'if [ "$1" = {fails} ]; then exit 1; fi; if [ "$1" = image ]; then echo registry.example/churn@sha256:0; fi', deploy=f"exit {int(fails == 'deploy')}")
     assert returned == int(fails != "nothing") and "customers=900" in calls[0], said
     docker = [c.split()[1] for c in calls if c.startswith("docker")]

@@ -48,8 +48,8 @@ def test_far_rows_of_a_log_are_named_and_left_out(log, tmp_path):
     (found,) = [f.sentence for f in d.findings if f.rule == "outlier"]
     assert "row 18 (1970-01-01), 4712 (2099-12-31)" in found and (d.since, d.until) == ("1970-01-02", "2099-12-31")
     assert prepare_events(d, tmp_path/"log.parquet")["rows"] == 7998
-    f = plan(tmp_path/"log.parquet", 30).features
-    assert f["serve_as_of"] == "2012-01-01" and min(f["train_as_of"]) > "2010"
+    dates = plan(tmp_path/"log.parquet", 30).dates
+    assert str(dates["serve_as_of"]) == "2012-01-01" and str(min(dates["train_as_of"])) > "2010"
 
 def test_far_rows_are_kept_where_the_caller_says_so(log, tmp_path):
     d = describe(log, DescribeOptions(kind="events", since="1970-01-01", until="2100-01-01"))

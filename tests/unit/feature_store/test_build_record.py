@@ -1,4 +1,5 @@
 "The record of a build: what reads the features of a workspace makes none, and refuses what differs from the record."
+import datetime as dt
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from churn_nb.core.clock import advance_clock
 from churn_nb.core.errors import ChurnError, DataError
 from churn_nb.core.settings import load_settings
 from churn_nb.data.datasets import file_md5
-from churn_nb.feature_store.build_record import build_began, changes_since_build, require_built
+from churn_nb.feature_store.build_record import build_began, built_dates, changes_since_build, require_built, would_be_same_rows
 from churn_nb.feature_store.sources import source_of
 from churn_nb.ops.event_worker import answer_batches
 from churn_nb.ops.monitor import monitor
@@ -169,3 +170,35 @@ def test_an_event_meets_an_interrupted_build(ws):
     (outcome, why) = asked(ws, customer)
     assert outcome == ["new"] and "DataError" in why
     assert stores(ws) == before
+
+def test_dates_that_follow_the_present_are_fixed_by_the_build(tmp_path):
+    "The clock moves on between the steps of a run; they use the dates of the build. Another rule, or dates that are given, are refused."
+    rule = {"features__train_dates": 2, "features__serve_as_of": "end"}
+    s = made_with(tmp_path/"ws", **rule)
+    made, rows = f.build(s, CUSTOMERS), f.training_rows(s)
+    assert made["as_of"] == {"train": ["1997-09-04", "1997-10-04"], "validation": ["1998-01-02"], "test": ["1998-04-02"]} and not made["missing_dates"]
+    assert would_be_same_rows(s) and changes_since_build(s) == ""
+    advance_clock(s, "1998-09-01")
+    assert built_dates(s)["test"] == [dt.date(1998, 4, 2)] and require_built(s) == CUSTOMERS and "the clock moved from 1998-07-01" in changes_since_build(s)
+    assert would_be_same_rows(s), "no label is known later than the log ends"
+    assert f.build(s, CUSTOMERS)["as_of"] == made["as_of"]
+    pd.testing.assert_frame_equal(f.training_rows(s), rows)
+    for other, says in ({"features__train_dates": 3}, "train_dates = 2, not 3"), ({"features__step_days": 14, "features__train_dates": 2}, "step_days = 30, not 14"):
+        with pytest.raises(DataError, match=says): require_built(made_with(tmp_path/"ws", **rule | other))
+    with pytest.raises(DataError, match="train_as_of = by the rule, not 1997-04-01"): require_built(made_with(tmp_path/"ws", features__serve_as_of="end"))
+
+def test_another_day_or_another_event_makes_other_rows(tmp_path):
+    "Known before a build, where the present is a date that moves."
+    rule = {"features__train_dates": 2, "features__serve_as_of": "1998-06-01"}
+    s = made_with(tmp_path/"ws", **rule)
+    assert f.build(s, CUSTOMERS)["as_of"]["test"] == ["1998-03-03"] and would_be_same_rows(s)
+    advance_clock(s, "1998-06-01T23:00:00")
+    assert would_be_same_rows(s), "the day is not over"
+    advance_clock(s, "1998-06-02")
+    assert not would_be_same_rows(s) and f.build(s, CUSTOMERS)["as_of"]["test"] == ["1998-03-04"] and would_be_same_rows(s)
+    assert not would_be_same_rows(made_with(tmp_path/"ws", **rule | {"features__label_days": 60}))
+
+def test_a_log_that_is_too_short_for_its_rule_leaves_the_build_before(ws):
+    before = stores(ws)
+    with pytest.raises(DataError, match="a horizon of 200 days needs 700"): f.build(made_with(ws, features__train_dates=2, features__label_days=200), CUSTOMERS)
+    assert stores(ws) == before and require_built(made_with(ws)) == CUSTOMERS

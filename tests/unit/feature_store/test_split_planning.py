@@ -7,11 +7,15 @@ from churn_nb.data.datasets import load_events
 from churn_nb.features import labels, split_dates
 from churn_nb.core.storage import write_parquet
 from churn_nb.core.settings import load_settings
-from churn_nb.feature_store.split_planning import dates_for, plan, read_horizon, windows_for
+from churn_nb.feature_store.split_planning import dates_for, fix_dates, plan, read_horizon, step_for, windows_for
 
 DAY = timedelta(days=1)
 
 def settings_of(features): return load_settings({f"features.{k}": v for k, v in features.items()}, environ={})
+def of_plan(p, events):
+    "The settings of a plan, with the dates that follow from it."
+    first, last = (t.normalize() for t in (events.event_timestamp.min(), events.event_timestamp.max()))
+    return fix_dates(settings_of(p.features), first, last + pd.Timedelta(days=1))
 def written(events, path):
     "As `describe.prepare` writes a log: times without a zone, in UTC."
     write_parquet(events.assign(event_timestamp=events.event_timestamp.dt.tz_localize(None)), path)
@@ -51,6 +55,14 @@ def test_dates_leave_every_label_known_before_the_next_split(first, span, L):
     assert got == {"train": train, "validation": [d["validation_as_of"]], "test": [d["test_as_of"]]}
 
 @how(max_examples=300, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 400))
+def test_the_step_is_round_where_seven_dates_fit_and_gives_as_many_as_any(span, L):
+    first, ends = date(2020, 1, 1), date(2020, 1, 1) + span*DAY
+    step, room = step_for(first, ends, L), span - 3*L - max(L//2, 7)
+    assert step >= max(L//3, 7) and (step == max(L//3, 7) or step in (7, 14, 30, 60, 90, 180, 365) and 6*step <= room)
+    if room >= 0: assert len(dates_for(first, ends, L)["train_as_of"]) == min(7, 1 + room//max(L//3, 7))
+
+@how(max_examples=300, deadline=None)
 @given(st.integers(1, 2500), st.integers(1, 400))
 def test_the_suggested_horizon_is_accepted(span, L):
     import re
@@ -67,7 +79,8 @@ def test_what_plan_accepts_the_pipeline_accepts(tmp_path, days, gap, horizon, se
     except DataError as e:
         assert "\n" not in str(e) and ("needs" in str(e) or "at least 20" in str(e))
         return
-    s = settings_of(p.features)
+    s = of_plan(p, events)
+    assert s.features.train_as_of == p.dates["train_as_of"] and s.features.test_as_of == p.dates["test_as_of"]
     if horizon: assert s.features.label_days == horizon
     for name, dates in split_dates(s).items():
         y = labels(events, dates, s.features.label_days)
@@ -77,12 +90,13 @@ def test_what_plan_accepts_the_pipeline_accepts(tmp_path, days, gap, horizon, se
 
 def test_some_logs_are_accepted_at_all(tmp_path):
     p = plan(written(shop(365, 300, 12.), tmp_path/"log.parquet"), 60)
-    assert p.features["label_days"] == 60 and len(p.features["train_as_of"]) >= 2
+    assert p.features["label_days"] == 60 and len(p.dates["train_as_of"]) >= 2
 
 def test_cdnow_is_planned_as_it_was_by_hand(tmp_path, configured):
     s = configured(tmp_path)
-    p = plan(written(load_events(s)[["customer_id", "event_timestamp"]], tmp_path/"log.parquet"), 90)
-    mine, hand = settings_of(p.features).features, s.features
+    events = load_events(s)
+    p = plan(written(events[["customer_id", "event_timestamp"]], tmp_path/"log.parquet"), 90)
+    mine, hand = of_plan(p, events).features, s.features
     assert mine.serve_as_of == hand.serve_as_of and mine.label_days == hand.label_days
     for key in ("validation_as_of", "test_as_of"): assert abs((getattr(mine, key) - getattr(hand, key)).days) <= 1
     assert abs((max(mine.train_as_of) - max(hand.train_as_of)).days) <= 3 and len(mine.train_as_of) == len(hand.train_as_of)

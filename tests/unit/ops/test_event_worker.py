@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from churn_nb.core.clock import advance_clock, utc
+from churn_nb.core.clock import advance_clock, current_time, utc
 from churn_nb.core.storage import compact
 from churn_nb.core.workspace import Workspace
 from churn_nb.data.encoding import event_key
@@ -25,6 +25,13 @@ def s(tmp_path, configured):
     Workspace(s.paths.workspace).open()
     at = pd.to_datetime(["1998-01-05", "1998-02-05", "1998-02-06"], utc=True).astype("datetime64[us, UTC]")
     write_base(s, pd.DataFrame({"event_id": [1, 2, 5], "customer_id": [3, 3, 4], "event_timestamp": at, "quantity": 1, "amount": 5., "created_timestamp": at}))
+    return s
+
+@pytest.fixture
+def growing(s, configured):
+    "The same log, with its end for the present."
+    s = configured(s.paths.workspace, features__serve_as_of="end")
+    advance_clock(s, "1998-02-07")
     return s
 
 def push(s, *rows): return log_events(s, [parse_event(r) for r in rows])
@@ -107,3 +114,24 @@ def test_the_table_of_the_log_is_without_the_voided(tmp_path, configured):
     pd.testing.assert_frame_equal(load_log(s, as_of=utc("1998-06-01")), whole)
     assert push(s, buy(10**7, int(e.customer_id))) == ["new"] and load_log(s).event_id.iloc[-1] == 10**7 and load_log(s).dtypes.equals(whole.dtypes)
     assert {*whole.event_id} == {*counting(s, utc("1998-06-01"))} - {10**7}
+
+def created(s): return {i: str(t) for i, t in connection().execute(f"SELECT event_id, CAST(created_timestamp AS TIMESTAMP) FROM read_parquet({event_batches(s).files()})").fetchall()}
+
+def test_pushed_purchases_move_the_clock_of_a_log_whose_end_is_the_present(growing):
+    "Each is known when it happened, as in a file; one that comes late is known at the clock's moment."
+    s = growing
+    assert push(s, buy(10, at="1998-03-01T23:59:59Z"), buy(11, at="1998-02-20T08:00:00+02:00"), buy(12, at="1998-01-06T10:00:00")) == ["new"]*3
+    assert current_time(s) == utc("1998-03-02")
+    assert created(s) == {10: "1998-03-01 23:59:59", 11: "1998-02-20 06:00:00", 12: "1998-02-07 00:00:00"}
+    assert counting(s, utc("1998-03-02")) == [1, 2, 5, 10, 11, 12]
+    assert push(s, buy(13, at="1998-02-25T10:00:00")) == ["new"] and current_time(s) == utc("1998-03-02") and created(s)[13] == "1998-03-02 00:00:00"
+
+def test_the_clock_of_such_a_log_stops_at_the_wall_clock_and_follows_no_voiding(growing):
+    s, year = growing, pd.Timestamp.now("UTC").year + 2
+    assert push(s, buy(10, at=f"{year}-01-01T00:00:00"))[0]["message"].startswith("lies in the future")
+    assert push(s, buy(11, at="1998-02-08T10:00:00"), void("V", 11, at="1998-05-01T00:00:00")) == ["new"]*2
+    assert current_time(s) == utc("1998-02-09") and counting(s) == [1, 2, 5]
+
+def test_a_store_without_a_clock_takes_events_too(s, configured):
+    s = configured(s.paths.workspace, features__serve_as_of="end")
+    assert push(s, buy(10, at="1998-03-01T10:00:00")) == ["new"] and current_time(s) == utc("1998-03-02")

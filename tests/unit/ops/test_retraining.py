@@ -270,3 +270,20 @@ def test_readiness_checks_block_no_retrain(tmp_path):
         stop.set()
         for t in lookers: t.join()
     assert said == ["done"]*50
+
+# Nothing new
+
+def test_what_is_known_beforehand_is_not_trained_and_begins_no_cooldown(s):
+    out = r.retrain(s, "drift", lambda: pytest.fail("trained the same again"), T0, same="the same data")
+    assert (out.action, out.exit_code, out.reason) == ("nothing new", None, "the same data")
+    assert actions(s) == [("declined", None)] and "nothing new: the same data" in r.retrain_history(s)[0]["said"] and r.can_retrain(s, T0)[0]
+    assert r.retrain(s, "by hand", lambda: 0, T0, force=True, same="the same data").action == "done"
+
+def test_a_model_that_was_judged_before_begins_no_cooldown(s):
+    "The one refused before it does."
+    out = r.retrain(s, "drift", lambda: r.NOTHING_NEW, T0)
+    assert (out.action, out.exit_code, out.reason) == ("done", 0, "nothing new") and r.can_retrain(s, T0)[0]
+    assert r.retrain(s, "drift", lambda: 1, hours(1)).exit_code == 1
+    assert r.retrain(s, "drift", lambda: r.NOTHING_NEW, hours(2), force=True).exit_code == 0
+    assert "started 2026-03-01 07:00 and was refused" in r.can_retrain(s, hours(3))[1]
+    with pytest.raises(TypeError, match="must give an exit code"): r.retrain(s, "drift", lambda: "fine", hours(100))

@@ -6,6 +6,7 @@ from churn_nb import promote as p
 from churn_nb.registry.decision_log import lineage
 from churn_nb.registry.deployment import decision_history
 from churn_nb.core.errors import RegistryUnavailable
+from churn_nb.registry.model_registry import judged_already, mark_made_again, version_like
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
 from registries import ROWS, current, made, refused
@@ -228,3 +229,36 @@ def test_an_unavailable_registry_fails_fast_with_one_line(tmp_path, uri):
         began = time.perf_counter()
         with pytest.raises(ConnectionError) as e: f()
         assert type(e.value) is RegistryUnavailable and "does not answer" in str(e.value) and "\n" not in str(e.value) and "secret" not in str(e.value) and time.perf_counter() - began < 3
+
+# A model that is a version already
+
+def test_a_version_is_known_by_its_file_and_by_what_it_decides(registry):
+    import msgspec
+    s = registry.world("known", 2)
+    known = registry.model(s)
+    (m, _), sha = known.load_version("1"), known.client.get_model_version(known.name, "1").tags["sha256"]
+    changed = lambda **other: version_like(known, msgspec.structs.replace(m, **other), {"sha256": sha})
+    assert changed() == changed(data_hash="md5:other", run_id="other", git_sha="other", metrics={"log_loss": 1.}) == "2", "the newer of two that are the same"
+    assert [changed(**other) for other in ({"threshold": .9}, {"decision": {"offer_cost": 1., "saved_margin": 4.}}, {"dataset": "other"}, {"features": m.features[::-1]})] == [None]*4
+    assert version_like(known, m, {"sha256": "0"*64}) is None
+    assert version_like(known, m, {"sha256": sha, "facts.json.sha256": ""}) is None, "it was not registered whole: its process died"
+
+def test_what_was_judged_and_only_made_again_is_nothing_new(registry):
+    "The champion, which then has no challenger beside it; and one that was champion before, which becomes the challenger again."
+    s = registry.world("again", 2)
+    known, log = registry.model(s), registry.log(s)
+    assert judged_already(known, None) is None
+    for version, challenger in (("2", {}), ("1", {"challenger": "1"}), ("2", {})):
+        said = mark_made_again(known, version, known.load_version(version)[0])
+        assert said.startswith(f"the ONNX file is that of version {version}, from the same data")
+        assert registry.aliases(s) == {"champion": "2", "previous": "1"} | challenger and judged_already(known, challenger.get("challenger")) == version
+    fresh = registry.challenger(s, "strong")
+    assert judged_already(known, fresh) is None and registry.log(s) == log
+
+def test_a_first_model_that_was_refused_is_judged_again_when_made_again(registry):
+    "There is no champion that could stay."
+    s = registry.world("first")
+    version = registry.challenger(s, "strong")
+    known = registry.model(s)
+    mark_made_again(known, version, known.load_version(version)[0])
+    assert registry.aliases(s) == {"challenger": version} and judged_already(known, version) is None
