@@ -83,6 +83,10 @@ COMMANDS = {
         "churn_nb.cli.uplift",
         "Say what offers changed: customers above the threshold with an offer against the control group. With too few outcomes it says so, and ends with code 0 as well.",
     ),
+    "replay": CommandEntry(
+        "churn_nb.cli.replay",
+        "Run a year of a model in use under each policy, in a simulated world or through a log, and print what each would have earned.",
+    ),
     "retrain": CommandEntry(
         "churn_nb.cli.pipeline",
         "Run the pipeline, unless a retraining is in flight or the last one is too recent; then nothing is done, code 0.",

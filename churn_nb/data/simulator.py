@@ -17,8 +17,8 @@ __all__ = [
     "hazard_table",
     "habit_tables",
     "churn_probability",
-    "Chances",
     "Simulation",
+    "hazards",
     "simulated_blocks",
     "write_simulation",
     "simulated_snapshot_sql",
@@ -85,34 +85,21 @@ def habit_tables() -> tuple[np.ndarray, np.ndarray]:  # u[w, p, q] and v[w, c]
 
 # %% ../../nbs/data/20_simulator.ipynb #3e687e02
 def churn_probability(
-    h: np.ndarray,  # [p, a, n, q, c]
+    h: np.ndarray | list[np.ndarray],  # [p, a, n, q, c]; a list: one for each day of the horizon
     u: np.ndarray,  # [w, p, q]
     v: np.ndarray,  # [w, c]
     days: int,  # The horizon: the days [as_of, as_of + days)
     weekday: int,  # Of the as-of date; Monday is 0
 ) -> np.ndarray:  # P[p, a, n, q, c]
     "Exact probability that a customer in each state cancels within the horizon: the recursion above, from the last day."
-    n, q, c = (np.arange(k) for k in h.shape[2:])
-    S = np.ones_like(h)
-    for w in (weekday + np.arange(days)[::-1]) % 7:
+    daily = h if isinstance(h, list) else [h] * days
+    n, q, c = (np.arange(k) for k in daily[0].shape[2:])
+    S = np.ones_like(daily[0])
+    for w, h in zip((weekday + np.arange(days)[::-1]) % 7, daily[days - 1 :: -1], strict=True):
         use, call, S = u[w][:, None, None, :, None], v[w], S[:, :, np.maximum(n - 1, 0)]
         S = call * S[..., :1] + (1 - call) * S[..., np.minimum(c + 1, c[-1])]
         S = (1 - h) * (use * S[..., :1, :] + (1 - use) * S[..., np.minimum(q + 1, q[-1]), :])
     return 1 - S
-
-
-@dataclass(frozen=True)
-class Chances:
-    "The probabilities of one day, for every state."
-
-    hazard: np.ndarray  # h[p, a, n, q, c]: cancels
-    use: np.ndarray  # u[w, p, q]: uses the service
-    call: np.ndarray  # v[w, c]: calls support
-
-    @classmethod
-    def of(cls, effects: dict[str, float]) -> "Chances":  # Named as in HAZARD
-        "Of these effects and the usual habits."
-        return cls(hazard_table(effects), *habit_tables())
 
 
 # %% ../../nbs/data/20_simulator.ipynb #021b8b36
@@ -124,14 +111,39 @@ _LIMITS: dict[str, tuple[int, int, tuple[type, ...]]] = {
     "events_per_day": (1, 50, _NUMBER),
     "late": (0, 1, _NUMBER),
     "seed": (0, 2**63 - 1, _WHOLE),
+    "log_from": (0, 3_660, _WHOLE),
 }
 
 
+# %% ../../nbs/data/20_simulator.ipynb #219b6110
 def _require_within(name: str, v: Any, low: float, high: float, types: Any) -> None:
     "Raise DataError unless `v` is a number of these types within the limits."
     if isinstance(v, bool) or not isinstance(v, types) or not low <= v <= high:
         kind = "whole number" if types is _WHOLE else "number"
         raise DataError(f"simulation: {name} = {v!r}: expected a {kind} from {low} to {high}")
+
+
+def _require_effects(name: str, effects: Any) -> None:
+    "Raise DataError unless these are numbers by the names of HAZARD."
+    if not isinstance(effects, dict):
+        raise DataError(f"simulation: {name} = {effects!r}: expected a dict")
+    for effect, v in effects.items():
+        if effect not in HAZARD:
+            raise DataError(f"simulation: {name} {effect!r}: expected one of {', '.join(HAZARD)}")
+        _require_within(f"{name} {effect}", v, -30, 30, _NUMBER)
+
+
+def _require_changes(changes: Any) -> None:
+    "Raise DataError unless these are pairs of a day and effects, in the order of the days."
+    try:
+        days = [day for day, _ in changes]
+    except (TypeError, ValueError):
+        raise DataError(f"simulation: changes = {changes!r}: expected pairs of a day and a dict of effects") from None
+    for day, effects in changes:
+        _require_within("changes, day", day, 0, 3_660, _WHOLE)
+        _require_effects(f"changes, day {day}:", effects)
+    if days != sorted(set(days)):
+        raise DataError(f"simulation: changes on days {', '.join(map(str, days))}: expected each day once, in order")
 
 
 # %% ../../nbs/data/20_simulator.ipynb #d93b790b
@@ -147,18 +159,17 @@ class Simulation:
     events_per_day: float = 2.0  # Mean usage events on a day of use
     late: float = 0.03  # Share of events that arrive late, by up to 5 days
     hazard: dict[str, float] = field(default_factory=dict)  # Effects that differ from HAZARD
+    changes: tuple[tuple[int, dict[str, float]], ...] = ()  # From a day of the log on, effects that differ from those
+    log_from: int = 0  # Day of the log before which no event is written
     seed: int = 42
 
     def __post_init__(self) -> None:
         for name, limits in _LIMITS.items():
             _require_within(name, getattr(self, name), *limits)
-        for name, types, words in (("as_of", (tuple, list), "tuple of dates"), ("hazard", dict, "dict")):
-            if not isinstance(v := getattr(self, name), types):
-                raise DataError(f"simulation: {name} = {v!r}: expected a {words}")
-        for name, effect in self.hazard.items():
-            if name not in HAZARD:
-                raise DataError(f"simulation: hazard {name!r}: expected one of {', '.join(HAZARD)}")
-            _require_within(f"hazard {name}", effect, -30, 30, _NUMBER)
+        if not isinstance(self.as_of, tuple | list):
+            raise DataError(f"simulation: as_of = {self.as_of!r}: expected a tuple of dates")
+        _require_effects("hazard", self.hazard)
+        _require_changes(self.changes)
         self._check_dates()
 
     def _check_dates(self) -> None:
@@ -174,6 +185,19 @@ class Simulation:
     def as_of_days(self) -> list[int]:
         "The as-of dates as numbers of days since the start, in order."
         return sorted({(d - self.start).days for d in self.as_of} or range(self.days - self.label_days, 0, -28))
+
+
+# %% ../../nbs/data/20_simulator.ipynb #dca40be9
+def hazards(
+    sim: Simulation,
+) -> list[np.ndarray]:  # h[p, a, n, q, c] of each day of the log and of the horizon after it
+    "The probability to cancel on each day, for every state; days of equal effects share a table."
+    out, table, changes = [], hazard_table(HAZARD | sim.hazard), dict(sim.changes)
+    for day in range(sim.days + sim.label_days):
+        if day in changes:
+            table = hazard_table(HAZARD | sim.hazard | changes[day])
+        out.append(table)
+    return out
 
 
 # %% ../../nbs/data/20_simulator.ipynb #341bbfe5
@@ -205,19 +229,21 @@ class _Lives:
     churn_day: np.ndarray  # [i]; `sim.days`: not by the end
 
 
-def _draw_lives(rng: np.random.Generator, sim: Simulation, people: dict[str, np.ndarray], chances: Chances) -> _Lives:
+def _draw_lives(
+    rng: np.random.Generator, sim: Simulation, people: dict[str, np.ndarray], daily: list[np.ndarray]
+) -> _Lives:  # daily: from `hazards`
     "Day by day: the coin for cancelling, then those for use and call."
     p, a, signed_up, k = people["plan"], people["age"] // 10, people["signed_up"], len(people["age"])
     q, c = np.full((sim.days + 1, k), QUIET, "uint8"), np.full((sim.days + 1, k), CALM, "uint8")
-    churn_day = np.full(k, sim.days)
+    churn_day, (use, call) = np.full(k, sim.days), habit_tables()
     for t, (x, y, z) in enumerate(rng.random((sim.days, 3, k))):
         w, n = (sim.start.weekday() + t) % 7, np.clip(signed_up + NEW - t, 0, NEW)
         there = (signed_up < t) & (churn_day == sim.days)
-        churn_day[there & (x < chances.hazard[p, a - 1, n, q[t], c[t]])] = t
+        churn_day[there & (x < daily[t][p, a - 1, n, q[t], c[t]])] = t
         there &= churn_day == sim.days
-        used = (signed_up == t) | (there & (y < chances.use[w, p, q[t]]))
+        used = (signed_up == t) | (there & (y < use[w, p, q[t]]))
         q[t + 1] = np.where(used, 0, np.minimum(q[t] + 1, QUIET))
-        c[t + 1] = np.where(there & (z < chances.call[w, c[t]]), 0, np.minimum(c[t] + 1, CALM))
+        c[t + 1] = np.where(there & (z < call[w, c[t]]), 0, np.minimum(c[t] + 1, CALM))
     return _Lives(q, c, churn_day)
 
 
@@ -280,13 +306,14 @@ def _draw_log(
     rng: np.random.Generator, sim: Simulation, people: dict[str, np.ndarray], lives: _Lives
 ) -> pd.DataFrame:  # t, i, quantity, amount, usage_minutes, kind, seconds, created (seconds)
     "All events of a block of customers, in the order of time."
-    used, t = lives.quiet[1:] == 0, np.arange(sim.days)[:, None]
-    tenure = t - people["signed_up"]
-    due = (tenure >= 0) & (tenure % 30 == 0) & (t < lives.churn_day)
+    t = np.arange(sim.days)[:, None]
+    written, tenure = t >= sim.log_from, t - people["signed_up"]
+    used, called = written & (lives.quiet[1:] == 0), written & (lives.calm[1:] == 0)
+    due = written & (tenure >= 0) & (tenure % 30 == 0) & (t < lives.churn_day)
     parts: dict[str, dict[str, Any]] = {
         "transaction": _draw_transactions(rng, people["plan"], used, due),
         "usage": _draw_usage(rng, sim, people["plan"], used),
-        "support_call": dict(zip("ti", np.nonzero(lives.calm[1:] == 0))),
+        "support_call": dict(zip("ti", np.nonzero(called))),
     }
     for k, (kind, part) in enumerate(parts.items()):
         part.update(kind=k, seconds=_draw_seconds(rng, part["t"], sim.start.weekday(), kind))
@@ -355,18 +382,18 @@ def _truth_table(
     sim: Simulation,
     people: dict[str, np.ndarray],
     lives: _Lives,
-    P: np.ndarray,  # [w, p, a, n, q, c]
+    P: np.ndarray,  # [k, p, a, n, q, c], k the number of the as-of date
 ) -> pa.Table:  # Schema SIMULATED["truth"]
     "True probability of churn of each customer on each as-of date, and the outcome."
     t = np.array(sim.as_of_days)[:, None]
     k, i = np.nonzero((people["signed_up"] < t) & (t <= lives.churn_day))
     t, churn_day = t[k, 0], lives.churn_day[i]
-    w, n = (sim.start.weekday() + t) % 7, np.clip(people["signed_up"][i] + NEW - t, 0, NEW)
+    n = np.clip(people["signed_up"][i] + NEW - t, 0, NEW)
     return pa.table(
         [
             people["customer_id"][i],
             _utc_time(sim, t * 86_400),
-            P[w, people["plan"][i], people["age"][i] // 10 - 1, n, lives.quiet[t, i], lives.calm[t, i]],
+            P[k, people["plan"][i], people["age"][i] // 10 - 1, n, lives.quiet[t, i], lives.calm[t, i]],
             pa.array(churn_day < t + sim.label_days, mask=t + sim.label_days > sim.days),
             pa.array(_utc_time(sim, churn_day * 86_400), _UTC, mask=churn_day == sim.days),
         ],
@@ -375,16 +402,26 @@ def _truth_table(
 
 
 # %% ../../nbs/data/20_simulator.ipynb #084c797b
+def _true_probabilities(sim: Simulation, daily: list[np.ndarray]) -> np.ndarray:  # P[k, p, a, n, q, c]
+    "The exact probability of every state on each as-of date; dates with the same future share the work."
+    (u, v), known, out = habit_tables(), {}, []
+    for day in sim.as_of_days:
+        ahead, weekday = daily[day : day + sim.label_days], (sim.start.weekday() + day) % 7
+        key = (weekday, *map(id, ahead))
+        if key not in known:
+            known[key] = churn_probability(ahead, u, v, sim.label_days, weekday)
+        out.append(known[key])
+    return np.stack(out)
+
+
 def simulated_blocks(sim: Simulation) -> Iterator[dict[str, pa.Table]]:
     "The simulation in memory, block by block: the three tables of SIMULATED."
-    chances, taken = Chances.of(HAZARD | sim.hazard), 0
-    h, u, v = chances.hazard, chances.use, chances.call
-    weekdays = {(sim.start.weekday() + t) % 7 for t in sim.as_of_days}
-    P = np.stack([churn_probability(h, u, v, sim.label_days, w) if w in weekdays else 0 * h for w in range(7)])
+    daily, taken = hazards(sim), 0
+    P = _true_probabilities(sim, daily)
     for b, first in enumerate(range(0, sim.customers, BLOCK)):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(sim.seed, spawn_key=(b,))))
         people = _draw_people(rng, sim, first)
-        lives = _draw_lives(rng, sim, people, chances)
+        lives = _draw_lives(rng, sim, people, daily)
         events = _events_table(sim, people, _draw_log(rng, sim, people, lives), taken)
         taken += len(events)
         customers, truth = _customers_table(sim, people), _truth_table(sim, people, lives, P)

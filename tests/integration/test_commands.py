@@ -16,11 +16,11 @@ def prepare(command, ws, tmp_path, copied):
         customer = pd.read_parquet(ws/"feast"/"base.parquet").customer_id.iloc[0]
         events.write_text(f"event_id,customer_id,event_timestamp,amount\n7000001,{customer},1998-06-30T12:00:00Z,10.5\n")
     given = {"describe": [tmp_path/"rows.csv", "--label", "left", "--out", ws/"dataset.toml"], "run": ["-p", "custommers=3"], "step": ["05_dance"], "serve": ["--host", "no such host"],
-             "triton": [ws/"models"], "push": [events], "drift": [tmp_path/"rows.csv", tmp_path/"rows.csv"], "score": [tmp_path/"rows.csv", ws/"scored.csv", "--reasons", "1"]}
+             "triton": [ws/"models"], "push": [events], "drift": [tmp_path/"rows.csv", tmp_path/"rows.csv"], "replay": ["--change", "stormy"], "score": [tmp_path/"rows.csv", ws/"scored.csv", "--reasons", "1"]}
     of_workspace = command not in ("describe", "deploy-hook")
     return [command, *given.get(command, ["install", "--help"] if command == "deploy-hook" else []), *(["--workspace", ws] if of_workspace else [])], ws
 
-EXIT = {"describe": 0, "run": 2, "step": 2, "serve": 2, "triton": 0, "promote": 2, "rollback": 2, "history": 0, "push": 0, "materialize": 0, "drift": 0, "uplift": 2, "retrain": 2, "score": 0,
+EXIT = {"describe": 0, "run": 2, "step": 2, "serve": 2, "triton": 0, "promote": 2, "rollback": 2, "history": 0, "push": 0, "materialize": 0, "drift": 0, "uplift": 2, "replay": 2, "retrain": 2, "score": 0,
         "doctor": 0, "deploy-hook": 0}
 
 def test_every_command_is_here():

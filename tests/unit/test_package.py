@@ -46,7 +46,7 @@ FOR_OTHERS = {
     "step_settings": "the steps' notebooks: settings with their parameters", "customers_to_use": "the steps' notebooks: their parameter `customers`",
     "same_age_today": "the step 03_drift", "can_retrain": "the step 50_retraining",
     "evaluate_and_promote": "programs of others: metrics in, stage out", "register_source": "programs of others: a kind of source of their own",
-    "profit": "programs of others: a metric", "profit_curve": "programs of others: a metric", "ks": "programs of others: a test of one column", "permutation_pvalues": "programs of others: a test of several columns",
+    "profit": "programs of others: a metric", "replay_plot": "programs of others: a picture of what `churn replay` prints", "profit_curve": "programs of others: a metric", "ks": "programs of others: a test of one column", "permutation_pvalues": "programs of others: a test of several columns",
     "log_likelihood": "programs of others: how well a BG/NBD model fits",
     "read_shadow": "programs of others: a challenger in shadow mode, judged", "with_labels": "as read_shadow", "judge_live": "as read_shadow",
     "control_group_sql": "who sends offers from a database: the customers who get none",
