@@ -8,10 +8,11 @@ __all__ = [
     "check",
     "threshold_checks",
     "Decision",
-    "baseline_checks",
+    "point_checks",
     "ScoredRows",
     "GateInputs",
     "champion_checks",
+    "baseline_checks",
     "measure_latency",
     "load_as_served",
     "int8_checks",
@@ -25,7 +26,7 @@ __all__ = [
 import html
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,11 @@ from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, alpha_a
 from .evaluation.metrics import evaluate
 from .feature_store.sources import source_of
 from .modeling.onnx_export import onnx_predict
-from .modeling.quantization import INT8_ROW, precision_cost
+from .modeling.quantization import INT8_FILE, INT8_ROW, precision_cost
+from .modeling.search import BASELINE_FILE
 from .modeling.tabular import as_values
 from .registry.bundle import write_bundle
-from churn_nb.registry.decision_log import (
-    anchor_of,
-    looks_at,
-    read_history,  # users import it from here
-    test_rows_id,
-)
+from .registry.decision_log import anchor_of, looks_at, read_history, test_rows_id  # users: read_history
 from .registry.deployment import decision_history as history  # users import it from here
 from .registry.deployment import deploy_champion, rollback  # users import them from here
 from .registry.model_registry import ModelRegistry, judged_already
@@ -160,8 +157,8 @@ def _is_better(metric: str, a: float | None, b: float | None) -> bool:
     return a < b if metric in _SMALLER_IS_BETTER else a > b
 
 
-def baseline_checks(metrics: dict[str, float], baseline: dict[str, float], which: list[str]) -> list[Check]:
-    "The challenger must be strictly better than the baseline in each metric named."
+def point_checks(metrics: dict, baseline: dict, which: list[str]) -> list[Check]:  # metrics by name, of both
+    "The challenger's number must be strictly better than the baseline's, in each metric named."
     checks = []
     for m in which:
         a, b, op = metrics.get(m), baseline.get(m), "<" if m in _SMALLER_IS_BETTER else ">"
@@ -195,9 +192,8 @@ class GateInputs:
     test_rows: str = ""  # What identifies the test rows, for the log
     look: int = 1  # How many versions were compared on these rows, this one included
     seed: int = 0  # Of the bootstrap
-    int8: bytes | RegistryError | None = (
-        None  # The challenger's INT8 file, or why it can't be read; None: there is none
-    )
+    baseline: bytes | RegistryError | None = None  # What the challenger had to beat, or why it can't be read
+    int8: bytes | RegistryError | None = None  # Its INT8 file; None, for both: there is none
     max_mb: float = 200  # `[serve] max_model_mb`
 
 
@@ -209,25 +205,24 @@ def _required(margin: float, alpha: float, look: int) -> str:
 
 @dataclass(frozen=True)
 class _Comparison:
-    "How a metric of the challenger is compared with the champion's, or with that of a refresh's anchor."
+    "How a metric of the challenger is compared with that of another model of the same rows."
 
     scored: ScoredRows
-    champion: Manifest  # Or the anchor
-    q: np.ndarray  # The champion's probabilities of the same rows
+    other: str  # Champion, anchor of a refresh, or a baseline, as the table calls it
+    threshold: float  # The other's
+    q: np.ndarray  # The other's probabilities, shape (n,)
     gate: Gate
-    margin: float  # By which the challenger may be worse
     inputs: GateInputs
+    margin: float = 0.0  # By which the challenger may be worse
 
     @property
     def alpha(self) -> float:
         "The level of this look at the test rows."
         return alpha_at_look(self.gate.alpha, self.inputs.look)
 
-    def check(self, metric: str) -> Check | None:
-        "The check of a metric of `beat_champion`, the note of another; None: another that can't be computed."
-        decides = metric in self.gate.beat_champion
-        role = "anchor" if self.inputs.anchor and self.margin else "champion"
-        name = f"{metric} against {role} (version {self.champion.version})"
+    def check(self, metric: str, decides: bool = True) -> Check | None:
+        "The check of a metric; a note where it does not decide, and None where that can't be computed."
+        name = f"{metric} against {self.other}"
         required = _required(self.margin, self.alpha, self.inputs.look)
         try:
             c = self._compare(metric, self.margin if decides else 0.0)
@@ -241,7 +236,7 @@ class _Comparison:
         options = ComparisonOptions(
             metric,
             ours.manifest.threshold,
-            self.champion.threshold,
+            self.threshold,
             margin,
             self.alpha,
             self.gate.bootstrap,
@@ -256,17 +251,19 @@ def _columns(manifest: Manifest) -> list[tuple[str, str]]:
     return [(f.name, f.type) for f in manifest.features]
 
 
-def _champion_probabilities(champion: tuple[Manifest, bytes], scored: ScoredRows) -> np.ndarray | Check:
-    "The champion's probabilities of the same rows, or the failed check that says why there are none."
-    manifest, model = champion
+def _probabilities(who: str, model: tuple[Manifest, bytes | RegistryError], scored: ScoredRows) -> np.ndarray | Check:
+    "Another model's probabilities of the same rows, or the failed check that says why there are none."
+    manifest, file = model
     if _columns(manifest) != _columns(scored.manifest):
-        return check("champion", "the same features", f"version {manifest.version} has others", False)
+        return check(who, "the same features", f"version {manifest.version} has others", False)
     try:
-        check_onnx(model, manifest, max_mb=float("inf"))
-    except BundleError as e:
-        return check("champion", "can be scored", f"version {manifest.version}: {e}", False)
+        if isinstance(file, RegistryError):
+            raise file
+        check_onnx(file, manifest, max_mb=float("inf"))
+    except (BundleError, RegistryError) as e:
+        return check(who, "can be scored", f"version {manifest.version}: {e}", False)
     dictionary = Dictionary.of(manifest.features)
-    return onnx_predict(model, dictionary.encode(scored.rows), dictionary)
+    return onnx_predict(file, dictionary.encode(scored.rows), dictionary)
 
 
 # %% ../nbs/02_promote.ipynb #20f0de29
@@ -285,15 +282,39 @@ def champion_checks(
     newer = scored.manifest.data_hash != champion[0].data_hash
     margin = gate.margin if inputs.refresh and newer else 0.0
     other = inputs.anchor or champion if margin else champion
-    q = _champion_probabilities(other, scored)
+    q = _probabilities("champion", other, scored)
     if isinstance(q, Check):
         return [q]
-    comparison = _Comparison(scored, other[0], q, gate, margin, inputs)
+    role = f"{'anchor' if inputs.anchor and margin else 'champion'} (version {other[0].version})"
+    comparison = _Comparison(scored, role, other[0].threshold, q, gate, inputs, margin)
     checks = []
     if inputs.refresh and not newer:
         checks.append(Check("refresh", "newer data", "the champion's; it has to be better", "note"))
-    compared = [comparison.check(metric) for metric in dict.fromkeys([*gate.beat_champion, *_always_compared])]
+    metrics = dict.fromkeys([*gate.beat_champion, *_always_compared])
+    compared = [comparison.check(metric, metric in gate.beat_champion) for metric in metrics]
     return checks + [c for c in compared if c]
+
+
+# %% ../nbs/02_promote.ipynb #866be9a1
+def baseline_checks(
+    scored: ScoredRows, metrics: dict[str, float], gate: Gate, inputs: GateInputs = GateInputs()
+) -> list[Check]:
+    """Tests that the challenger is better than its baseline, in each metric of `beat_baseline`, and than the best constant
+    in log-loss. Without a baseline's file its numbers are compared with the challenger's, which are `metrics`."""
+    manifest = scored.manifest
+    if not gate.beat_baseline:
+        return []
+    if inputs.baseline is None:
+        theirs = {m: manifest.metrics.get(f"baseline_{m}") for m in gate.beat_baseline}
+        checks = point_checks(metrics, theirs, gate.beat_baseline)
+        return [replace(c, required=f"{c.required}, without a test: no {BASELINE_FILE}") for c in checks]
+    q = _probabilities("baseline", (manifest, inputs.baseline), scored)
+    if isinstance(q, Check):
+        return [q]
+    against = _Comparison(scored, "baseline", manifest.threshold, q, gate, inputs)
+    nothing = replace(against, other="base rate", q=np.full(len(q), scored.y.mean()))
+    compared = [*(against.check(metric) for metric in gate.beat_baseline), nothing.check("log_loss")]
+    return [c for c in compared if c]
 
 
 # %% ../nbs/02_promote.ipynb #763fd711
@@ -352,10 +373,10 @@ def int8_checks(
     return [Check(INT8_ROW, f"< {gate.int8_loss:g}", measured, "pass" if passed else "note")]
 
 
-def _int8_file(registry: ModelRegistry, version: str) -> bytes | RegistryError | None:
-    "A version's INT8 file, or why it can't be read."
+def _logged_file(registry: ModelRegistry, version: str, name: str) -> bytes | RegistryError | None:
+    "A file of a version, or why it can't be read; None where it has none."
     try:
-        return registry.load_int8(version)
+        return registry.find_file(version, name)
     except RegistryError as e:
         return e
 
@@ -383,11 +404,6 @@ def drift_checks(report: dict | None, data_hash: str, gate: Gate) -> list[Check]
 
 
 # %% ../nbs/02_promote.ipynb #e88938f4
-def _baseline_metrics(manifest: Manifest) -> dict[str, Any]:
-    "The baseline's metrics, which training logs in the manifest as `baseline_<metric>`."
-    return {k.removeprefix("baseline_"): v for k, v in manifest.metrics.items() if k.startswith("baseline_")}
-
-
 def _refreshed(champion: tuple[Manifest, bytes] | None, manifest: Manifest, inputs: GateInputs) -> str:
     "The version that a refresh may be worse than by the margin; empty where the challenger has to be better."
     if champion is None or not inputs.refresh or manifest.data_hash == champion[0].data_hash:
@@ -408,9 +424,7 @@ def evaluate_gate(
     dictionary = Dictionary.of(manifest.features)
     X = dictionary.encode(rows)
     try:
-        served = load_as_served(
-            manifest, model, inputs.max_mb
-        )  # nothing is computed with a file that was not validated
+        served = load_as_served(manifest, model, inputs.max_mb)  # before anything is computed with the file
         scored = ScoredRows(manifest, rows, X, onnx_predict(model, X, dictionary))
         metrics = evaluate(scored.y, scored.p, manifest.threshold, **manifest.decision)
         metrics |= measure_latency(served, X, gate.latency_calls)
@@ -420,7 +434,7 @@ def evaluate_gate(
         return Decision(manifest.version, current, [check("test rows", "can be evaluated", str(e), False)])
     checks = [
         *threshold_checks(metrics, gate.floors),
-        *baseline_checks(metrics, _baseline_metrics(manifest), gate.beat_baseline),
+        *baseline_checks(scored, metrics, gate, inputs),
         *champion_checks(champion, scored, gate, inputs),
         *drift_checks(inputs.drift, manifest.data_hash, gate),
         *int8_checks(inputs.int8, scored, gate),
@@ -458,7 +472,8 @@ def _gate_inputs(
         test_rows=test_rows,
         look=1 + looks_at(decided, test_rows, version),
         seed=settings.train.seed,
-        int8=_int8_file(registry, version),
+        baseline=_logged_file(registry, version, BASELINE_FILE),
+        int8=_logged_file(registry, version, INT8_FILE),
         max_mb=settings.serve.max_model_mb,
     )
 

@@ -6,7 +6,8 @@
 __all__ = [
     "Candidate",
     "train_candidate",
-    "baseline_of",
+    "baselines_of",
+    "smallest_loss",
     "train_all",
     "log_test_metrics",
     "make_manifest",
@@ -36,6 +37,7 @@ import onnxruntime as ort
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
 
+from .core.errors import SettingsError
 from .core.manifest import Group, Interval, Manifest, ModelCard, SelfTest, Store, manifest_json
 from .core.optional import optional
 from .core.settings import Settings
@@ -61,11 +63,13 @@ from .modeling.model_card import model_card
 from .modeling.onnx_export import hushed, onnx_parity, onnx_predict, predict, probes, to_onnx
 from .modeling.quantization import int8_of
 from churn_nb.modeling.search import (  # `churn_nb.train` offers the search beside the training
+    BASELINE_FILE,
     Split,
     Trial,
     candidates,
     dictionary_of,
     early_stopping,
+    feature_baseline,
     fit,
     folds_of,
     matrices,
@@ -75,7 +79,7 @@ from churn_nb.modeling.search import (  # `churn_nb.train` offers the search bes
     set_n_rounds,
     variant,
 )
-from .modeling.tabular import acceptable, as_values, base_rate, manifest_features, table_slices
+from .modeling.tabular import acceptable, as_values, base_rate, encoded, manifest_features, table_slices
 from .monitoring.permutation_tests import whole_customers
 from .registry.connection import registry_errors
 from .registry.model_registry import ModelRegistry, mark_made_again, version_like
@@ -153,26 +157,45 @@ def train_candidate(
     return Candidate(name, Calibrated(model, calibrator), run.info.run_id, metrics, losses, list(trials))
 
 
+# %% ../nbs/01_train.ipynb #c68ad365
+def baselines_of(
+    settings: Settings,
+    dictionary: Dictionary | None = None,  # Where features are texts
+) -> dict[str, BaseEstimator]:  # Unfitted, by name, the simplest first
+    """The base rate, recency where there is one, and the rule of `[train] baseline_feature`.
+    Raises SettingsError where that is not a numeric feature."""
+    names, rule = feature_names(settings), settings.train.baseline_feature
+    dictionary = dictionary or Dictionary(names, [None] * len(names))
+    numbers = [names[j] for j in dictionary.numbers]
+    if rule and rule not in numbers:
+        shown = f"{', '.join(numbers[:12])}{' ...' * (len(numbers) > 12)}"
+        raise SettingsError(f"[train] baseline_feature = {rule}: no such numeric feature; there are {shown}")
+    by_one = {"recency_baseline": "recency_days"} if source_of(settings).baseline() == "recency_baseline" else {}
+    by_one |= {f"{rule}_baseline": rule} if rule else {}
+    simple = {"base_rate": base_rate(), **{name: feature_baseline(numbers, f) for name, f in by_one.items()}}
+    return {name: encoded(model, dictionary) for name, model in simple.items()}
+
+
+def smallest_loss(among: list[Candidate]) -> Candidate:
+    "The one with the smallest log-loss on the validation rows; of equals the first."
+    return min(among, key=lambda c: c.metrics["log_loss"])
+
+
 # %% ../nbs/01_train.ipynb #9b67bf54
-def baseline_of(settings: Settings) -> tuple[str, BaseEstimator]:
-    "A number to beat, and its name."
-    name = source_of(settings).baseline()
-    return name, base_rate() if name == "base_rate" else recency_baseline(feature_names(settings))
-
-
 def train_all(
     data: dict[str, Split],
     rows: pd.DataFrame,  # What the matrices were made of, for the provenance
     settings: Settings,
     dictionary: Dictionary | None = None,
-) -> tuple[Candidate, list[Candidate]]:  # The baseline; the candidates, one of each kind
-    "The baseline, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
+) -> tuple[list[Candidate], list[Candidate]]:  # The baselines; the candidates, one of each kind
+    "The baselines, and the best variant of each kind, fitted on all training rows, in runs that nest in one training."
+    simple = baselines_of(settings, dictionary)
     client = tracking(settings)
     repair_workspace(settings)
     end_killed_runs(settings, client)
     found = search(settings, data["train"], dictionary)
-    name, simple = baseline_of(settings)
-    chosen = {name: (simple, []), **{kind: (clone(trials[0].model), trials) for kind, trials in found.items()}}
+    chosen: dict[str, tuple[BaseEstimator, list[Trial]]] = {name: (model, []) for name, model in simple.items()}
+    chosen |= {kind: (clone(trials[0].model), trials) for kind, trials in found.items()}
     fits = [partial(fit, model, *data["train"][:2]) for model, _ in chosen.values()]
     fitted = run_parallel(fits, settings.train.n_jobs, "fit")
     with hushed(), open_run(settings, "training"):
@@ -183,7 +206,7 @@ def train_all(
         ]
     for c in done:
         c.dictionary = dictionary
-    return done[0], done[1:]
+    return done[: len(simple)], done[len(simple) :]
 
 
 # %% ../nbs/01_train.ipynb #49238fb3
@@ -397,11 +420,15 @@ def train(
 
 # %% ../nbs/01_train.ipynb #e407951b
 def _ship(
-    winner: Candidate, metrics: dict[str, float | None], data: dict[str, Split], rows: pd.DataFrame, settings: Settings
+    pair: tuple[Candidate, Candidate],  # Winner and baseline
+    metrics: dict[str, float | None],
+    data: dict[str, Split],
+    rows: pd.DataFrame,
+    settings: Settings,
 ) -> tuple[str, str, Manifest, dict[str, Any], float, int]:
     """Export, prove onnx_parity, register. Version, why no new one was registered (empty: it was), manifest, facts, the
     largest difference, and the bytes of the graph."""
-    names = feature_names(settings)
+    (winner, baseline), names = pair, feature_names(settings)
     exported = to_onnx(winner.model, len(names))
     difference = _largest_difference(winner, exported, data["test"].X, settings)
     facts = facts_of(winner, data, rows, settings)
@@ -410,6 +437,7 @@ def _ship(
     more = {
         "reference.parquet": reference_file(rows, exported, settings, winner.dictionary),
         "facts.json": json.dumps(facts, indent=1).encode(),
+        BASELINE_FILE: to_onnx(baseline.model, len(names)),
     }
     if not (winner.dictionary and winner.dictionary.any):  # the tool that quantizes takes one input, of floats
         more |= int8_of(exported, data["train"].X)
@@ -426,11 +454,11 @@ def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
     names = feature_names(settings)
     dictionary = dictionary_of(rows, names)
     data = matrices(rows, names, dictionary)
-    baseline, tried = train_all(data, rows, settings, dictionary)
-    winner = min(tried, key=lambda c: c.metrics["log_loss"])
-    base, test = (log_test_metrics(c, data, settings) for c in (baseline, winner))
+    baselines, tried = train_all(data, rows, settings, dictionary)
+    pair = winner, baseline = smallest_loss(tried), smallest_loss(baselines)
+    test, base = (log_test_metrics(c, data, settings) for c in pair)
     metrics: dict[str, float | None] = {**test, **{f"baseline_{m}": v for m, v in base.items()}}
-    version, same, manifest, facts, difference, size = _ship(winner, metrics, data, rows, settings)
+    version, same, manifest, facts, difference, size = _ship(pair, metrics, data, rows, settings)
     return {
         "winner": winner.name,
         "version": version,
@@ -443,7 +471,7 @@ def _train(settings: Settings, rows: pd.DataFrame) -> dict[str, Any]:
         "git_sha": manifest.git_sha,
         "test": test,
         "baseline": base,
-        "validation": {c.name: c.metrics for c in [baseline, *tried]},
+        "validation": {c.name: c.metrics for c in [*baselines, *tried]},
         "calibration": winner.model.calibrator.name,
         "threshold": manifest.threshold,
         **facts,

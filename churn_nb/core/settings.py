@@ -153,6 +153,7 @@ class Train(Section):
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["profit"]
     offer_cost: _Cost
     saved_margin: _Cost
+    baseline_feature: str = ""
 
     @field_validator("saved_margin")
     @classmethod

@@ -77,7 +77,7 @@ class FeatureSource(Protocol):
         "Folds of training rows by their as-of dates and customers: (rows to train on, rows to judge on), oldest first."
 
     def baseline(self) -> str:
-        "Name of the model that a candidate must beat: `base_rate`, or `recency_baseline` where there is recency_days."
+        "Name of its own baseline, beside the base rate: `recency_baseline` where there is recency_days, else `base_rate`."
 
 
 # %% ../../nbs/feature_store/10_sources.ipynb #d8d1df69

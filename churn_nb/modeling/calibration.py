@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from ..evaluation.metrics import row_terms
@@ -68,32 +67,65 @@ def calibration_plot(y: np.ndarray, p: np.ndarray, title: str, bins: int = 10) -
     return fig
 
 
+# %% ../../nbs/modeling/30_calibration.ipynb #248b51dd
+_CLOSEST = 1e-6  # float32 tells it from 1, and the log-loss's own limit of 1e-7 never matters
+
+
+def _closest(n: int) -> float:
+    "How close to 0 or 1 a probability may be that rests on n rows: 1 / (n + 2), the rule of succession."
+    return max(1 / (n + 2), _CLOSEST)
+
+
+def _fit_sigmoid(x: np.ndarray, target: np.ndarray) -> tuple[float, float]:  # a, b
+    "Fit sigmoid(a x + b) to targets in (0, 1) by Newton's method with halved steps (Lin, Lin and Weng, 2007)."
+
+    def loss(w: np.ndarray) -> float:
+        z = w[0] * x + w[1]
+        return float((np.logaddexp(0, z) - target * z).sum())
+
+    w, gain = np.zeros(2), np.inf
+    now = loss(w)
+    while gain > 1e-12 * now:
+        q = 1 / (1 + np.exp(-np.clip(w[0] * x + w[1], -500, 500)))
+        d, v = q - target, q * (1 - q)
+        H = np.array([[(v * x * x).sum(), (v * x).sum()], [(v * x).sum(), v.sum()]])
+        ridge = 1e-9 * np.trace(H) + 1e-12  # for x that are all equal
+        step = np.linalg.solve(H + ridge * np.eye(2), [(d * x).sum(), d.sum()])
+        while (then := loss(w - step)) > now and np.abs(step).max() > 1e-12:
+            step = step / 2
+        w, gain, now = w - step, now - then, then
+    return float(w[0]), float(w[1])
+
+
 # %% ../../nbs/modeling/30_calibration.ipynb #fb533860
-_EPS = 1e-4  # probabilities nearer to 0 or 1 are treated as this near
-
-
 @dataclass(frozen=True)
 class Platt:
     "q = sigmoid(a logit(p) + b), p clipped to [1e-4, 1 - 1e-4] (Platt, 1999)."
 
     a: float
     b: float
+    closest: float = _CLOSEST  # No q lies closer to 0 or 1
     name = "platt"
+    edges = float(np.float32(1e-4)), float(np.float32(1 - 1e-4))  # as an exported graph has them
 
     @classmethod
     def fit(cls, y: np.ndarray, p: np.ndarray) -> "Platt":
-        "By maximum likelihood, on labels in {0, 1} and probabilities of shape (n,)."
-        m = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(cls._logit(p)[:, None], y)
-        return cls(float(m.coef_[0, 0]), float(m.intercept_[0]))
+        "By maximum likelihood, on labels in {0, 1} and probabilities of shape (n,), n > 0; one class is enough."
+        y, x = np.asarray(y), cls._logit(p)
+        n0, n1 = np.bincount(y.astype(int), minlength=2)
+        a, b = _fit_sigmoid(x, np.where(y == 1, (n1 + 1) / (n1 + 2), 1 / (n0 + 2)))
+        return cls(a, b, _closest(len(y)))
 
-    @staticmethod
-    def _logit(p: np.ndarray) -> np.ndarray:
-        p = np.clip(np.asarray(p, dtype=np.float64), _EPS, 1 - _EPS)
+    @classmethod
+    def _logit(cls, p: np.ndarray) -> np.ndarray:
+        p = np.clip(np.asarray(p, dtype=np.float64), *cls.edges)
         return np.log(p / (1 - p))
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
         "Calibrated probabilities, float64 (n,)."
-        return 1 / (1 + np.exp(-(self.a * self._logit(p) + self.b)))
+        with np.errstate(over="ignore"):
+            q = 1 / (1 + np.exp(-(self.a * self._logit(p) + self.b)))
+        return np.clip(q, self.closest, 1 - self.closest)
 
 
 # %% ../../nbs/modeling/30_calibration.ipynb #222863a7
@@ -103,35 +135,44 @@ class Isotonic:
 
     p: tuple[float, ...]
     q: tuple[float, ...]
+    closest: float = _CLOSEST  # No q lies closer to 0 or 1
     name = "isotonic"
 
     @classmethod
     def fit(cls, y: np.ndarray, p: np.ndarray, groups: int = 25) -> "Isotonic":
-        "By isotonic regression of the observed shares of `groups` groups of equal size."
-        r = reliability(y, p, groups)
-        q = IsotonicRegression(y_min=0, y_max=1).fit(r.predicted, r.observed, sample_weight=r.n).predict(r.predicted)
-        return cls(tuple(r.predicted.tolist()), tuple(q.tolist()))
+        "By isotonic regression of the shares of `groups` groups of equal size, each with one row more at the base rate."
+        y, n = np.asarray(y), len(y)
+        base = (y.sum() + 1) / (n + 2)
+        r = reliability(y, np.clip(p, _CLOSEST, 1 - _CLOSEST), groups)
+        knots, at = np.unique(r.predicted.to_numpy(np.float32), return_inverse=True)  # as an exported graph has them
+        knots = knots.astype(np.float64)
+        size, left = np.bincount(at, r.n), np.bincount(at, r.n * r.observed)
+        shares = (left + base) / (size + 1)
+        q = IsotonicRegression().fit(knots, shares, sample_weight=size + 1).predict(knots)
+        return cls(tuple(knots.tolist()), tuple(q.tolist()), _closest(n))
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
         "Calibrated probabilities, float64 (n,)."
-        return np.interp(np.asarray(p, dtype=np.float64), self.p, self.q)
+        q = np.interp(np.asarray(p, dtype=np.float64), self.p, self.q)
+        return np.clip(q, self.closest, 1 - self.closest)
 
 
 # %% ../../nbs/modeling/30_calibration.ipynb #45aaa3e6
 @dataclass(frozen=True)
 class Uncalibrated:
-    "q = p."
+    "q = p, within the limit."
 
+    closest: float = _CLOSEST  # No q lies closer to 0 or 1
     name = "none"
 
     @classmethod
     def fit(cls, y: np.ndarray, p: np.ndarray) -> "Uncalibrated":
-        "Nothing to learn."
-        return cls()
+        "Nothing to learn but the number of rows."
+        return cls(_closest(len(y)))
 
     def __call__(self, p: np.ndarray) -> np.ndarray:
         "Calibrated probabilities, float64 (n,)."
-        return np.asarray(p, dtype=np.float64)
+        return np.clip(np.asarray(p, dtype=np.float64), self.closest, 1 - self.closest)
 
 
 CALIBRATORS = {c.name: c for c in (Uncalibrated, Platt, Isotonic)}
@@ -147,21 +188,20 @@ def cross_fitted(
     customers: np.ndarray,  # Id of the customer of each row
     seed: int = 0,
 ) -> np.ndarray:  # Calibrated probabilities, each by the other folds' calibrator
-    "Calibrate each row by a calibrator that was fitted without its customer."
+    "Calibrate each row by a calibrator that was fitted without its customer. No other customer: every row is 1/2."
     ids, index = np.unique(customers, return_inverse=True)
     fold = (np.random.default_rng(seed).permutation(len(ids)) % _FOLDS)[index]
     q = np.empty(len(p))
     for f in range(_FOLDS):
         out = fold == f
-        if out.any() and len(set(y[~out].tolist())) > 1:
-            q[out] = kind.fit(y[~out], p[~out])(p[out])
-        else:
-            q[out] = p[out]
+        if out.any():
+            chosen = kind if not out.all() else Uncalibrated  # one customer alone: no rows of others
+            q[out] = chosen.fit(y[~out], p[~out])(p[out])
     return q
 
 
 def log_loss(y: np.ndarray, p: np.ndarray) -> float:
-    "Mean of -ln of the probability given to what happened; p is kept 1e-7 away from 0 and 1."
+    "Mean of -ln of the probability given to what happened. Raw p is kept 1e-7 away from 0 and 1; no calibrated p is as close."
     return float(row_terms(np.asarray(y), np.asarray(p, dtype=np.float64))["log_loss"].mean())
 
 

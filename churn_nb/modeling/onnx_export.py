@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.dummy import DummyClassifier
 from threadpoolctl import threadpool_limits
 
 from ..core.optional import optional
@@ -131,16 +132,17 @@ def _platt_nodes(c: Platt) -> tuple[list, list]:
         _node("Log", ["cal_odds"], "cal_logit"),
         _node("Mul", ["cal_logit", "cal_a"], "cal_scaled"),
         _node("Add", ["cal_scaled", "cal_b"], "cal_sum"),
-        _node("Sigmoid", ["cal_sum"], "corrected"),
+        _node("Sigmoid", ["cal_sum"], "cal_inner"),
     ]
-    return nodes, _constants(low=1e-4, high=1 - 1e-4, one=[1], a=[c.a], b=[c.b])
+    low, high = c.edges
+    return nodes, _constants(low=low, high=high, one=[1], a=[c.a], b=[c.b])
 
 
 def _isotonic_nodes(c: Isotonic) -> tuple[list, list]:
     if len(c.p) == 1:
         nodes = [
             _node("Mul", ["uncorrected", "cal_zero"], "cal_none"),
-            _node("Add", ["cal_none", "cal_first"], "corrected"),
+            _node("Add", ["cal_none", "cal_first"], "cal_inner"),
         ]
         return nodes, _constants(zero=[0], first=c.q)
     p, q = np.array(c.p), np.array(c.q)
@@ -149,19 +151,25 @@ def _isotonic_nodes(c: Isotonic) -> tuple[list, list]:
         _node("Max", ["cal_in", "cal_zero"], "cal_come"),
         _node("Min", ["cal_come", "cal_width"], "cal_far"),
         _node("MatMul", ["cal_far", "cal_slope"], "cal_rise"),
-        _node("Add", ["cal_rise", "cal_first"], "corrected"),
+        _node("Add", ["cal_rise", "cal_first"], "cal_inner"),
     ]
     slope = (np.diff(q) / np.diff(p))[:, None]
     return nodes, _constants(left=p[:-1], zero=[0], width=np.diff(p), slope=slope, first=q[:1])
 
 
+# %% ../../nbs/modeling/20_onnx_export.ipynb #cd9de324
 def _calibration_nodes(calibrator) -> tuple[list, list]:  # Nodes from `uncorrected` to `corrected` [N, 1]; constants
-    "The operators of a calibrator; None: of none."
+    "The operators of a calibrator, the last of them its limit; None: of none."
+    if calibrator is None:
+        return [_node("Identity", ["uncorrected"], "corrected")], []
     if isinstance(calibrator, Platt):
-        return _platt_nodes(calibrator)
-    if isinstance(calibrator, Isotonic):
-        return _isotonic_nodes(calibrator)
-    return [_node("Identity", ["uncorrected"], "corrected")], []
+        nodes, constants = _platt_nodes(calibrator)
+    elif isinstance(calibrator, Isotonic):
+        nodes, constants = _isotonic_nodes(calibrator)
+    else:
+        nodes, constants = [_node("Identity", ["uncorrected"], "cal_inner")], []
+    limits = _constants(floor=calibrator.closest, ceiling=1 - calibrator.closest)
+    return [*nodes, _node("Clip", ["cal_inner", "cal_floor", "cal_ceiling"], "corrected")], [*constants, *limits]
 
 
 # %% ../../nbs/modeling/20_onnx_export.ipynb #5f321502
@@ -236,6 +244,22 @@ def _encoder(hot: OneHot) -> tuple[list, list, list]:  # Inputs; nodes from them
     return inputs, [*nodes, node("Concat", parts, ["encoded"], axis=1)], constants
 
 
+# %% ../../nbs/modeling/20_onnx_export.ipynb #e4a83961
+def _constant_graph(rate: float, start: str, k: int) -> onnx.ModelProto:
+    "The base rate for every row, as `probabilities` [N, 2], whatever the k columns hold."
+    nodes = [
+        _node("IsNaN", [start], "gaps"),
+        onnx.helper.make_node("Cast", ["gaps"], ["counted"], to=onnx.TensorProto.FLOAT),
+        _node("MatMul", ["counted", "nothing"], "zeros"),
+        _node("Add", ["zeros", "rate"], "probabilities"),
+    ]
+    arrays = {"nothing": np.zeros((k, 2)), "rate": [1 - rate, rate]}
+    constants = [onnx.numpy_helper.from_array(_f32(a), name) for name, a in arrays.items()]
+    features = onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, [None, k])
+    graph = onnx.helper.make_graph(nodes, "churn", [features], [], constants)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
 # %% ../../nbs/modeling/20_onnx_export.ipynb #0f029488
 def _split_off(model: BaseEstimator) -> tuple[OneHot | None, BaseEstimator]:
     "A pipeline's first step, where it encodes categories, and what follows it."
@@ -253,15 +277,18 @@ def to_onnx(
     skl2onnx, types = optional("skl2onnx", _WHY), optional("skl2onnx.common.data_types", _WHY)
     skl2onnx.update_registered_converter(LogScale, "ChurnLogScale", _log_scale_shape, _log_scale_graph, overwrite=True)
     hot, inner = _split_off(_floor_thresholds(model.model if isinstance(model, Calibrated) else model))
-    start = [("encoded" if hot else "features", types.FloatTensorType([None, hot.width_ if hot else k]))]
-    with hushed():
-        graph = skl2onnx.convert_sklearn(
-            inner,
-            name="churn",
-            initial_types=start,
-            options={id(inner): {"zipmap": False}},
-            target_opset={"": 17, "ai.onnx.ml": 3},
-        )
+    start, k = ("encoded", hot.width_) if hot else ("features", k)
+    if isinstance(inner, DummyClassifier):
+        graph = _constant_graph(inner.class_prior_[1], start, k)
+    else:
+        with hushed():
+            graph = skl2onnx.convert_sklearn(
+                inner,
+                name="churn",
+                initial_types=[(start, types.FloatTensorType([None, k]))],
+                options={id(inner): {"zipmap": False}},
+                target_opset={"": 17, "ai.onnx.ml": 3},
+            )
     encoder = _encoder(hot) if hot else (graph.graph.input[:], [], [])
     _finish(graph, encoder, getattr(model, "calibrator", None))
     onnx.checker.check_model(graph, full_check=True)

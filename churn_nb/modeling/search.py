@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = [
+    "BASELINE_FILE",
     "Split",
     "dictionary_of",
     "matrices",
+    "feature_baseline",
     "recency_baseline",
     "fit",
     "candidates",
@@ -95,9 +97,17 @@ def matrices(
 
 
 # %% ../../nbs/modeling/10_search.ipynb #fe9da96c
+BASELINE_FILE = "baseline.onnx"  # logged with each version: what it had to beat
+
+
+def feature_baseline(names: list[str], feature: str) -> BaseEstimator:
+    "Logistic regression on the signed logarithm of one of the named columns, unfitted."
+    return make_pipeline(make_column_transformer((LogScale(), [names.index(feature)])), LogisticRegression())
+
+
 def recency_baseline(names: list[str]) -> BaseEstimator:
     "Logistic regression on log(1 + recency_days) alone, unfitted."
-    return make_pipeline(make_column_transformer((LogScale(), [names.index("recency_days")])), LogisticRegression())
+    return feature_baseline(names, "recency_days")
 
 
 def fit(model: BaseEstimator, X: np.ndarray, y: np.ndarray) -> BaseEstimator:

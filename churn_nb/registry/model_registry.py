@@ -223,11 +223,15 @@ class ModelRegistry:
         with registry_session(self.tracking_uri):
             return self.files.file(version, name)
 
-    def load_int8(self, version: str) -> bytes | None:
-        "A version's INT8 file; None where it has none. Raises RegistryError where it is not the registered one."
+    def find_file(self, version: str, name: str) -> bytes | None:
+        "A file that not every version has; None where it has none. Raises RegistryError where it is not the registered one."
         with registry_session(self.tracking_uri):
             tags = self.client.get_model_version(self.name, version).tags
-        return self.load_file(version, INT8_FILE) if f"{INT8_FILE}.sha256" in tags else None
+        return self.load_file(version, name) if f"{name}.sha256" in tags else None
+
+    def load_int8(self, version: str) -> bytes | None:
+        "A version's INT8 file; None where it has none. Raises RegistryError where it is not the registered one."
+        return self.find_file(version, INT8_FILE)
 
     def champion(self) -> str | None:
         "The version in production, by the log; None: none yet."

@@ -32,13 +32,13 @@ def test_promoted_only_where_every_criterion_holds(m, asked):
 @given(metrics, metrics, st.lists(st.sampled_from(["auc", "log_loss", "brier", "latency_ms", "accuracy"]), min_size=1, unique=True))
 def test_only_strictly_better_beats(a, b, which):
     better = [known(a.get(m)) and known(b.get(m)) and (a[m] < b[m] if m in ("log_loss", "brier", "latency_ms") else a[m] > b[m]) for m in which]
-    assert verdicts(p.baseline_checks(a, b, which)) == ["pass" if x else "fail" for x in better]
-    assert p.Decision("2", "1", p.baseline_checks(a, b, which)).promoted == all(better)
-    assert "pass" not in verdicts(p.baseline_checks(a, a, which))
+    assert verdicts(p.point_checks(a, b, which)) == ["pass" if x else "fail" for x in better]
+    assert p.Decision("2", "1", p.point_checks(a, b, which)).promoted == all(better)
+    assert "pass" not in verdicts(p.point_checks(a, a, which))
 
 def test_one_ulp_decides_and_notes_do_not():
     less, note, good, bad = np.nextafter(.3, 0), p.Check("drift", "-", "none", "note"), *(p.check("a", "", "", ok) for ok in (True, False))
-    for a, b, verdict in ((less, .3, "pass"), (.3, .3, "fail"), (.3, less, "fail")): assert verdicts(p.baseline_checks({"log_loss": a, "auc": b}, {"log_loss": b, "auc": a}, ["log_loss", "auc"])) == [verdict]*2
+    for a, b, verdict in ((less, .3, "pass"), (.3, .3, "fail"), (.3, less, "fail")): assert verdicts(p.point_checks({"log_loss": a, "auc": b}, {"log_loss": b, "auc": a}, ["log_loss", "auc"])) == [verdict]*2
     assert [p.Decision("1", None, c).verdict for c in ([], [note], [note, good], [note, good, bad])] == ["refused", "refused", "promoted", "refused"]
 
 def tree(root): return {str(f.relative_to(root)): (f.read_bytes(), f.stat().st_mtime_ns, f.stat().st_ino) for f in root.rglob("*") if f.is_file()}

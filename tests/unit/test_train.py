@@ -11,6 +11,9 @@ from churn_nb.modeling.calibration import CALIBRATORS, core, log_loss
 from churn_nb.data.datasets import pointer_md5
 from churn_nb.modeling.onnx_export import LogScale, floor32
 from churn_nb.features import build, feature_names, training_rows
+from churn_nb.core.errors import SettingsError
+from churn_nb.promote import run_gate
+from churn_nb.registry.model_registry import ModelRegistry
 from churn_nb.registry.tracking import typical_rows
 from churn_nb.core.settings import load_settings
 from churn_nb.core.workspace import Workspace
@@ -72,6 +75,7 @@ def fitted(rows, names):
     return data, {n: (m, t.to_onnx(m, len(names))) for n, m in models.items()}
 
 KINDS = ["logistic_regression", "random_forest", "hist_gradient_boosting", "neural_network"]
+BASELINES = ["base_rate", "recency_baseline"]
 
 def splits(model):
     "(feature, threshold) of every split of a tree model."
@@ -264,8 +268,8 @@ def runs_of(client, s): return client.search_runs([client.get_experiment_by_name
 def test_every_run_records_its_provenance(recorded, rows):
     client, s, result = recorded
     every = {r.info.run_name: r for r in runs_of(client, s)}
-    parent, found = every["training"], {k: r for k, r in every.items() if k in ("recency_baseline", *KINDS)}
-    assert set(found) == set(result["validation"]) == {"recency_baseline", *KINDS}
+    parent, found = every["training"], {k: r for k, r in every.items() if k in (*BASELINES, *KINDS)}
+    assert set(found) == set(result["validation"]) == {*BASELINES, *KINDS}
     assert {r.data.tags["mlflow.parentRunId"] for r in found.values()} == {parent.info.run_id}
     md5, head = pointer_md5(ROOT/"data/cdnow.csv.dvc"), subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     for name, run in found.items():
@@ -277,10 +281,28 @@ def test_every_run_records_its_provenance(recorded, rows):
         inputs = run.inputs.dataset_inputs
         assert {i.dataset.digest for i in inputs} == {md5} and all(i.dataset.name.startswith("cdnow") and md5 in i.dataset.source for i in inputs)
     assert found["random_forest"].data.params["randomforestclassifier__n_estimators"] == "100" and found["hist_gradient_boosting"].data.params["learning_rate"] == "0.05"
-    for name, kind in (("recency_baseline", "baseline"), (result["winner"], "test")): assert {m: found[name].data.metrics[f"test_{m}"] for m in result[kind]} == result[kind]
-    for loser in {*KINDS} - {result["winner"]}: # who loses on validation never sees the test rows
+    for name, kind in ((result["baseline_name"], "baseline"), (result["winner"], "test")): assert {m: found[name].data.metrics[f"test_{m}"] for m in result[kind]} == result[kind]
+    for loser in {*BASELINES, *KINDS} - {result["winner"], result["baseline_name"]}: # who loses on validation never sees the test rows
         assert not [m for m in found[loser].data.metrics if m.startswith("test_")]
-    assert result["winner"] == min(KINDS, key=lambda n: result["validation"][n]["log_loss"]) and result["run_id"] == found[result["winner"]].info.run_id
+    for name, among in ((result["winner"], KINDS), (result["baseline_name"], BASELINES)): assert name == min(among, key=lambda n: result["validation"][n]["log_loss"])
+    assert result["run_id"] == found[result["winner"]].info.run_id
+
+def test_what_the_version_has_to_beat_is_stored_with_it(recorded, rows, names):
+    _, s, result = recorded
+    T, registry = t.matrices(rows, names)["test"], ModelRegistry(s)
+    assert log_loss(T.y, t.onnx_predict(registry.find_file(result["version"], "baseline.onnx"), T.X)) == pytest.approx(result["baseline"]["log_loss"], abs=1e-6)
+    assert registry.find_file(result["version"], "no.such") is None
+    checks = {c["criterion"]: c["measured"] for c in run_gate(s, rows[rows.split == "test"])[1]["checks"]}
+    assert f"{result['test']['log_loss']:.5f} against {result['baseline']['log_loss']:.5f}, p = " in checks["log_loss against baseline"] and "log_loss against base rate" in checks
+
+def with_rule(feature): return configured("unused", train__baseline_feature=feature)
+
+def test_a_rule_of_the_users_own_is_a_baseline_if_it_is_a_number(names):
+    texts = t.Dictionary(names, [["a", "b"] if n == "spend_24h" else None for n in names])
+    assert [*t.baselines_of(with_rule("spend_90d"))] == [*t.baselines_of(with_rule("spend_90d"), texts)] == [*BASELINES, "spend_90d_baseline"]
+    for feature, dictionary in (("shoe_size", None), ("spend_24h", texts)):
+        with pytest.raises(SettingsError, match=rf"^\[train\] baseline_feature = {feature}: no such numeric feature; there are ") as e: t.baselines_of(with_rule(feature), dictionary)
+        assert "\n" not in str(e.value)
 
 def test_every_variant_that_was_tried_is_a_nested_run(recorded):
     client, s, result = recorded
