@@ -28,7 +28,8 @@ def at(day, hour=0.): return MIDNIGHT + timedelta(days=day - 1, hours=hour)
 
 def settings_of(ws):
     return load_settings({"paths.workspace": str(ws), "features.train_as_of": "1997-04-01, 1997-07-01, 1997-10-01", "train.search_customers": 300, "gate.bootstrap": 200,
-                          "gate.cdnow.floors": "auc > 0.7, latency_ms < 200", "gate.cdnow.beat_baseline": "log_loss", "drift.window_days": WINDOW}, environ={})
+                          "gate.cdnow.floors": "auc > 0.7, latency_ms < 200", "drift.window_days": WINDOW},
+                         environ={"CHURN_GATE_CDNOW_BEAT_BASELINE": ""}) # 1,200 customers and three dates do not show that a model is better than recency
 
 def two_worlds(s):
     "Half of the customers for the first model, the other half in the world as it was and as it became."
