@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 
 from .core.errors import NOTHING_NEW, BundleError, RegistryError
-from .core.manifest import Manifest
+from .core.manifest import Backtest, Manifest
 from .core.settings import Criterion, Gate, Settings
 from .data.encoding import Dictionary
 from .evaluation.comparison import SMALLER_IS_BETTER, ComparisonOptions, alpha_at_look, compare
@@ -78,12 +78,15 @@ def _show(metric: str, x: float | None) -> str:
     return f"{x:.3f} ms" if metric.endswith("_ms") else f"{x:.5f}"
 
 
-def threshold_checks(metrics: dict[str, float], criteria: list[Criterion]) -> list[Check]:
-    "A check for each criterion. A metric that is missing or nan fails."
+def threshold_checks(
+    metrics: dict[str, float], criteria: list[Criterion], backtest: Backtest | None = None
+) -> list[Check]:
+    "A check for each criterion, by the mean of the backtest where it has the metric. What is missing or nan fails."
     checks = []
     for c in criteria:
-        measured = metrics.get(c.metric)
-        checks.append(check(c.metric, f"{c.op} {c.value:g}", _show(c.metric, measured), c.holds(measured)))
+        one = metrics.get(c.metric)
+        measured, shown = (backtest and backtest.measured(c.metric)) or (one, _show(c.metric, one))
+        checks.append(check(c.metric, f"{c.op} {c.value:g}", shown, c.holds(measured)))
     return checks
 
 
@@ -433,7 +436,8 @@ def evaluate_gate(
     except ValueError as e:
         return Decision(manifest.version, current, [check("test rows", "can be evaluated", str(e), False)])
     checks = [
-        *threshold_checks(metrics, gate.floors),
+        *threshold_checks(metrics, gate.floors, manifest.backtest),
+        *([] if manifest.backtest else [Check("backtest", "-", "none: floors are asked of the test rows", "note")]),
         *baseline_checks(scored, metrics, gate, inputs),
         *champion_checks(champion, scored, gate, inputs),
         *drift_checks(inputs.drift, manifest.data_hash, gate),

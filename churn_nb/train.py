@@ -10,6 +10,7 @@ __all__ = [
     "smallest_loss",
     "train_all",
     "log_test_metrics",
+    "log_backtest",
     "make_manifest",
     "facts_of",
     "card_of",
@@ -50,6 +51,7 @@ from .feature_store.build_record import built_dates, built_hash
 from .feature_store.sources import source_of
 from .feature_store.split_planning import time_folds  # as the search below
 from .features import expiring_features, feature_descriptions, feature_names
+from .modeling import rolling_origin
 from .modeling.calibration import Calibrated, calibration_plot, choose_calibration, reliability
 from churn_nb.modeling.inspection import (
     importance,
@@ -217,6 +219,20 @@ def log_test_metrics(c: Candidate, data: dict[str, Split], settings: Settings) -
     with hushed(), open_run(settings, run_id=c.run_id):
         mlflow.log_metrics({f"test_{m}": v for m, v in metrics.items()})
     return metrics
+
+
+def log_backtest(c: Candidate, data: dict[str, Split], settings: Settings) -> dict[str, Any]:
+    "Judge the candidate's recipe on several dates, and record it in its run. Empty for too few dates."
+    parts = rolling_origin.backtest(c.trials[0].model, rolling_origin.joined(data), settings)
+    facts = rolling_origin.backtest_facts(parts, settings)
+    if facts:
+        mlflow, fig = optional("mlflow", "Training"), rolling_origin.backtest_plot(facts)
+        with hushed(), open_run(settings, run_id=c.run_id):
+            mlflow.log_metrics(rolling_origin.backtest_metrics(facts))
+            mlflow.log_dict(facts, "backtest.json")
+            mlflow.log_figure(fig, "backtest.png")
+        plt.close(fig)
+    return facts
 
 
 # %% ../nbs/01_train.ipynb #825d0251
@@ -426,14 +442,14 @@ def _ship(
     rows: pd.DataFrame,
     settings: Settings,
 ) -> tuple[str, str, Manifest, dict[str, Any], float, int]:
-    """Export, prove onnx_parity, register. Version, why no new one was registered (empty: it was), manifest, facts, the
-    largest difference, and the bytes of the graph."""
+    "Export, prove onnx_parity, register. Version, why it is no new one (or empty), manifest, facts, difference, bytes."
     (winner, baseline), names = pair, feature_names(settings)
     exported = to_onnx(winner.model, len(names))
     difference = _largest_difference(winner, exported, data["test"].X, settings)
-    facts = facts_of(winner, data, rows, settings)
+    facts = facts_of(winner, data, rows, settings) | {"backtest": log_backtest(winner, data, settings)}
     manifest = make_manifest(winner, exported, data, settings, metrics)
-    manifest = msgspec.structs.replace(manifest, card=card_of(winner, facts))
+    several = rolling_origin.backtest_of(facts["backtest"])
+    manifest = msgspec.structs.replace(manifest, card=card_of(winner, facts), backtest=several)
     more = {
         "reference.parquet": reference_file(rows, exported, settings, winner.dictionary),
         "facts.json": json.dumps(facts, indent=1).encode(),

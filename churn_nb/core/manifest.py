@@ -10,6 +10,8 @@ __all__ = [
     "SelfTest",
     "Store",
     "Interval",
+    "Spread",
+    "Backtest",
     "Group",
     "GateRow",
     "ModelCard",
@@ -84,6 +86,33 @@ class Interval(_Part, frozen=True):
     high: float | None = None
 
 
+class Spread(_Part, frozen=True):
+    "A metric over the judged parts of a backtest."
+
+    mean: float
+    se: float  # Of the mean, with the spread between parts
+    between: float  # Standard deviation of the parts' own effects
+    df: float
+    low: float  # 95 % interval of the mean
+    high: float
+    new_low: float  # 95 % interval for one more part
+    new_high: float
+
+
+class Backtest(_Part, frozen=True):
+    "What the same recipe showed on several dates, or folds of a table."
+
+    scheme: str  # rolling origin, or folds of customers
+    parts: int
+    metrics: dict[str, Spread] = {}
+
+    def measured(self, metric: str) -> tuple[float, str] | None:
+        "The mean of a metric, and as text with its interval; None where it was not measured."
+        if (s := self.metrics.get(metric)) is None:
+            return None
+        return s.mean, f"{s.mean:.5f} ({s.low:.5f} to {s.high:.5f}), mean of {self.parts} parts"
+
+
 class Group(_Part, frozen=True):
     "One group of a reliability diagram: rows with similar probabilities."
 
@@ -129,7 +158,8 @@ class Manifest(_Part, frozen=True):
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
     example: dict[str, float | str | None]  # A body that /predict accepts as it is
     self_test: SelfTest
-    metrics: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}  # On the test rows
+    backtest: Backtest | None = None  # None: none was run
     as_of: dict[str, list[str]] = {}  # By split, the dates that rows were made for, ISO 8601; none: of a table
     store: Store | None = None
     reference: list[float | str | None] | None = (

@@ -150,6 +150,8 @@ class Train(Section):
     seed: int = Field(ge=0)
     n_jobs: int = Field(gt=0)
     search_customers: int = Field(ge=0)
+    backtest: int = Field(ge=0)
+    label_delay_days: int = Field(ge=0)
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["profit"]
     offer_cost: _Cost
     saved_margin: _Cost

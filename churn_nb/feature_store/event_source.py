@@ -387,8 +387,8 @@ class EventLogSource:
         return log_parity(self.settings, store, some)
 
     def folds(self, dates: np.ndarray, customers: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        "Folds in time; a label looks `label_days` ahead."
-        return time_folds(dates, self.settings.features.label_days)
+        "Folds in time; a label looks `label_days` ahead and may be known `label_delay_days` later."
+        return time_folds(dates, self.settings.features.label_days + self.settings.train.label_delay_days)
 
     def baseline(self) -> str:
         "The model to beat looks at the days since the last purchase."

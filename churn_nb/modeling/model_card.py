@@ -49,6 +49,26 @@ def _metrics(m: Manifest, facts: dict) -> list[dict]:
     ]
 
 
+def _over_dates(facts: dict) -> str:
+    "The parts of the backtest, and its means with the 95 % interval of the mean and that of one more part."
+    if not (found := facts.get("backtest")):
+        return "No backtest: fewer than two dates could be judged, or it is switched off."
+    shown = ("log_loss", "auc", "average_precision_stayers", "accuracy", "profit")
+    parts = [{k: v for k, v in part.items() if k in ("part", "rows", "churned", *shown)} for part in found["parts"]]
+    means = [
+        {
+            "metric": m,
+            "mean": v["mean"],
+            "from": v["low"],
+            "to": v["high"],
+            "next from": v["new_low"],
+            "next to": v["new_high"],
+        }
+        for m, v in found["metrics"].items()
+    ]
+    return f"{found['scheme'].capitalize()}.\n\n{markdown_table(parts)}\n\n{markdown_table(means)}"
+
+
 def _inputs(m: Manifest) -> list[dict]:
     texts = any(f.values for f in m.features)
     return [
@@ -131,6 +151,8 @@ def model_card(
                 markdown_table(_spans(rows)),
                 "## On the test rows",
                 markdown_table(_metrics(m, facts)),
+                "## Backtest",
+                _over_dates(facts),
                 "## By slice",
                 markdown_table(facts["slices"]),
                 "## What it looks at",

@@ -6,6 +6,7 @@ import msgspec, numpy as np, pytest
 from hypothesis import given, settings as hyp, strategies as st
 from churn_nb import promote as p, train as t
 from churn_nb.registry.bundle import read_bundle
+from churn_nb.core.manifest import Backtest, Spread
 from churn_nb.core.settings import Criterion
 from churn_nb.core.workspace import Workspace
 from registries import ROWS, current, made, refused
@@ -48,6 +49,35 @@ def registry(registries): return registries("sqlite")
 
 # Deciding, deploying, taking back
 
+# Floors over several dates
+
+def spread(mean, half=.01): return Spread(mean=mean, se=half/2, between=0., df=5., low=mean - half, high=mean + half, new_low=mean - 2*half, new_high=mean + 2*half)
+
+@quick
+@given(metrics, st.dictionaries(st.sampled_from(["auc", "log_loss", "accuracy"]), st.floats(0, 1)), criteria)
+def test_a_floor_is_asked_of_the_mean_where_there_is_one(m, means, asked):
+    several = Backtest(scheme="rolling origin", parts=6, metrics={k: spread(v) for k, v in means.items()})
+    both = {**m, **means} # latency is of the moment
+    checks = p.threshold_checks(m, asked, several)
+    assert verdicts(checks) == verdicts(p.threshold_checks(both, asked))
+    assert all(("mean of 6 parts" in c.measured) == (c.criterion in means) for c in checks)
+    assert p.threshold_checks(m, asked, Backtest(scheme="rolling origin", parts=6)) == p.threshold_checks(m, asked)
+
+def test_the_interval_is_shown_and_does_not_decide():
+    shown, = p.threshold_checks({"accuracy": .949}, [Criterion("accuracy", ">", .95)], Backtest(scheme="folds of customers", parts=10, metrics={"accuracy": spread(.957)}))
+    assert (shown.verdict, shown.measured) == ("pass", "0.95700 (0.94700 to 0.96700), mean of 10 parts")
+
+def test_the_gate_reads_the_backtest_of_the_manifest(registry):
+    s = registry.world("several dates", 0, "strong")
+    manifest, model = p.ModelRegistry(s).load_version("1")
+    gate = s.gate_for("cdnow")
+    def judged(backtest): return p.evaluate_gate((msgspec.structs.replace(manifest, backtest=backtest), model), None, ROWS, gate)
+    good, bad = (judged(Backtest(scheme="rolling origin", parts=6, metrics={"auc": spread(v)})) for v in (.7, .5))
+    without = judged(None)
+    floor = {d: next(c for c in x.checks if c.criterion == "auc") for d, x in (("good", good), ("bad", bad), ("without", without))}
+    assert (good.verdict, bad.verdict) == ("promoted", "refused") and "mean of 6" in floor["bad"].measured and "mean of" not in floor["without"].measured
+    assert [sum(c.criterion == "backtest" for c in d.checks) for d in (good, bad, without)] == [0, 0, 1]
+
 def test_a_worse_or_equal_challenger_is_refused_and_recorded(registry):
     s = registry.world("refused", 0, "strong")
     assert p.run_gate(s, ROWS)[0].promoted
@@ -59,7 +89,7 @@ def test_a_worse_or_equal_challenger_is_refused_and_recorded(registry):
     assert made(s) == [("promoted", "1", None), ("refused", "2", "1"), ("refused", "3", "1")]
     record = p.read_history(Workspace(s.paths.workspace))[-1]
     assert record["id"] == result["record"] and record["checks"] == result["checks"] and (record["data_hash"], record["git_sha"]) == ("md5:0", "abc")
-    assert [c["verdict"] for c in record["checks"]] == ["pass"]*3 + ["fail"] + ["note"]*4 # two floors, baseline, champion; other metrics, drift, missing values
+    assert [c["verdict"] for c in record["checks"]] == ["pass"]*2 + ["note", "pass", "fail"] + ["note"]*4 # two floors, no backtest, baseline, champion; other metrics, drift, missing values
 
 def test_what_else_refuses(registry):
     m, model = registry.model(registry.settings("seed")).load_version("2")
