@@ -9,9 +9,9 @@ __all__ = [
     "FileHash",
     "SelfTest",
     "Store",
-    "Interval",
     "Spread",
     "Backtest",
+    "Interval",
     "Group",
     "GateRow",
     "ModelCard",
@@ -77,15 +77,7 @@ class Store(_Part, frozen=True):
     key: Literal["int", "text"] = "int"  # How a caller names a customer; a text is known by its `entity_key`
 
 
-# %% ../../nbs/core/50_manifest.ipynb #10250306
-class Interval(_Part, frozen=True):
-    "A metric of the test rows and its interval over resampled customers."
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
+# %% ../../nbs/core/50_manifest.ipynb #df1ea37e
 class Spread(_Part, frozen=True):
     "A metric over the judged parts of a backtest."
 
@@ -111,6 +103,15 @@ class Backtest(_Part, frozen=True):
         if (s := self.metrics.get(metric)) is None:
             return None
         return s.mean, f"{s.mean:.5f} ({s.low:.5f} to {s.high:.5f}), mean of {self.parts} parts"
+
+
+# %% ../../nbs/core/50_manifest.ipynb #10250306
+class Interval(_Part, frozen=True):
+    "A metric of the test rows and its interval over resampled customers."
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 class Group(_Part, frozen=True):

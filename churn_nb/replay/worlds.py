@@ -20,6 +20,7 @@ from ..data.simulator import HAZARD, Simulation, simulated_blocks, simulated_sna
 from ..feature_store.event_log import load_log
 from ..feature_store.event_source import event_features
 from ..feature_store.feature_sql import labels, point_in_time
+from ..feature_store.sources import source_of
 
 
 # %% ../../nbs/replay/10_worlds.ipynb #2a3f1858
@@ -163,7 +164,7 @@ def log_world(
 ) -> World:
     "Walk forward through the log of the settings. Raises DataError where it is no log, or too short for a month of operation."
     f, week = settings.features, pd.Timedelta(7, "D")
-    if settings.data.kind != "events":
+    if not source_of(settings).has_purchases:
         raise DataError(f"{settings.data.dataset}: a table has no months to replay; bring a log (--events)")
     events = load_log(settings, customers)
     begins = events.event_timestamp.min().ceil("D") + pd.Timedelta(max(f.label_days // 2, 7), "D")
