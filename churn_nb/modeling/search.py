@@ -114,6 +114,7 @@ def fit(model: BaseEstimator, X: np.ndarray, y: np.ndarray) -> BaseEstimator:
     "Fit on one OpenMP/BLAS thread: sums come in one order, so the result is the same on any number of cores."
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a network is stopped early on purpose
+        warnings.filterwarnings("ignore", "Got `batch_size`")  # a small split is one batch
         return _one_thread(model.fit(X, y))
 
 
@@ -277,6 +278,7 @@ def run_parallel(
     threads = effective_n_jobs(n_jobs)
     with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)  # a filter is the process's, not the thread's; see `fit`
+        warnings.filterwarnings("ignore", "Got `batch_size`")  # a small split is one batch
         running = [pool.submit(job) for job in jobs]
         return [r.result() for r in _with_progress(running, what)]
 

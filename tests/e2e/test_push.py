@@ -246,6 +246,8 @@ def test_a_good_push_deploys_the_new_version_without_failed_requests(shop):
     "First a model of the first two weeks, when all customers were new; then, on the same port, one that has seen all dates and is really better (p = .006)."
     months = re.search(r"^train_as_of = .*$", (shop.dev/"settings.ini").read_text(), re.M)[0]
     shop.edit("settings.ini", months, "train_as_of = 1997-01-15")
+    shop.edit("settings.ini", "log_loss < 0.40, ", "") # two dates can be judged by a model of one date, and 1,600 customers
+    shop.edit("settings.ini", "beat_baseline = log_loss, average_precision_stayers", "beat_baseline =") # do not show that it beats recency
     code, log = shop.push("a first model")
     assert code == 0, log[-6000:]
     first = shop.ask().json()

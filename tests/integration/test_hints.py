@@ -391,6 +391,8 @@ ELSEWHERE = { # (module, hint) -> the test that runs the command
     ("cli/monitoring", "churn drift last_month.parquet today.csv --json drift.json"): f"{PIPELINE}::test_drift_exit_codes",
     ("cli/uplift", "churn uplift"): "tests/integration/test_uplift.py::test_requests_become_outcomes_and_outcomes_an_uplift",
     ("cli/uplift", "churn uplift --kept-margin 25 --json uplift.json"): "tests/integration/test_uplift.py::test_requests_become_outcomes_and_outcomes_an_uplift",
+    **{("cli/replay", hint): "tests/integration/test_replay.py::test_a_year_is_replayed_under_each_policy"
+       for hint in ("churn replay", "churn replay --change slow --customers 400", "churn replay --dataset cdnow --horizon 28d --customers 2000")},
     ("cli/pipeline", "churn retrain --why drift"): f"{PIPELINE}::test_the_service_is_monitored_and_retrained",
     ("cli/pipeline", "churn step 03_drift"): f"{PIPELINE}::test_a_step_or_command_leaves_the_stores_of_the_run",
     ("cli/registry", "churn history"): f"{PIPELINE}::test_history_shows_both_decisions_with_their_numbers",
