@@ -6,7 +6,7 @@ from churn_nb.replay import policies
 from churn_nb.replay.policies import POLICIES, Operation, Policy, drift_level, loss_alarm, passes_gate, replay_policy, replay_summary
 from churn_nb.replay.worlds import World, simulated_world
 
-SETTINGS = load_settings({"data.dataset": "simulated", "train.offer_cost": 1., "train.saved_margin": 5., "train.search_customers": 200, "drift.permutations": 99}, environ={})
+SETTINGS = load_settings({"data.dataset": "simulated", "train.offer_cost": 1., "train.saved_margin": 5., "train.search_customers": 200, "train.n_jobs": 1, "drift.permutations": 99}, environ={})
 
 @pytest.fixture(scope="module")
 def year():
