@@ -51,7 +51,7 @@ def read_horizon(text: str | int) -> int:  # Days
 
 
 # %% ../../nbs/feature_store/40_split_planning.ipynb #a5f0ac55
-_MOST = 7  # training dates, where no other number is asked for
+_MOST = 7  # training dates, where no other number is given
 
 
 def _history(L: int) -> int:  # Days
@@ -221,7 +221,7 @@ def fix_dates(
 
 
 def missing_dates(settings: Settings, fixed: Settings, first: datetime) -> str:
-    "What is to be said where the log reaches back to fewer training dates than were asked for; empty: to all."
+    "What is to be said where the log reaches back to fewer training dates than the settings name; empty: to all."
     f, n = settings.features, len(fixed.features.train_as_of)
     if not f.by_rule or n == f.train_dates:
         return ""

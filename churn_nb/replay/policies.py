@@ -194,7 +194,7 @@ POLICIES = {
 
 
 def replay_policy(year: Operation, policy: Policy) -> pd.DataFrame:
-    """A year under one policy, a row a month: begins, champion (month of its training), trained, deployed, false
+    """A year under one policy, one row for each month: begins, champion (month of its training), trained, deployed, false
     (truly worse than what it replaced), log_loss, profit (per request)."""
     world, champion, rows = year.world, year.world.first, []
     for month in range(world.first, len(world.months) - 1):

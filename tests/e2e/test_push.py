@@ -309,7 +309,7 @@ def test_a_push_with_ruined_data_is_refused_at_the_gate(shop):
     assert '"verdict": "refused"' in (shop.here/"artifacts/run/results/02_promote.json").read_text() and "refused" in shop.notebook("02_promote")
 
 def test_a_push_failing_its_smoke_test_is_rolled_back(shop):
-    "A setting lets no request through. Offers cost less, so that it is another model; and the gate was told to ask for less, or it would not pass."
+    "A setting lets no request through. Offers cost less, so that it is another model; and the gate's settings require less, or it would not pass."
     images = shop.tags()
     shop.edit("k8s/base/api.yaml", "            - name: CHURN_SERVE_HOST", '            - name: CHURN_SERVE_MAX_BODY_BYTES\n              value: "10"\n            - name: CHURN_SERVE_HOST')
     shop.edit("settings.ini", "beat_champion = log_loss ", "beat_champion = ")
